@@ -1,0 +1,233 @@
+"""Arrow column ⇄ array of pixels: which column has the images, which of its rows are bad and why.
+
+    column = find_image_column(schema, name, sample)     # ColumnError says what is wrong
+    check_float_range(sample[column.name], column)
+    polarity = find_polarity(decode(sample[column.name], column).good_pixels)
+
+    decoded = decode(array, column)                      # (n, 784) pixels, (n,) codes of BadReason
+    noisy = to_model_input(decoded.pixels, polarity)     # float32, 0 = background, 1 = ink
+    encode(to_model_input(clean, polarity), decoded.bad, output_column(column, "denoised"))
+
+How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from denoise_batch.buffers import (
+    FAR_OUTSIDE,
+    BadReason,
+    Decoded,
+    Pixels,
+    as_float,
+    chunks_of,
+    decode,
+    encode,
+    peaks_of,
+    storage_of,
+    structure,
+)
+from denoise_batch.encoded import UndecodableImage, WrongImageSize, decode_image, looks_encoded
+from denoise_batch.errors import ColumnError
+from denoise_batch.layouts import (
+    PIXELS,
+    SIDE,
+    TAKEN,
+    ImageColumn,
+    Layout,
+    image_column,
+    is_variable_binary,
+    output_column,
+)
+
+__all__ = [
+    "FAR_OUTSIDE",
+    "PIXELS",
+    "SIDE",
+    "BadReason",
+    "Decoded",
+    "ImageColumn",
+    "Layout",
+    "Polarity",
+    "check_float_range",
+    "decode",
+    "encode",
+    "find_image_column",
+    "find_polarity",
+    "image_column",
+    "output_column",
+    "to_model_input",
+]
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+_SAMPLE = 64  # rows that decide what a variable binary or list column holds
+
+
+class Polarity(StrEnum):
+    """Which end of the grey scale is ink."""
+
+    AUTO = "auto"
+    LIGHT_ON_DARK = "light-on-dark"
+    DARK_ON_LIGHT = "dark-on-light"
+
+
+def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Table | None = None) -> ImageColumn:
+    """Find the column that has the images: the one named, else `image`, else the only one that fits.
+
+    Args:
+        schema: the dataset's schema.
+        name: a `--column` flag's value.
+        sample: some first rows. Lists and binary of variable length fit only if one of their first values does; without
+            a sample, or where it has nulls alone, the type decides, and variable `binary` is taken for raw pixels.
+
+    Raises:
+        ColumnError: the column named is missing or does not fit, none fits, or two do.
+    """
+    listed = ", ".join(repr(column) for column in schema.names[:12]) + (", ..." if len(schema.names) > 12 else "")
+    if name is not None:
+        if name not in schema.names:
+            raise ColumnError(f"there is no column {name!r}", hint=f"the columns are: {listed or 'none at all'}")
+        return _confirmed(schema, name, sample)
+    refusal: ColumnError | None = None
+    if "image" in schema.names:
+        try:
+            return _confirmed(schema, "image", sample)
+        except ColumnError as error:
+            refusal = error
+    fits: list[ImageColumn] = []
+    for other in dict.fromkeys(schema.names):
+        try:
+            fits.append(_confirmed(schema, other, sample))
+        except ColumnError:
+            continue
+    if len(fits) > 1:
+        names = " and ".join(repr(column.name) for column in fits)
+        raise ColumnError(f"more than one column fits: {names}", hint="name the one to use with --column")
+    if fits:
+        return fits[0]
+    if refusal is not None:
+        raise refusal
+    raise ColumnError(f"no column holds {SIDE}×{SIDE} images; the columns are: {listed or 'none at all'}", hint=TAKEN)
+
+
+def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -> None:
+    """Refuse a float column whose values as a whole look like 0..255 instead of 0..1.
+
+    A few rows beyond FAR_OUTSIDE are bad rows, which `decode` reports; most of them beyond it are another convention.
+
+    Args:
+        sample: some of the column's rows.
+        column: the image column.
+
+    Raises:
+        ColumnError: more than half of the sample's images reach beyond FAR_OUTSIDE.
+    """
+    if column.dtype == "uint8":
+        return
+    peaks = np.zeros(0, np.float32)
+    for part in chunks_of(sample):
+        pixels, bad = structure(part, column)
+        peaks = np.append(peaks, peaks_of(pixels[bad == 0]))
+    peaks = peaks[~np.isnan(peaks)]
+    if len(peaks) and np.median(peaks) > FAR_OUTSIDE:
+        raise ColumnError(
+            f"column {column.name!r}: values up to {peaks.max():.6g}, but {column.dtype} is taken as 0..1",
+            hint="divide the values by 255, or write them as uint8",
+        )
+
+
+def find_polarity(pixels: Pixels) -> Polarity:
+    """Tell light digits on dark from dark digits on light by the outermost ring of pixels, which centred digits leave.
+
+    The median of an image's ring is its background's level, through noise as well. Nine images in ten must agree, their
+    common level must be near 0 or 1, and the inner pixels must not say the opposite. No images at all: LIGHT_ON_DARK.
+
+    Args:
+        pixels: (n, 784) uint8 or float, of good rows.
+
+    Raises:
+        ColumnError: it is not clear-cut.
+    """
+    if not len(pixels):
+        return Polarity.LIGHT_ON_DARK
+    images = to_model_input(pixels, Polarity.LIGHT_ON_DARK).reshape(-1, SIDE, SIDE)
+    ring = np.ones((SIDE, SIDE), dtype=np.bool_)
+    ring[1:-1, 1:-1] = False
+    levels = np.median(images[:, ring], axis=1)
+    level, light = float(np.median(levels)), float(np.mean(levels > 0.5))
+    contrast = float(images[:, 8:-8, 8:-8].mean(dtype=np.float64) - images[:, ring].mean(dtype=np.float64))
+    if light <= 0.1 and abs(level) < 0.4 and contrast > -0.05:
+        return Polarity.LIGHT_ON_DARK
+    if light >= 0.9 and abs(level - 1) < 0.4 and contrast < 0.05:
+        return Polarity.DARK_ON_LIGHT
+    raise ColumnError(
+        f"polarity is not clear-cut: borders are at {level:.2f} (0 black, 1 white), {light:.0%} of them light",
+        hint="say it with --polarity light-on-dark or --polarity dark-on-light",
+    )
+
+
+def to_model_input(pixels: Pixels, polarity: Polarity) -> NDArray[np.float32]:
+    """Pixels as the models take them: 0 = background, 1 = ink. The same call turns what a model returns back.
+
+    Args:
+        pixels: (n, 784) uint8 0..255 or float32 0..1.
+        polarity: of the pixels.
+
+    Returns:
+        (n, 784) float32, not clipped; `pixels` itself where nothing is to do.
+
+    Raises:
+        ValueError: the polarity is still AUTO.
+    """
+    if polarity is Polarity.AUTO:
+        raise ValueError("the polarity is not found yet: find_polarity")
+    out = as_float(pixels) if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False)
+    if polarity is Polarity.DARK_ON_LIGHT:
+        out = np.subtract(np.float32(1), out, out=None if out is pixels else out)
+    return out
+
+
+def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageColumn:
+    """The column's type, and its first values where the type leaves open what they are."""
+    places = schema.get_all_field_indices(name)
+    if len(places) > 1:
+        raise ColumnError(f"{len(places)} columns are named {name!r}", hint="rename all but one of them")
+    field = schema.field(places[0])
+    column = image_column(field)
+    place = -1 if sample is None else sample.schema.get_field_index(name)
+    if sample is None or place < 0:
+        return column
+    values = sample.column(place).slice(0, 64 * _SAMPLE).drop_null().slice(0, _SAMPLE).combine_chunks()
+    if column.layout is Layout.BINARY and is_variable_binary(storage_of(values).type):
+        encoded = sum(looks_encoded(value) for value in storage_of(values).to_pylist())
+        if 2 * encoded > len(values):
+            column = image_column(field, Layout.ENCODED)
+    bad = decode(values, column).bad
+    if len(bad) and np.isin(bad, [BadReason.WRONG_LENGTH.code, BadReason.UNDECODABLE.code]).all():
+        raise ColumnError(f"column {name!r} holds {_size_found(values, column)}, not {SIDE}×{SIDE} pixels", hint=TAKEN)
+    return column
+
+
+def _size_found(values: pa.Array, column: ImageColumn) -> str:
+    first = storage_of(values)[0].as_py()
+    if column.layout is Layout.ENCODED:
+        data = first["bytes"] if isinstance(first, dict) else first
+        try:
+            decode_image(data)
+        except WrongImageSize as error:
+            return f"{error} images"
+        except UndecodableImage:
+            pass
+        return "bytes that are no PNG or JPEG image"
+    if isinstance(first, dict):
+        return f"tensors of shape {str(first['shape'])[:40]}"
+    if isinstance(first, list) and first and isinstance(first[0], list):
+        return f"{len(first)}×{len(first[0])} numbers a row"
+    return f"{len(first)} {'bytes' if isinstance(first, bytes) else 'numbers'} a row"
