@@ -1,0 +1,133 @@
+"""Connects to Ray: a cluster where an address is given, else Ray in this machine's own processes.
+
+with connect(address=None, cpus=None, verbose=False):
+    ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch.errors import FlagError, RequestError, Terminated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_UNSAFE_SWITCHES = (
+    # Each lets Ray unpickle what a Parquet file's metadata holds, which runs code of whoever made the file.
+    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
+    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
+    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
+)
+
+
+def refuse_unsafe_switches() -> None:
+    """Raises FlagError where the environment lets Ray run code that Parquet metadata carries."""
+    for name in _UNSAFE_SWITCHES:
+        if os.environ.get(name, "0").lower() not in {"", "0", "false"}:
+            raise FlagError(
+                f"{name} is set: Ray would run code found in Parquet files", hint=f"unset {name}, then run again"
+            )
+
+
+@contextlib.contextmanager
+def connect(*, address: str | None = None, cpus: int | None = None, verbose: bool = False) -> Iterator[dict[str, Any]]:
+    """Starts or joins Ray, quietly, and leaves it at the end. A Ray that already runs in this process is used.
+
+    Args:
+        address: a cluster's address; None takes RAY_ADDRESS, else starts Ray here.
+        cpus: for a Ray that is started here, the CPUs it may use; None is all.
+        verbose: let Ray's own log through.
+
+    Yields:
+        The cluster's resources, as `ray.cluster_resources()` gives them.
+
+    Raises:
+        RequestError: the cluster cannot be reached.
+        Terminated: SIGTERM came.
+    """
+    refuse_unsafe_switches()
+    if not verbose:
+        # Ray's C++ core writes warnings to stderr by itself, one for each actor of Ray Data's.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    quiet: dict[str, Any] = {} if verbose else {"logging_level": "ERROR", "log_to_driver": False}
+    here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
+    try:
+        with _muted(not verbose):
+            ray.init(address=address, **quiet, **here)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RequestError(
+            f"Ray at {address} cannot be used: {str(error).strip().splitlines()[0]}",
+            hint="check --address and RAY_ADDRESS, and that the cluster runs the same Ray version",
+        ) from error
+    try:
+        with _ray_messages_off_stdout(verbose), _terminated_by_sigterm():
+            yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _muted(muted: bool) -> Iterator[None]:
+    """Drops what C code writes to stderr: Ray's core announces there that its log level was set."""
+    if not muted:
+        yield
+        return
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+@contextlib.contextmanager
+def _ray_messages_off_stdout(verbose: bool) -> Iterator[None]:
+    """Ray prints cluster events (a worker died, …) to stdout, where the result belongs: to stderr, or not at all."""
+    from ray._private import worker
+
+    printing = getattr(worker, "print_to_stdstream", None)
+
+    def to_stderr(data: dict[str, Any], **_: Any) -> None:
+        if verbose:
+            sys.stderr.writelines(f"{line}\n" for line in data["lines"])
+
+    if printing is not None:
+        worker.print_to_stdstream = to_stderr
+    try:
+        yield
+    finally:
+        if printing is not None:
+            worker.print_to_stdstream = printing
+
+
+@contextlib.contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated in the main thread. `ray.init` installs a handler of its own: this comes after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(_signal: int, _frame: object) -> None:
+        raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here")
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,324 @@
+"""One unit of work: read → decode → model → encode → write, the stages overlapped by threads.
+
+Runs inside a worker and knows nothing of Ray. Memory is bounded by bytes in flight: a few chunks of rows between
+the stages and one row group in the writer, whatever the input's row groups are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from denoise_batch import storage
+from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted
+from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
+from denoise_batch.ledger import Failure, Receipt
+from denoise_batch.output_file import OutputFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from denoise_batch.layouts import ImageColumn
+    from denoise_batch.plan import PlannedFile, Unit
+
+    Forward = Callable[[Any], Any]
+
+_CHUNK_BYTES = 12 << 20  # of decoded Parquet and float32 pixels in one chunk
+_CHUNK_ROWS = 4096
+_MODEL_ROW_BYTES = 784 * 4 * 3  # float32 pixels in, out, and one copy
+_READ_BUFFER = 8 << 20
+_Item = TypeVar("_Item")
+
+
+class OnBadRow(StrEnum):
+    """What becomes of a row whose image cannot be used."""
+
+    NULL = "null"
+    QUARANTINE = "quarantine"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class UnitOptions:
+    """What every unit of a run has in common.
+
+    Attributes:
+        staging: folder for finished files, seen by driver and workers.
+        column: the input's image column.
+        output: the column to add.
+        compression: of the output's pages.
+    """
+
+    staging: str
+    column: ImageColumn
+    output: ImageColumn
+    polarity: Polarity
+    on_bad_row: OnBadRow
+    compression: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One attempt at one unit.
+
+    Attributes:
+        name: of the staged file, unlike that of any other attempt ever made.
+    """
+
+    unit: Unit
+    file: PlannedFile
+    attempt: int
+    name: str
+
+
+def denoise_unit(
+    assignment: Assignment, options: UnitOptions, forward: Forward, fingerprint: str = ""
+) -> Receipt | Failure:
+    """Makes one unit's output file, or says why not; never raises for what data, files or disks do.
+
+    Args:
+        forward: (n, 784) float32 noisy pixels → (n, 784) float32 denoised.
+        fingerprint: goes into the receipt.
+    """
+    try:
+        return _denoise(assignment, options, forward, fingerprint)
+    except DataChanged as error:
+        return _failure(assignment, error.message, error)
+    except JobFailed as error:
+        return _failure(assignment, error.message, error)
+    except OSError as error:
+        resource = _resource(error, options)
+        if resource is not None:
+            return _failure(assignment, resource.message, resource)
+        return _failure(assignment, _one_line(error))
+    except Exception as error:  # foreign files can raise anything; the attempt is charged and named
+        return _failure(assignment, _one_line(error))
+
+
+def _failure(assignment: Assignment, reason: str, stops: DenoiseBatchError | None = None) -> Failure:
+    return Failure(
+        assignment.unit.index,
+        assignment.attempt,
+        reason,
+        final=stops is not None,
+        kind=type(stops).__name__ if stops else "",
+        hint=stops.hint if stops else "",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    return f"{first} ({type(error).__name__})" if first else type(error).__name__
+
+
+def _resource(error: OSError, options: UnitOptions) -> ResourceExhausted | None:
+    """The error that stops the job where an OSError is about the output's disk and not about the input."""
+    what = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the output is on a read-only file system",
+        errno.EFBIG: "the file is larger than the limit (ulimit -f)",
+    }.get(error.errno or 0)
+    if what is None:
+        return None
+    return ResourceExhausted(f"{options.staging}: {what}", hint="make room, then run the same command again to go on")
+
+
+def _denoise(assignment: Assignment, options: UnitOptions, forward: Forward, fingerprint: str) -> Receipt:
+    unit, started = assignment.unit, time.monotonic()
+    clock = {"read": 0.0, "forward": 0.0, "write": 0.0}
+    _check_unchanged(assignment.file)
+    bad_rows: list[int] = []
+    bad_codes: list[int] = []
+    target = Path(options.staging, assignment.name)
+    with open_parquet(assignment.file.path) as source:
+        schema = source.schema_arrow.append(options.output.field)
+        chunk = chunk_rows(assignment.file.row_bytes)
+        images = (options.column, options.output)
+        with (
+            OutputFile(target, schema, images, compression=options.compression) as file,
+            ThreadPoolExecutor(1) as pool,  # left first, so that nothing writes any more when the file is given up
+        ):
+
+            def write(batch: pa.RecordBatch) -> None:
+                begun = time.monotonic()
+                file.write(batch)
+                clock["write"] += time.monotonic() - begun
+
+            writing: deque[Future[None]] = deque()
+            done = 0
+            for batch in _prefetched(read_unit(source, unit, chunk), clock, "read"):
+                out, codes = _denoise_batch(batch, schema, options, forward, clock)
+                found = np.flatnonzero(codes)
+                if len(found):
+                    bad_rows += (unit.start + done + found).tolist()
+                    bad_codes += codes[found].tolist()
+                    if options.on_bad_row is OnBadRow.FAIL:
+                        raise _bad_row(assignment, bad_rows[0], bad_codes[0])
+                done += batch.num_rows
+                writing.append(pool.submit(write, out))
+                if len(writing) > 1:
+                    writing.popleft().result()
+            for future in writing:
+                future.result()
+            written = file.finish()
+    _check_unchanged(assignment.file)
+    set_aside = len(bad_rows) if options.on_bad_row is OnBadRow.QUARANTINE else 0
+    if done != unit.rows or written.rows + set_aside != unit.rows:
+        raise DenoiseBatchError(
+            f"{unit.rows} rows were planned, {done} read, {written.rows} written, {set_aside} set aside", hint=""
+        )
+    reasons, counts = np.unique(np.array(bad_codes, np.uint8), return_counts=True)
+    return Receipt(
+        unit=unit.index,
+        attempt=assignment.attempt,
+        file=assignment.name,
+        rows_in=done,
+        rows_out=written.rows,
+        bytes=written.bytes,
+        digest=written.digest,
+        bad={BadReason.from_code(int(r)).value: int(c) for r, c in zip(reasons, counts, strict=True)},
+        bad_file=_write_bad_rows(target, bad_rows, bad_codes) if bad_rows else "",
+        seconds={stage: round(s, 3) for stage, s in clock.items()} | {"total": round(time.monotonic() - started, 3)},
+        fingerprint=fingerprint,
+    )
+
+
+def _denoise_batch(
+    batch: pa.RecordBatch, schema: pa.Schema, options: UnitOptions, forward: Forward, clock: dict[str, float]
+) -> tuple[pa.RecordBatch, Any]:
+    """The batch with its new column, without the rows that are set aside; and the code of every row's fault."""
+    decoded = decode(batch.column(options.column.name), options.column)
+    begun = time.monotonic()
+    clean = forward(to_model_input(decoded.pixels, options.polarity))
+    clock["forward"] += time.monotonic() - begun
+    if not np.isfinite(clean).all():
+        raise DenoiseBatchError("the model gave a pixel that is not a number", hint="")
+    # The same flip that makes a scan light on dark makes the result dark on light again.
+    column = encode(to_model_input(clean, options.polarity), decoded.bad, options.output)
+    out = pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)
+    if options.on_bad_row is OnBadRow.QUARANTINE and decoded.bad.any():
+        out = out.filter(pa.array(decoded.bad == 0))
+    return out, decoded.bad
+
+
+def _bad_row(assignment: Assignment, row: int, code: int) -> JobFailed:
+    reason = BadReason.from_code(code).value.replace("_", " ")
+    return JobFailed(
+        f"{storage.redact(assignment.file.path)}: row {row} is bad: {reason}",
+        hint="give --on-bad-row null or quarantine to go on past bad rows",
+    )
+
+
+def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> str:
+    path = target.with_suffix(".bad.parquet")
+    reasons = pa.array([BadReason.from_code(code).value for code in codes])
+    pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "reason": reasons}), path, write_page_checksum=True)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.name
+
+
+def _check_unchanged(file: PlannedFile) -> None:
+    size, mtime_ns = storage.stat_input(file.path)
+    if (size, mtime_ns) != (file.size, file.mtime_ns):
+        raise DataChanged(
+            f"{storage.redact(file.path)} changed since the run was planned",
+            hint="nothing was published; run again with --overwrite to start afresh",
+        )
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """Opens a local path or URI for reading in a stream, checking page checksums where there are any."""
+    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _READ_BUFFER, "page_checksum_verification": True}
+    if storage.is_uri(path):
+        filesystem, inner = storage.locate(path)
+        return pq.ParquetFile(inner, filesystem=filesystem, **options)
+    return pq.ParquetFile(path, **options)
+
+
+def chunk_rows(row_bytes: int) -> int:
+    """Rows worked on at a time, so that one chunk stays within a fixed number of bytes."""
+    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (row_bytes + _MODEL_ROW_BYTES)))
+
+
+def read_unit(source: pq.ParquetFile, unit: Unit, rows: int) -> Iterator[pa.RecordBatch]:
+    """A unit's rows in order, in batches of at most `rows`.
+
+    Raises:
+        DenoiseBatchError: the row groups hold fewer or more rows than the footer claims.
+    """
+    groups = list(range(unit.first_group, unit.last_group + 1))
+    skip, left = unit.skip, unit.rows
+    whole = unit.skip == 0 and unit.rows == sum(source.metadata.row_group(group).num_rows for group in groups)
+    for batch in source.iter_batches(batch_size=rows, row_groups=groups):
+        dropped = min(skip, batch.num_rows)
+        skip -= dropped
+        taken = batch.slice(dropped, left)
+        extra = batch.num_rows - dropped - taken.num_rows
+        left -= taken.num_rows
+        if extra and whole:
+            raise DenoiseBatchError("row groups hold more rows than the footer claims", hint="")
+        if taken.num_rows:
+            yield taken
+        if left == 0 and not whole:
+            break
+    if left:
+        raise DenoiseBatchError(f"row groups hold {left} rows fewer than the footer claims", hint="")
+
+
+def _prefetched(items: Iterator[_Item], clock: dict[str, float], stage: str, depth: int = 2) -> Iterator[_Item]:
+    """The same items, made by a thread that runs ahead by at most `depth`; its working time goes to the clock."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put((kind, value), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            while True:
+                begun = time.monotonic()
+                item = next(items, None)
+                clock[stage] += time.monotonic() - begun
+                if item is None:
+                    put("end", None)
+                    return
+                if not put("item", item):
+                    return
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,192 @@
+"""What a run has done, so that it can die at any moment and go on: receipts, attempts, accounting.
+
+A run's ledger is a folder of segments, one for each time the run was started, each a file of JSON lines that only
+grows. A line is on disk before the driver acts on it. A segment's torn last line is what a crash leaves and
+counts for nothing; a damaged line anywhere else is an error.
+
+Lines:
+    receipt   a unit is committed: its staged file, rows in, rows out, bad rows by reason, bytes, digest, …
+    failure   an attempt at a unit failed, and why
+    withdrawn a committed unit's file was lost; the unit is open again
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import xxhash
+
+from denoise_batch.errors import ResumeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+DIGEST = "xxh3-128"
+"""The digest of every file that is written, hexadecimal: 10 GB/s on one core, where SHA-256 would take 0.4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A unit's finished, verified file.
+
+    Attributes:
+        unit: its index in the plan.
+        attempt: which attempt it was, from 1.
+        file: the staged file's name.
+        rows_in, rows_out: rows read, rows written; the difference was set aside.
+        bad: bad rows by reason.
+        bytes: the file's size.
+        digest: of the file, `DIGEST` hexadecimal.
+        bad_file: the staged list of bad rows, or an empty string.
+        seconds: wall time by stage: read, forward, write, total.
+        fingerprint: what the pixels depend on beside the plan: device, threads, batch, versions.
+    """
+
+    unit: int
+    attempt: int
+    file: str
+    rows_in: int
+    rows_out: int
+    bytes: int
+    digest: str
+    bad: dict[str, int] = field(default_factory=dict)
+    bad_file: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt at a unit that came to nothing.
+
+    Attributes:
+        reason: one line.
+        final: whether the whole job must stop at once (a bad row under `--on-bad-row fail`, a full disk, …).
+        kind: the error's class in `errors`, for those that stop the job.
+    """
+
+    unit: int
+    attempt: int
+    reason: str
+    final: bool = False
+    kind: str = ""
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Ledger:
+    """The record of one run, open for writing in a segment of its own.
+
+    Attributes:
+        session: how often this run was started, from 1; staged files carry it in their name, so that an orphan of an
+            earlier session can never be taken for a file of this one.
+        receipts: the committed units, by index.
+        failures: failed attempts of units not committed yet, in this and earlier sessions.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        segments = sorted(folder.glob("*.jsonl"))
+        self.receipts: dict[int, Receipt] = {}
+        self.failures: dict[int, list[Failure]] = {}
+        for segment in segments:
+            self._replay(segment)
+        self.session = 1 + (int(segments[-1].stem) if segments else 0)
+        # O_APPEND keeps a line whole; the file is new, so nothing can follow a torn line of an earlier session.
+        self._file = os.open(
+            folder / f"{self.session:06d}.jsonl",
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+            0o644,
+        )
+        _sync_folder(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def commit(self, receipt: Receipt) -> None:
+        """Makes a unit's file count. On return the receipt is on disk.
+
+        Raises:
+            ValueError: the unit is committed already; counting it twice would double its rows.
+        """
+        if receipt.unit in self.receipts:
+            raise ValueError(f"unit {receipt.unit} is committed already")
+        self._write("receipt", receipt.to_json())
+        self.receipts[receipt.unit] = receipt
+        self.failures.pop(receipt.unit, None)
+
+    def fail(self, failure: Failure) -> None:
+        """Records a failed attempt. On return it is on disk."""
+        self._write("failure", failure.to_json())
+        self.failures.setdefault(failure.unit, []).append(failure)
+
+    def withdraw(self, unit: int, reason: str) -> None:
+        """Makes a committed unit open again: its file was lost outside of our doing."""
+        receipt = self.receipts.pop(unit)
+        self._write("withdrawn", {"unit": unit, "attempt": receipt.attempt, "reason": reason})
+
+    @property
+    def rows_in(self) -> int:
+        return sum(receipt.rows_in for receipt in self.receipts.values())
+
+    @property
+    def rows_out(self) -> int:
+        return sum(receipt.rows_out for receipt in self.receipts.values())
+
+    def bad_rows(self) -> dict[str, int]:
+        """Bad rows of all committed units, by reason."""
+        total: dict[str, int] = {}
+        for receipt in self.receipts.values():
+            for reason, count in receipt.bad.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    def _write(self, kind: str, record: dict[str, Any]) -> None:
+        body = json.dumps([kind, record], separators=(",", ":")).encode()
+        line = b"%s %s\n" % (xxhash.xxh3_64_hexdigest(body).encode(), body)
+        view = memoryview(line)
+        while view:
+            view = view[os.write(self._file, view) :]
+        os.fdatasync(self._file)
+
+    def _replay(self, segment: Path) -> None:
+        lines = segment.read_bytes().split(b"\n")
+        # What follows the last line feed was being written when the run died.
+        for number, line in enumerate(lines[:-1], start=1):
+            digest, _, body = line.partition(b" ")
+            if xxhash.xxh3_64_hexdigest(body).encode() != digest:
+                raise ResumeError(
+                    f"{segment}: line {number} is damaged", hint="give --overwrite to start afresh, or restore the file"
+                )
+            kind, record = json.loads(body)
+            if kind == "receipt":
+                receipt = Receipt(**record)
+                self.receipts[receipt.unit] = receipt
+                self.failures.pop(receipt.unit, None)
+            elif kind == "withdrawn":
+                self.receipts.pop(record["unit"], None)
+            else:
+                failure = Failure(**record)
+                self.failures.setdefault(failure.unit, []).append(failure)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,190 @@
+"""A Parquet file that counts only once it was closed, synced, read back and found to be what was written.
+
+Page checksums are always on. Image columns are written without dictionary and statistics, which cost time and give
+nothing there (uint8 lists excepted: Parquet stores them as 32-bit numbers, which a dictionary shrinks to a quarter).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.layouts import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from denoise_batch.layouts import ImageColumn
+
+_ROW_GROUP_ROWS = 65_536
+_ROW_GROUP_BYTES = 96 << 20  # of Arrow memory; bounds what a writer holds
+_READ_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A closed and verified file."""
+
+    rows: int
+    bytes: int
+    digest: str
+
+
+class _DigestSink:
+    """A file that knows the digest of what was written to it. pyarrow writes in order and never seeks."""
+
+    def __init__(self, path: Path) -> None:
+        # Fails where the file exists: staged names are never used twice.
+        self._file = path.open("xb", buffering=0)
+        self.digest = xxhash.xxh3_128()
+        self.size = 0
+        self.abandoned = False
+
+    closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        total = len(view)
+        if self.abandoned:
+            return total  # pyarrow writes a footer whatever happened; nobody may take this file for a valid one
+        self.digest.update(view)
+        while view:
+            view = view[self._file.write(view) :]
+        self.size += total
+        return total
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        """pyarrow closes its end here; the file itself is closed by `finish`, after the sync."""
+
+    def finish(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        self.abandoned = True
+        self._file.close()
+
+
+class OutputFile:
+    """Writes record batches, in row groups of bounded size.
+
+        with OutputFile(path, schema, images, compression="zstd") as file:
+            file.write(batch)
+            written = file.finish()
+
+    Leaving the block without `finish` leaves a file behind that nobody may count.
+
+    Args:
+        path: must not exist.
+        schema: of the batches.
+        images: the image columns among them.
+        compression: `none`, `snappy`, `lz4` or `zstd`.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, images: Sequence[ImageColumn], *, compression: str) -> None:
+        self._path = path
+        self._schema = schema
+        self._rows = 0
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+        self._held_bytes = 0
+        plain = _leaves_without(schema, {c.name for c in images if not _dictionary_pays(c)})
+        self._sink = _DigestSink(path)
+        try:
+            self._writer = pq.ParquetWriter(
+                self._sink,
+                schema,
+                compression=compression,
+                use_dictionary=plain,
+                write_statistics=_leaves_without(schema, {c.name for c in images}),
+                write_page_checksum=True,
+            )
+        except BaseException:
+            self._sink.abandon()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._sink.abandon()
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()  # or its destructor would, and complain
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._held.append(batch)
+        self._held_rows += batch.num_rows
+        self._held_bytes += batch.nbytes
+        if self._held_rows >= _ROW_GROUP_ROWS or self._held_bytes >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def write_all(self, batches: Iterable[pa.RecordBatch]) -> None:
+        for batch in batches:
+            self.write(batch)
+
+    def finish(self) -> Written:
+        """Closes, syncs, reads back, compares.
+
+        Raises:
+            DenoiseBatchError: what stands on the disk is not what was written.
+        """
+        self._flush()
+        self._writer.close()
+        self._sink.finish()
+        digest = self._sink.digest.hexdigest()
+        with pq.ParquetFile(self._path) as file:
+            rows = file.metadata.num_rows
+        size = self._path.stat().st_size
+        if rows != self._rows or size != self._sink.size or file_digest(self._path) != digest:
+            raise DenoiseBatchError(
+                f"{self._path}: the file that was read back is not the one that was written",
+                hint="the disk or its controller is failing",
+            )
+        return Written(rows, size, digest)
+
+    def _flush(self) -> None:
+        if self._held_rows:
+            table = pa.Table.from_batches(self._held, self._schema)
+            self._writer.write_table(table, row_group_size=self._held_rows)
+            self._rows += self._held_rows
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
+
+
+def file_digest(path: Path) -> str:
+    """The xxh3-128 of a file's bytes, hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_READ_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _dictionary_pays(column: ImageColumn) -> bool:
+    return column.layout in {Layout.LIST, Layout.TENSOR} and column.dtype == "uint8"
+
+
+def _leaves_without(schema: pa.Schema, columns: set[str]) -> list[str]:
+    """Paths of the Parquet leaves of all other columns, as the writer's options name them."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), buffer)
+    with pq.ParquetFile(pa.BufferReader(buffer.getvalue())) as file:
+        arrow_leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+    # A column's own name may hold a dot; `a.b` is a leaf of column `a` only where no column is called `a.b`.
+    return [path for path in arrow_leaves if not any(path == name or path.startswith(name + ".") for name in columns)]

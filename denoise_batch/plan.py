@@ -1,0 +1,271 @@
+"""Inputs → checked work units. Everything a request can be refused for is found here, before torch or Ray load.
+
+A unit is a run of rows of one input file, about 131,072 of them: small row groups are joined, and a large one is split
+where its layout lets rows be skipped cheaply. The plan follows from the input and the result options alone, never
+from cores or workers; it is written down once and read again on resume.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from denoise_batch import footers, storage
+from denoise_batch.errors import ColumnError, ParquetError
+from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity
+from denoise_batch.layouts import ImageColumn, Layout, image_column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from denoise_batch.footers import Footer
+    from denoise_batch.storage import InputFile
+
+UNIT_ROWS = 131_072
+_SAMPLES = 16  # row groups looked at for layout, float range and polarity
+_SAMPLE_ROWS = 64
+_UNIT_FIELDS = ("file", "first_group", "last_group", "skip", "rows", "start")
+_NAMED_AT_MOST = 20  # files in one error message
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A run of rows of one file.
+
+    Attributes:
+        index: its place in the output.
+        file: index of its file in `Plan.files`.
+        first_group, last_group: its row groups, the last one included.
+        skip: rows of the first row group that belong to the unit before.
+        rows: its number of rows.
+        start: its first row's number within the file.
+    """
+
+    index: int
+    file: int
+    first_group: int
+    last_group: int
+    skip: int
+    rows: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """An input file as it was when the plan was made.
+
+    Attributes:
+        row_bytes: the largest uncompressed bytes of a row in any of its row groups, as its footer says.
+    """
+
+    path: str
+    folder: str
+    size: int
+    mtime_ns: int
+    rows: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked request.
+
+    Attributes:
+        units: structured array of `Unit`'s fields but the index, int64.
+        schema: the files' common Arrow schema; each file keeps metadata of its own.
+        column: the image column.
+        polarity: what was asked for or found; never `auto`.
+    """
+
+    files: tuple[PlannedFile, ...]
+    units: dict[str, np.ndarray[Any, np.dtype[np.int64]]]
+    schema: pa.Schema
+    column: ImageColumn
+    polarity: Polarity
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def __len__(self) -> int:
+        return len(self.units["rows"])
+
+    def unit(self, index: int) -> Unit:
+        return Unit(index, **{field: int(self.units[field][index]) for field in _UNIT_FIELDS})
+
+    def save(self, folder: Path) -> None:
+        """Writes `plan.json` and `units.parquet`."""
+        table = pa.table({field: self.units[field] for field in _UNIT_FIELDS})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_file(folder / "units.parquet", sink.getvalue().to_pybytes())
+        content = {
+            "files": [[getattr(file, name) for name in PlannedFile.__slots__] for file in self.files],
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "column": self.column.name,
+            "layout": self.column.layout.value,
+            "polarity": self.polarity.value,
+        }
+        storage.write_file(folder / "plan.json", json.dumps(content).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        content = json.loads((folder / "plan.json").read_bytes())
+        table = pq.read_table(folder / "units.parquet")
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["schema"])))
+        return cls(
+            tuple(PlannedFile(*fields) for fields in content["files"]),
+            {field: table[field].to_numpy() for field in _UNIT_FIELDS},
+            schema,
+            image_column(schema.field(content["column"]), Layout(content["layout"])),
+            Polarity(content["polarity"]),
+        )
+
+
+def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity, output_column: str) -> Plan:
+    """Reads every footer, checks that the files fit each other and the request, and cuts them into units.
+
+    Raises:
+        ParquetError: files are damaged, not Parquet, or differ in their schema; all are named.
+        ColumnError: no image column, two candidates, a wrong size or type; polarity or number range not clear.
+    """
+    found = footers.read_footers([file.path for file in files])
+    read = _all_readable(files, found)
+    schema = _common_schema(files, read, column)
+    if output_column in schema.names:
+        raise ColumnError(
+            f"the input has a column {output_column!r} already", hint="name the new column with --output-column"
+        )
+    samples = _sample(files, read, schema)
+    image = find_image_column(schema, column, _first_rows(samples))
+    return Plan(
+        tuple(
+            PlannedFile(file.path, file.folder, file.size, file.mtime_ns, footer.rows, footer.row_bytes)
+            for file, footer in zip(files, read, strict=True)
+        ),
+        _cut(read, split=image.layout is Layout.BINARY),
+        schema,
+        image,
+        _look(samples, image, polarity),
+    )
+
+
+def _all_readable(files: Sequence[InputFile], found: Sequence[Footer | footers.Unreadable]) -> list[Footer]:
+    bad = [
+        (file, "it is empty (0 bytes)" if file.size == 0 else footer.reason)
+        for file, footer in zip(files, found, strict=True)
+        if isinstance(footer, footers.Unreadable)
+    ]
+    if bad:
+        named = "; ".join(f"{storage.redact(file.path)}: {reason}" for file, reason in bad[:_NAMED_AT_MOST])
+        more = f"; and {len(bad) - _NAMED_AT_MOST} more" if len(bad) > _NAMED_AT_MOST else ""
+        count = "1 file is" if len(bad) == 1 else f"{len(bad)} of {len(files)} files are"
+        raise ParquetError(
+            f"{count} not readable as Parquet: {named}{more}",
+            hint="repair them, or take them out of the input",
+        )
+    return [footer for footer in found if not isinstance(footer, footers.Unreadable)]
+
+
+def _common_schema(files: Sequence[InputFile], read: Sequence[Footer], column: str | None) -> pa.Schema:
+    """The first file's schema, once all others are known to equal it but for metadata."""
+    schemas: dict[bytes, pa.Schema] = {}
+    first: pa.Schema | None = None
+    other: list[str] = []
+    for file, footer in zip(files, read, strict=True):
+        if footer.schema not in schemas:
+            schemas[footer.schema] = pa.ipc.read_schema(pa.py_buffer(footer.schema))
+        schema = schemas[footer.schema]
+        if first is None:
+            first = schema
+        elif not schema.equals(first):
+            other.append(f"{storage.redact(file.path)} ({_difference(first, schema)})")
+    assert first is not None
+    if other:
+        more = f"; and {len(other) - _NAMED_AT_MOST} more" if len(other) > _NAMED_AT_MOST else ""
+        raise ParquetError(
+            f"{len(other)} of {len(files)} files differ in their columns from {storage.redact(files[0].path)}: "
+            + "; ".join(other[:_NAMED_AT_MOST])
+            + more,
+            hint="run files of one schema at a time, or rewrite the others",
+        )
+    duplicates = {name for name in first.names if first.names.count(name) > 1}
+    if duplicates:
+        raise ColumnError(
+            f"{storage.redact(files[0].path)}: column names stand more than once: {', '.join(sorted(duplicates))}",
+            hint="rename them",
+        )
+    if column is not None and column not in first.names:
+        raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(first.names)}")
+    return first
+
+
+def _difference(first: pa.Schema, other: pa.Schema) -> str:
+    missing = [name for name in first.names if name not in other.names]
+    extra = [name for name in other.names if name not in first.names]
+    if missing:
+        return f"column {missing[0]!r} is missing"
+    if extra:
+        return f"column {extra[0]!r} is extra"
+    for name in first.names:
+        here, there = first.field(name), other.field(name)
+        if not here.equals(there):
+            if here.type.equals(there.type):
+                return f"column {name!r} is nullable in one and not in the other"
+            return f"column {name!r} is {there.type}, not {here.type}"
+    return "its columns stand in another order"
+
+
+def _sample(files: Sequence[InputFile], read: Sequence[Footer], schema: pa.Schema) -> list[pa.Table]:
+    """First rows of some row groups, spread over the input. Damaged pages are left to the run, which names them."""
+    places = [(i, g) for i, footer in enumerate(read) for g, rows in enumerate(footer.row_groups) if rows]
+    if len(places) > _SAMPLES:
+        chosen = np.linspace(0, len(places) - 1, _SAMPLES).astype(int)
+        places = [places[i] for i in chosen]
+    requests = [(files[i].path, group, tuple(schema.names)) for i, group in places]
+    return [table for table in footers.read_samples(requests, _SAMPLE_ROWS) if isinstance(table, pa.Table)]
+
+
+def _first_rows(samples: Sequence[pa.Table]) -> pa.Table | None:
+    filled = [table for table in samples if table.num_rows]
+    return filled[0] if filled else None
+
+
+def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity) -> Polarity:
+    rows = pa.chunked_array([chunk for table in samples for chunk in table[column.name].chunks], column.type)
+    check_float_range(rows, column)
+    return find_polarity(decode(rows, column).good_pixels) if polarity is Polarity.AUTO else polarity
+
+
+def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Units over all files: `_UNIT_FIELDS` columns."""
+    cut: list[tuple[int, ...]] = []
+    for index, footer in enumerate(read):
+        start = 0
+        group = 0
+        groups = footer.row_groups
+        while group < len(groups):
+            if split and groups[group] >= 2 * UNIT_ROWS:
+                for skip in range(0, groups[group], UNIT_ROWS):
+                    rows = min(UNIT_ROWS, groups[group] - skip)
+                    cut.append((index, group, group, skip, rows, start + skip))
+                start += groups[group]
+                group += 1
+                continue
+            last, rows = group, groups[group]
+            while last + 1 < len(groups) and rows + groups[last + 1] <= UNIT_ROWS:
+                last += 1
+                rows += groups[last]
+            if rows:
+                cut.append((index, group, last, 0, rows, start))
+            start += rows
+            group = last + 1
+    columns = np.array(cut, np.int64).reshape(-1, len(_UNIT_FIELDS))
+    return {field: columns[:, i].copy() for i, field in enumerate(_UNIT_FIELDS)}

@@ -1,0 +1,229 @@
+"""The hidden folder beside OUT in which a run lives until it is complete.
+
+.OUT.denoise-batch/
+    lock            held while a run works here
+    identity.json   which run this is; written last, so where it stands the plan is complete
+    plan.json, units.parquet
+    ledger/         receipts and failures
+    staging/        files of attempts; only those that a receipt names count
+    output/         the result, put together just before OUT is shown
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import storage
+from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
+from denoise_batch.ledger import Ledger
+from denoise_batch.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from denoise_batch.storage import InputFile, Listing
+
+FORMAT = 1
+DATA = "data.parquet"
+"""A single-file output's name while it is put together."""
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's plan, ledger and folders.
+
+    Attributes:
+        identity: what the result depends on beside the input files: model and result options.
+        resumed: whether an earlier run is gone on with.
+    """
+
+    folder: Path
+    out: Path
+    plan: Plan
+    ledger: Ledger
+    identity: dict[str, Any]
+    resumed: bool
+
+    @property
+    def staging(self) -> Path:
+        return self.folder / "staging"
+
+    @property
+    def built(self) -> Path:
+        return self.folder / "output"
+
+    def discard(self) -> None:
+        """Deletes the folder, once OUT is shown."""
+        storage.remove(self.folder)
+
+
+def work_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.denoise-batch")
+
+
+def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
+    """The output's absolute path, once nothing speaks against writing it.
+
+    Raises:
+        OutputError: it exists, lies inside an input, holds an input, or its folder is missing or read-only.
+    """
+    if storage.is_uri(out):
+        if not out.lower().startswith("file://"):
+            raise FlagError(
+                f"output {storage.redact(out)}: writing to object stores is not supported yet",
+                hint="write to a local or shared folder, then copy it",
+            )
+        out = storage.locate(out)[1]
+    path = Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
+    real = Path(os.path.realpath(path))
+    for file in listing.files:
+        if storage.is_uri(file.path):
+            continue
+        source = Path(os.path.realpath(file.path))
+        if real == source or real in source.parents:
+            raise OutputError(f"output {path} is, or holds, the input {file.path}", hint="give another output")
+    for folder in listing.folders:
+        if Path(os.path.realpath(folder)) in real.parents:
+            raise OutputError(
+                f"output {path} lies inside the input folder {folder}", hint="give an output outside the input"
+            )
+    if not path.parent.is_dir():
+        raise OutputError(f"folder {path.parent} does not exist", hint="make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"folder {path.parent} is not writable", hint="check its permissions")
+    if os.path.lexists(path) and not overwrite:
+        raise storage.output_exists(path)
+    return path
+
+
+@contextlib.contextmanager
+def open_run(
+    out: Path,
+    files: Sequence[InputFile],
+    identity: dict[str, Any],
+    make_plan: Callable[[], Plan],
+    *,
+    overwrite: bool,
+) -> Iterator[RunFolder]:
+    """Goes on with the unfinished run at `out`, or plans a new one; locks it until the block is left.
+
+    Args:
+        identity: JSON of what the result depends on beside the files.
+        overwrite: an unfinished run of another identity is discarded rather than refused.
+
+    Raises:
+        ResumeError: the unfinished run differs, or its ledger is damaged.
+        OutputError: another run holds the lock, or OUT appeared meanwhile.
+    """
+    folder = work_folder(out)
+    identity = {"format": FORMAT, **identity}
+    with storage.exclusive(folder):
+        if os.path.lexists(out) and not overwrite:
+            storage.remove(folder)
+            raise storage.output_exists(out)
+        plan = _plan_of(folder, files, identity, overwrite=overwrite)
+        resumed = plan is not None
+        if plan is None:
+            _clear(folder)
+            try:
+                plan = make_plan()
+                (folder / "staging").mkdir()
+                plan.save(folder)
+                storage.write_file(folder / "identity.json", json.dumps(identity).encode())
+            except RequestError:
+                storage.remove(folder)
+                raise
+        with Ledger(folder / "ledger") as ledger:
+            run = RunFolder(folder, out, plan, ledger, identity, resumed)
+            _drop_strays(run)
+            yield run
+
+
+def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> Plan | None:
+    """The unfinished run's plan, where there is one that this request may go on with."""
+    path = folder / "identity.json"
+    if not path.exists():
+        return None
+    try:
+        before = json.loads(path.read_bytes())
+        plan = Plan.load(folder)
+    except Exception as error:  # whatever a damaged file raises
+        if overwrite:
+            return None
+        raise ResumeError(
+            f"{folder} holds a damaged run: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="give --overwrite to start afresh",
+        ) from error
+    differs = _differences(before, identity, plan, files)
+    if not differs:
+        return plan
+    if overwrite:
+        return None
+    raise ResumeError(
+        f"{folder.name[1 : -len('.denoise-batch')]}: an unfinished run of another request is there; it differs in "
+        + ", ".join(differs),
+        hint="repeat that request to go on with it, or give --overwrite to start afresh",
+    )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], plan: Plan, files: Sequence[InputFile]) -> list[str]:
+    found = [
+        f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    planned = {file.path: (file.size, file.mtime_ns) for file in plan.files}
+    present = {file.path: (file.size, file.mtime_ns) for file in files}
+    changed = [f"{path} (missing)" for path in planned if path not in present]
+    changed += [f"{path} (new)" for path in present if path not in planned]
+    changed += [f"{path} (changed)" for path in present if path in planned and planned[path] != present[path]]
+    if not changed and list(planned) != list(present):
+        changed = ["the order of the files"]
+    if changed:
+        more = f" and {len(changed) - _NAMED_AT_MOST} more" if len(changed) > _NAMED_AT_MOST else ""
+        found.append("input " + ", ".join(storage.redact(name) for name in changed[:_NAMED_AT_MOST]) + more)
+    return found
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.name != "lock":
+            storage.remove(entry)
+
+
+def _drop_strays(run: RunFolder) -> None:
+    """Deletes staged files that no receipt names, and takes back receipts whose file is gone.
+
+    A worker of a driver that died may still be writing: its file then has no name any more, which does no harm.
+    """
+    named = set()
+    for receipt in list(run.ledger.receipts.values()):
+        staged = run.staging / receipt.file
+        if (staged.exists() and staged.stat().st_size == receipt.bytes) or built_already(run, receipt.unit):
+            named |= {receipt.file, receipt.bad_file}
+        else:
+            run.ledger.withdraw(receipt.unit, "its finished file is gone")
+    for entry in run.staging.iterdir():
+        if entry.name not in named:
+            storage.remove(entry)
+
+
+def built_already(run: RunFolder, unit: int) -> bool:
+    """Whether a unit's file was moved to its final name by a run that died while putting the result together."""
+    return (run.built / part_name(run.plan, unit)).exists() or (len(run.plan) == 1 and (run.built / DATA).exists())
+
+
+def part_name(plan: Plan, unit: int) -> str:
+    """A unit's file in the output, below the hive folders of its input: `year=2024/part-00007.parquet`."""
+    width = max(5, len(str(len(plan) - 1)))
+    folder = plan.files[int(plan.units["file"][unit])].folder
+    name = f"part-{unit:0{width}d}.parquet"
+    return f"{folder}/{name}" if folder else name

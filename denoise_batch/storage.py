@@ -1,0 +1,373 @@
+"""Where things are: inputs listed, outputs published by one rename, one run at a time.
+
+A path or URI goes through `locate`, which gives a pyarrow filesystem and a path on it. Inputs may lie on any of them.
+Outputs are published on file systems that rename (local disks, shared POSIX file systems).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One Parquet file of the input.
+
+    Attributes:
+        path: absolute local path, or a URI.
+        folder: the hive folders it lies in, `year=2024/month=05`, or an empty string.
+        size: bytes.
+        mtime_ns: time of the last change, in nanoseconds since 1970.
+    """
+
+    path: str
+    folder: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a request's inputs are.
+
+    Attributes:
+        files: every Parquet file, in input order.
+        single_file: whether the request named one file, rather than a folder, a glob or several.
+        skipped: files in the listed folders that are not Parquet by their name.
+        folders: the local folders that were listed.
+    """
+
+    files: tuple[InputFile, ...]
+    single_file: bool
+    skipped: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+def is_uri(path: str) -> bool:
+    return _SCHEME.match(path) is not None
+
+
+def redact(path: str) -> str:
+    """A URI without what may be secret in it: user, password and query."""
+    match = _SCHEME.match(path)
+    if match is None:
+        return path
+    rest = path[match.end() :].split("?", 1)[0]
+    authority, slash, tail = rest.partition("/")
+    return match.group(0) + authority.rsplit("@", 1)[-1] + slash + tail
+
+
+def locate(path: str) -> tuple[Any, str]:
+    """The pyarrow filesystem of a path or URI, and the path on it.
+
+    Raises:
+        FlagError: the URI's scheme is unknown, or its file system cannot be set up.
+    """
+    import pyarrow as pa
+    from pyarrow import fs
+
+    if not is_uri(path):
+        return fs.LocalFileSystem(), str(Path(path).absolute())
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise FlagError(
+            f"cannot open {redact(path)}: {str(error).splitlines()[0].replace(path, redact(path))}",
+            hint="give a local path, or a URI such as s3://bucket/folder",
+        ) from error
+    return found
+
+
+def list_inputs(inputs: Sequence[str]) -> Listing:
+    """Lists the Parquet files that inputs name: files, folders (at every depth), globs, in the order given.
+
+    Files and folders whose name starts with `_` or `.` are skipped below a folder, as every reader does. So are
+    files whose name has another suffix than Parquet's; they are reported in `Listing.skipped`. Files without any
+    suffix count (Hive writes `000000_0`).
+
+    Raises:
+        MissingFileError: an input does not exist, or holds no Parquet file.
+        ParquetError: a partition folder's name is not safe.
+    """
+    files: list[InputFile] = []
+    skipped: list[str] = []
+    for given in inputs:
+        found = _list_one(given, skipped)
+        if not found:
+            raise MissingFileError(
+                f"no Parquet files in {redact(given)}",
+                hint=f"looked for {', '.join(PARQUET_SUFFIXES)} files; names starting with _ or . are skipped",
+            )
+        files.extend(found)
+    seen: set[str] = set()
+    for file in files:
+        if file.path in seen:
+            raise FlagError(f"{redact(file.path)} is named twice among the inputs", hint="name every input once")
+        seen.add(file.path)
+    single = len(inputs) == 1 and len(files) == 1 and not _is_folder_or_glob(inputs[0])
+    folders = tuple(given for given in inputs if not is_uri(given) and Path(given).is_dir())
+    return Listing(tuple(files), single, tuple(skipped), folders)
+
+
+def stat_input(path: str) -> tuple[int, int]:
+    """(size in bytes, mtime in ns) of an input file now.
+
+    Raises:
+        MissingFileError: it is gone.
+    """
+    if not is_uri(path):
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            raise MissingFileError(
+                f"{path} is gone: {error.strerror}", hint="put the file back, then run again"
+            ) from error
+        return status.st_size, status.st_mtime_ns
+    filesystem, inner = locate(path)
+    info = filesystem.get_file_info(inner)
+    if not info.is_file:
+        raise MissingFileError(f"{redact(path)} is gone", hint="put the file back, then run again")
+    return info.size, info.mtime_ns or 0
+
+
+def _is_folder_or_glob(given: str) -> bool:
+    if is_uri(given):
+        filesystem, inner = locate(given)
+        return not filesystem.get_file_info(inner).is_file
+    return not Path(given).is_file()
+
+
+def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
+    if is_uri(given) and not given.lower().startswith("file://"):
+        return _list_uri(given, skipped)
+    local = locate(given)[1] if is_uri(given) else given
+    path = Path(local)
+    if path.is_dir():
+        return _list_folder(path, skipped)
+    if path.exists():
+        return [_local_file(path, "")]
+    if glob.has_magic(local):
+        matches = [Path(match) for match in sorted(glob.glob(local, recursive=True))]  # noqa: PTH207 (any depth, absolute or not)
+        found: list[InputFile] = []
+        for match in matches:
+            found += _list_folder(match, skipped) if match.is_dir() else [_local_file(match, "")]
+        return found
+    raise MissingFileError(f"{given} does not exist", hint="check the path; relative paths start at the current folder")
+
+
+def _local_file(path: Path, folder: str) -> InputFile:
+    if not os.access(path, os.R_OK):
+        raise MissingFileError(f"{path} cannot be read", hint="check the file's permissions")
+    status = path.stat()
+    return InputFile(str(path.absolute()), folder, status.st_size, status.st_mtime_ns)
+
+
+def _list_folder(root: Path, skipped: list[str]) -> list[InputFile]:
+    found: list[InputFile] = []
+    # Links to folders are followed, as readers do; one that leads back up would never end.
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in visited else sorted(name for name in folders if not _hidden(name))
+        if real in visited:
+            continue
+        visited.add(real)
+        hive = _hive_folder(Path(parent).relative_to(root).parts, parent)
+        for name in names:
+            if _hidden(name):
+                continue
+            if _looks_like_parquet(name):
+                found.append(_local_file(Path(parent, name), hive))
+            else:
+                skipped.append(str(Path(parent, name)))
+    return sorted(found, key=lambda file: file.path)
+
+
+def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
+    from pyarrow import fs
+
+    filesystem, inner = locate(given)
+    scheme = _SCHEME.match(given)
+    prefix = scheme.group(0) if scheme else ""
+    query = "?" + given.split("?", 1)[1] if "?" in given else ""
+    info = filesystem.get_file_info(inner)
+    if info.is_file:
+        return [InputFile(given, "", info.size, info.mtime_ns or 0)]
+    if info.type == fs.FileType.NotFound:
+        raise MissingFileError(f"{redact(given)} does not exist", hint="check the bucket, the path and the credentials")
+    found: list[InputFile] = []
+    for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True)):
+        parts = entry.path[len(inner.rstrip("/")) + 1 :].split("/")
+        if not entry.is_file or any(_hidden(part) for part in parts):
+            continue
+        uri = f"{prefix}{entry.path}{query}"
+        if _looks_like_parquet(parts[-1]):
+            found.append(InputFile(uri, _hive_folder(tuple(parts[:-1]), redact(uri)), entry.size, entry.mtime_ns or 0))
+        else:
+            skipped.append(redact(uri))
+    return sorted(found, key=lambda file: file.path)
+
+
+def _hidden(name: str) -> bool:
+    # A hive partition column may itself start with an underscore (`_year=2024`); readers skip those too.
+    return name.startswith(("_", "."))
+
+
+def _looks_like_parquet(name: str) -> bool:
+    return name.lower().endswith(PARQUET_SUFFIXES) or "." not in name
+
+
+def _hive_folder(parts: tuple[str, ...], shown: str) -> str:
+    """The `key=value` folders among a file's parents; other folders only group files and are not kept."""
+    kept = [part for part in parts if "=" in part]
+    for part in kept:
+        key, _, value = part.partition("=")
+        if not key or value in {".", ".."} or "\\" in part or "\0" in part:
+            raise ParquetError(f"{shown}: partition folder {part!r} is not safe", hint="rename the folder")
+    return "/".join(kept)
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def _rename_with(flags: int, source: Path, target: Path) -> None:
+    """renameat2(2): the only way to swap two folders, or to refuse an existing target, in one step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, "renameat2 is missing")
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(target))
+
+
+def publish(built: Path, out: Path, *, overwrite: bool) -> None:
+    """Shows `built` (a file or a folder, complete and on the same file system) as `out`, by one rename.
+
+    With `overwrite` an existing `out` is swapped: a reader sees the old one or the new one, never a mix. Where the
+    file system cannot swap, a folder is moved away first, and for that moment `out` does not exist.
+
+    Raises:
+        OutputError: `out` exists and `overwrite` is off.
+    """
+    _sync(built.parent)
+    try:
+        _rename_with(_RENAME_NOREPLACE, built, out)
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            if not overwrite:
+                raise output_exists(out) from error
+            _swap(built, out)
+        elif error.errno in {errno.ENOSYS, errno.EINVAL}:
+            if out.exists() and not overwrite:
+                raise output_exists(out) from error
+            if out.exists():
+                _swap(built, out)
+            else:
+                built.rename(out)
+        else:
+            raise
+    _sync(out.parent)
+
+
+def output_exists(out: Path) -> OutputError:
+    return OutputError(f"{out} exists", hint="give --overwrite to replace it, or another output")
+
+
+def _swap(built: Path, out: Path) -> None:
+    try:
+        _rename_with(_RENAME_EXCHANGE, built, out)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EINVAL}:
+            raise
+        if out.is_file() and built.is_file():
+            built.replace(out)
+            return
+        old = out.with_name(f".{out.name}.replaced")
+        remove(old)
+        out.rename(old)
+        built.rename(out)
+        remove(old)
+        return
+    remove(built)  # what was `out` before the swap
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a small file so that it holds all of `content` or does not exist, and survives a power cut."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run's work folder, so that two runs on one output cannot mix.
+
+    The kernel drops the lock with the process, however it dies.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            continue  # the run before us has just removed its folder
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another run is writing this output (it holds {path})",
+                    hint="wait for it, stop it, or give another output",
+                ) from error
+            # A run that finished between our open and our lock has unlinked the file we hold: start over.
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                yield
+                return
+        finally:
+            os.close(descriptor)

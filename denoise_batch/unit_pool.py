@@ -1,0 +1,178 @@
+"""Units through Ray Data: one a block, to stateful actors that write files and answer with receipts.
+
+Image bytes never enter the object store: what goes in is a unit's description, what comes back is its receipt or its
+failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch.denoise_unit import Assignment, UnitOptions, denoise_unit
+from denoise_batch.errors import DenoiseBatchError, FlagError
+from denoise_batch.ledger import Failure, Receipt
+from denoise_batch.plan import PlannedFile, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_RAY_TENSOR_TYPES = (
+    "ray.data.arrow_tensor",
+    "ray.data.arrow_tensor_v2",
+    "ray.data.arrow_variable_shaped_tensor",
+    "ray.data.arrow_pickled_object",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How many actors, and what each takes of the cluster."""
+
+    actors: int
+    threads: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelToLoad:
+    """The model's folder, its hash as planned, and the images of a forward pass (None: what suits the device)."""
+
+    folder: str
+    sha256: str
+    batch: int | None
+
+
+def pool_size(resources: dict[str, Any], workers: int | None, device: str, units: int) -> PoolSize:
+    """One actor for each GPU, or one single-threaded actor for each core; never more actors than units.
+
+    Args:
+        resources: `ray.cluster_resources()`.
+        workers: a number of actors asked for, or None.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        FlagError: `cuda` was asked for and no node has a GPU.
+    """
+    gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
+    cores = max(1, int(resources.get("CPU", 1)))
+    most = gpus or cores
+    actors = max(1, min(workers or most, most, units))
+    threads = max(1, cores // actors)
+    # Less than the whole: a pool that takes every CPU leaves none for Ray Data's other operators, and hangs.
+    return PoolSize(actors, threads, 0.9 if gpus else threads - 0.1, 1.0 if gpus else 0.0)
+
+
+def process_units(
+    assignments: Sequence[Assignment], options: UnitOptions, model: ModelToLoad, size: PoolSize, *, verbose: bool
+) -> Iterator[Receipt | Failure]:
+    """Gives units to a pool of actors and their answers back as they come. A unit that kills its actor has no answer.
+
+    Ray must be connected.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    scaling = context.autoscaling_config
+    before = (
+        context.max_errored_blocks,
+        context.enable_progress_bars,
+        context.print_on_execution_start,
+        scaling.actor_pool_util_upscaling_threshold,
+    )
+    # Ray may drop a block whose worker died, because answers are reconciled against the assignments. With one task in
+    # flight for each actor (so that no unit is charged for its neighbour's crash) a pool is at its busiest at 1.0.
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = verbose
+    scaling.actor_pool_util_upscaling_threshold = 1.0
+    try:
+        with _quiet(verbose):
+            blocks = [{"assignment": json.dumps(asdict(assignment))} for assignment in assignments]
+            answers = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
+                DenoiseUnit,
+                fn_constructor_kwargs={"options": options, "model": model, "size": size},
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size.actors, max_tasks_in_flight_per_actor=1),
+                num_cpus=size.cpus,
+                num_gpus=size.gpus or None,
+                # A dead actor is replaced (Ray's default), but its unit is not given to the next one for ever.
+                max_task_retries=0,
+            )
+            for row in answers.iter_rows():
+                kind, record = json.loads(row["answer"])
+                yield Receipt(**record) if kind == "receipt" else Failure(**record)
+    finally:
+        (
+            context.max_errored_blocks,
+            context.enable_progress_bars,
+            context.print_on_execution_start,
+            scaling.actor_pool_util_upscaling_threshold,
+        ) = before
+
+
+class DenoiseUnit:
+    """The actor: loads the model once, then makes one unit's file a call."""
+
+    def __init__(self, options: UnitOptions, model: ModelToLoad, size: PoolSize) -> None:
+        import pyarrow as pa
+
+        # Imported here: the driver never loads torch.
+        from denoise_batch.bundle import read_bundle
+        from denoise_batch.denoiser import Denoiser
+
+        for name in _RAY_TENSOR_TYPES:
+            # Ray registers types whose metadata it may unpickle; without them pyarrow gives the plain storage.
+            with contextlib.suppress(pa.ArrowException, KeyError):
+                pa.unregister_extension_type(name)
+        bundle = read_bundle(Path(model.folder))
+        if bundle.sha256 != model.sha256:
+            raise DenoiseBatchError(f"{model.folder} changed since the run was planned", hint="put the model back")
+        self._options = options
+        device = "cuda" if size.gpus else "cpu"
+        self._denoiser = Denoiser(bundle, device=device, threads=size.threads, batch=model.batch)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        import pyarrow as pa
+
+        fields = json.loads(str(batch["assignment"][0]))
+        unit, file = Unit(**fields.pop("unit")), PlannedFile(**fields.pop("file"))
+        fingerprint = f"{self._denoiser.fingerprint}; pyarrow {pa.__version__}"
+        result = denoise_unit(Assignment(unit, file, **fields), self._options, self._denoiser, fingerprint)
+        kind = "receipt" if isinstance(result, Receipt) else "failure"
+        return {"answer": [json.dumps([kind, result.to_json()])]}
+
+
+def living_nodes() -> set[str]:
+    """The ids of the cluster's living nodes."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+@contextlib.contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Keeps Ray Data's log off the console (its file goes on): it repeats with tracebacks what answers say."""
+    if verbose:
+        yield
+        return
+    handlers = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            # There is no other way yet to say `max_task_retries`.
+            warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+            yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)

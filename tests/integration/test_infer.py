@@ -1,0 +1,282 @@
+"""`infer` through Ray: every row once, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch import manifest, models
+from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.denoise_unit import OnBadRow
+from denoise_batch.denoiser import Denoiser
+from denoise_batch.errors import JobFailed, OutputError, ResumeError
+from denoise_batch.images import decode, encode
+from denoise_batch.infer import InferProgress, InferSettings, OutputShape, infer
+from denoise_batch.layouts import Layout, output_column
+from denoise_batch.ledger import Ledger
+from denoise_batch.run_folder import work_folder
+
+pytestmark = pytest.mark.timeout(180)
+
+IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
+FILES, ROWS = 12, 1500
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "seed"
+    save_bundle(folder, models.build("seed"), BundleCard("seed"))
+    return folder
+
+
+def _table(start: int, rows: int) -> pa.Table:
+    pixels = np.zeros((rows, 28, 28), np.uint8)
+    pixels[:, 6:22, 8:20] = np.random.default_rng(start).integers(60, 256, (rows, 16, 12))
+    ids = pa.array(range(start, start + rows))
+    return pa.table({"id": ids, "image": encode(pixels.reshape(rows, 784), None, IMAGE)})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 files, each a unit."""
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(FILES):
+        path = folder / f"{number:02d}.parquet"
+        pq.write_table(_table(number * ROWS, ROWS), path, row_group_size=400, write_page_checksum=True)
+    return folder
+
+
+def _check(out: Path, source: Path, model: Path) -> pa.Table:
+    """Every input row is there once, in order, unchanged, with what the model makes of it."""
+    assert manifest.verify(out) == []
+    table, expected = pq.read_table(out), pq.read_table(source)
+    assert table.drop_columns("denoised").equals(expected)
+    noisy = decode(table["image"], IMAGE).pixels[::100]
+    clean = Denoiser(read_bundle(model), device="cpu")(noisy.astype(np.float32) / np.float32(255))
+    found = decode(table["denoised"], output_column(IMAGE, "denoised")).pixels[::100]
+    assert np.abs(found - clean * 255).max() <= 1.0
+    return table
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_folder_becomes_a_folder(tmp_path: Path, source: Path, model: Path) -> None:
+    seen: list[InferProgress] = []
+    report = infer(InferSettings((str(source),), str(tmp_path / "out"), model=model), seen.append)
+    assert (report.rows_in, report.rows_out, report.units, report.failed_attempts) == (
+        FILES * ROWS,
+        FILES * ROWS,
+        FILES,
+        0,
+    )
+    _check(tmp_path / "out", source, model)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.parquet")) == [
+        f"part-{n:05d}.parquet" for n in range(FILES)
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [p.rows for p in seen] == sorted(p.rows for p in seen)
+    assert (seen[0].phase, seen[-1].phase, seen[-1].rows) == ("starting", "publishing", FILES * ROWS)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_file_becomes_a_file_and_a_folder_can(tmp_path: Path, source: Path, model: Path) -> None:
+    one = source / "03.parquet"
+    infer(InferSettings((str(one),), str(tmp_path / "one.parquet"), model=model))
+    assert (tmp_path / "one.parquet").is_file()
+    _check(tmp_path / "one.parquet", one, model)
+    many = InferSettings((str(source),), str(tmp_path / "many.parquet"), model=model, shape=OutputShape.SINGLE_FILE)
+    infer(many)
+    _check(tmp_path / "many.parquet", source, model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "_many.parquet.manifest",
+        "_one.parquet.manifest",
+        "many.parquet",
+        "one.parquet",
+    ]
+    with pytest.raises(OutputError, match="exists"):
+        infer(many)
+    infer(replace(many, overwrite=True, shape=OutputShape.DIRECTORY))
+    _check(tmp_path / "many.parquet", source, model)
+    assert not (tmp_path / "_many.parquet.manifest").exists()
+
+
+def test_zero_rows_give_a_valid_empty_output_without_ray(tmp_path: Path, model: Path) -> None:
+    pq.write_table(_table(0, 0), tmp_path / "none.parquet")
+    for shape in (OutputShape.AUTO, OutputShape.DIRECTORY):
+        out = tmp_path / shape.value
+        report = infer(InferSettings((str(tmp_path / "none.parquet"),), str(out), model=model, shape=shape))
+        assert (report.rows_out, pq.read_table(out).schema.names) == (0, ["id", "image", "denoised"])
+        assert manifest.verify(out) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_damaged_page_costs_its_unit_alone_and_the_next_run_retries_only_it(
+    tmp_path: Path, source: Path, model: Path
+) -> None:
+    copy = tmp_path / "in"
+    copy.mkdir()
+    for path in source.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    bad = copy / "05.parquet"
+    whole = bytearray(bad.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    bad.write_bytes(whole)
+    settings = InferSettings((str(copy),), str(tmp_path / "out"), model=model)
+    for units_done in (0, FILES - 1):
+        with pytest.raises(JobFailed) as error:
+            infer(settings)
+        assert f"1 of {FILES} units failed" in error.value.message
+        assert "05.parquet, rows 0–1499" in error.value.message
+        assert not (tmp_path / "out").exists()
+        with Ledger(work_folder(tmp_path / "out") / "ledger") as ledger:
+            assert sorted(ledger.receipts) == [n for n in range(FILES) if n != 5]
+            assert len(ledger.failures[5]) == (3 if units_done == 0 else 6)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_many_bad_rows_fail_the_job_resumes_included(tmp_path: Path, source: Path, model: Path) -> None:
+    copy = tmp_path / "in"
+    copy.mkdir()
+    for number in range(4):
+        table = pq.read_table(source / f"{number:02d}.parquet")
+        marks = np.zeros(ROWS, np.uint8)
+        marks[: 30 * number] = 1
+        image = encode(decode(table["image"], IMAGE).pixels, marks, IMAGE)
+        pq.write_table(table.set_column(1, IMAGE.field, image), copy / f"{number}.parquet")
+    settings = InferSettings((str(copy),), str(tmp_path / "out"), model=model)
+    for _ in range(2):
+        with pytest.raises(JobFailed, match=r"rows are bad so far \(.* null\), more than --max-bad 0.01 allows"):
+            infer(settings)
+    report = infer(replace(settings, max_bad=0.04))
+    assert (report.rows_out, report.bad_rows) == (4 * ROWS, {"null": 180})
+    assert report.resumed_units > 0
+    assert pq.read_table(tmp_path / "out")["denoised"].null_count == 180
+
+
+def _actors() -> list[int]:
+    """Process ids of Ray Data's actors on this machine that this test session started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if command.startswith(b"ray::MapWorker") and _session(int(entry.name)) == os.getsid(0):
+                found.append(int(entry.name))
+    return found
+
+
+def _session(process: int) -> int:
+    try:
+        return os.getsid(process)
+    except ProcessLookupError:
+        return -1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_actor_costs_an_attempt_and_nothing_else(tmp_path: Path, source: Path, model: Path) -> None:
+    killed: list[int] = []
+
+    def kill(progress: InferProgress) -> None:
+        if progress.units in {2, 5} and len(killed) < 2:
+            victim = next(iter(_actors()), None)
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
+
+    report = infer(InferSettings((str(source),), str(tmp_path / "out"), model=model), kill)
+    assert len(killed) == 2
+    assert report.rows_out == FILES * ROWS
+    assert report.failed_attempts <= 2
+    _check(tmp_path / "out", source, model)
+
+
+# --- the driver dies: a process of its own, with a Ray of its own -----------------------------------------------------
+
+_DRIVER = """
+import os, sys, time
+from pathlib import Path
+from denoise_batch.infer import InferSettings, infer
+def progress(p):
+    print(p.phase, p.units, flush=True)
+if __name__ == "__main__":
+    infer(InferSettings((sys.argv[1],), sys.argv[2], model=Path(sys.argv[3]), workers=1), progress)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path, source: Path, model: Path) -> list[str]:
+    script = tmp_path / "driver.py"
+    script.write_text(_DRIVER)
+    return [sys.executable, str(script), str(source), str(tmp_path / "out"), str(model)]
+
+
+def _run_until(command: list[str], units: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split()[0] == "denoising" and int(line.split()[1]) >= units:
+            break
+    return process
+
+
+def test_a_killed_driver_resumes_to_the_same_bytes(
+    tmp_path: Path, source: Path, model: Path, driver: list[str]
+) -> None:
+    process = _run_until(driver, 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    out = tmp_path / "out"
+    assert not out.exists()
+    with Ledger(work_folder(out) / "ledger") as ledger:
+        done = {unit: receipt.file for unit, receipt in ledger.receipts.items()}
+    assert len(done) >= 4
+    (work_folder(out) / "staging" / "unit-0000011.s0001.a9.parquet").write_bytes(b"an orphan's late file")
+    staged = {unit: (work_folder(out) / "staging" / name).stat().st_ino for unit, name in done.items()}
+
+    with pytest.raises(ResumeError, match="on_bad_row"):
+        infer(InferSettings((str(source),), str(out), model=model, on_bad_row=OnBadRow.QUARANTINE))
+
+    resumed = subprocess.run(driver, stdout=subprocess.PIPE, text=True, timeout=150, check=True)
+    assert f"starting {len(done)}" in resumed.stdout
+    _check(out, source, model)
+    # What was committed was not made again: the same files, moved.
+    assert all((out / f"part-{unit:05d}.parquet").stat().st_ino == inode for unit, inode in staged.items())
+
+    undisturbed = tmp_path / "undisturbed"
+    subprocess.run([*driver[:3], str(undisturbed), driver[4]], stdout=subprocess.PIPE, timeout=150, check=True)
+    for part in sorted(undisturbed.glob("*.parquet")):
+        assert part.read_bytes() == (out / part.name).read_bytes(), part.name
+
+
+def test_two_runs_on_one_output_cannot_mix(tmp_path: Path, source: Path, model: Path, driver: list[str]) -> None:
+    process = _run_until(driver, 1)
+    with pytest.raises(OutputError, match="another run"):
+        infer(InferSettings((str(source),), str(tmp_path / "out"), model=model))
+    process.communicate(timeout=150)
+    assert process.returncode == 0
+    _check(tmp_path / "out", source, model)
+
+
+def test_sigterm_stops_within_seconds_and_is_resumable(
+    tmp_path: Path, source: Path, model: Path, driver: list[str]
+) -> None:
+    process = _run_until(driver, 1)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert time.monotonic() - begun < 20
+    assert process.returncode not in {0, None}
+    assert not (tmp_path / "out").exists()
+    subprocess.run(driver, stdout=subprocess.PIPE, timeout=150, check=True)
+    _check(tmp_path / "out", source, model)

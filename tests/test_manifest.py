@@ -1,0 +1,193 @@
+"""A finished output can be checked again: nothing flipped, missing or foreign goes unseen."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch import manifest, run_folder, storage
+from denoise_batch.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch.errors import DataChanged, DenoiseBatchError
+from denoise_batch.images import Polarity, encode
+from denoise_batch.layouts import Layout, output_column
+from denoise_batch.ledger import Receipt
+from denoise_batch.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from denoise_batch.run_folder import RunFolder
+
+IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
+
+
+def build(
+    root: Path, files: int = 3, rows: int = 20, *, bad: bool = True, then: Callable[[RunFolder], Any] | None = None
+) -> Path:
+    """Runs everything but Ray: plan, units, ledger, output."""
+    source = root / "in"
+    source.mkdir()
+    pixels = np.zeros((rows, 784), np.uint8)
+    pixels[:, 300:500] = 200
+    marks = np.zeros(rows, np.uint8)
+    marks[3] = int(bad)
+    for number in range(files):
+        table = pa.table({"id": list(range(number * rows, (number + 1) * rows)), "image": encode(pixels, marks, IMAGE)})
+        pq.write_table(table, source / f"{number}.parquet")
+    listing = storage.list_inputs([str(source)])
+    out = run_folder.check_output(str(root / "out"), listing, overwrite=False)
+    identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
+    with run_folder.open_run(
+        out,
+        listing.files,
+        identity,
+        lambda: make_plan(listing.files, None, Polarity.AUTO, "denoised"),
+        overwrite=False,
+    ) as run:
+        column = output_column(run.plan.column, "denoised")
+        options = UnitOptions(str(run.staging), run.plan.column, column, run.plan.polarity, OnBadRow.NULL, "zstd")
+        for index in range(len(run.plan)):
+            if index in run.ledger.receipts:
+                continue
+            unit = run.plan.unit(index)
+            name = f"unit-{index}.s{run.ledger.session}.parquet"
+            receipt = denoise_unit(
+                Assignment(unit, run.plan.files[unit.file], 1, name), options, lambda x: np.clip(x, 0, 1)
+            )
+            assert isinstance(receipt, Receipt), receipt
+            run.ledger.commit(receipt)
+        if then is not None:
+            then(run)
+        manifest.reconcile(run)
+        storage.publish(manifest.build_folder(run, column, "zstd", {"rate": 1.0}), out, overwrite=False)
+        run.discard()
+    return out
+
+
+def test_a_finished_output_is_sound_and_says_what_it_is(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    assert manifest.verify(out) == []
+    described = manifest.read_manifest(out)
+    assert described is not None
+    assert (described["rows_in"], described["rows_out"], described["bad_rows"]) == (60, 60, {"null": 3})
+    bad = pq.read_table(out / "_denoise_batch" / "bad_rows.parquet").to_pylist()
+    assert [(row["file"].rsplit("/", 1)[1], row["row"], row["reason"]) for row in bad] == [
+        (f"{n}.parquet", 3, "null") for n in range(3)
+    ]
+    assert pq.read_table(out)["id"].to_pylist() == list(range(60))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    assert len(files) == 3 + 4
+    rng = np.random.default_rng(0)
+    for flip in range(300):
+        path = files[flip % len(files)]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        faults = manifest.verify(out)
+        assert faults, path
+        path.write_bytes(whole)
+    assert manifest.verify(out) == []
+
+
+def test_missing_and_foreign_files_are_found(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    part = out / "part-00001.parquet"
+    part.rename(tmp_path / "away")
+    assert manifest.verify(out) == [f"{part} is missing"]
+    (tmp_path / "away").rename(part)
+    (out / "part-00009.parquet").write_bytes(part.read_bytes())
+    assert manifest.verify(out) == [f"{out / 'part-00009.parquet'} is not part of the output"]
+
+
+def test_rows_that_do_not_add_up_are_never_published(tmp_path: Path) -> None:
+    def lose(run: RunFolder) -> None:
+        receipt = run.ledger.receipts[1]
+        run.ledger.receipts[1] = Receipt(**(receipt.to_json() | {"rows_out": 19}))
+
+    with pytest.raises(DenoiseBatchError, match="unit 1: 20 rows planned"):
+        build(tmp_path, then=lose)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_changes_at_the_end_is_noticed(tmp_path: Path) -> None:
+    def touch(_run: RunFolder) -> None:
+        (tmp_path / "in" / "2.parquet").write_bytes((tmp_path / "in" / "1.parquet").read_bytes() + b"x")
+
+    with pytest.raises(DataChanged, match=r"2\.parquet changed"):
+        build(tmp_path, then=touch)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_crash_while_the_result_is_put_together_can_be_repeated(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    class Crash(Exception):
+        pass
+
+    def half(run: RunFolder) -> None:
+        moved = run.staging / run.ledger.receipts[0].file
+        (run.built).mkdir()
+        moved.rename(run.built / run_folder.part_name(run.plan, 0))
+        raise Crash
+
+    with pytest.raises(Crash):
+        build(tmp_path, then=half)
+    assert not out.exists()
+    listing = storage.list_inputs([str(tmp_path / "in")])
+    with run_folder.open_run(
+        out, listing.files, {"on_bad_row": "null", "model_sha256": "0" * 64}, _never, overwrite=False
+    ) as run:
+        assert run.resumed
+        assert sorted(run.ledger.receipts) == [0, 1, 2]
+        column = output_column(run.plan.column, "denoised")
+        storage.publish(manifest.build_folder(run, column, "zstd", {}), out, overwrite=False)
+        run.discard()
+    assert manifest.verify(out) == []
+    assert pq.read_table(out)["id"].to_pylist() == list(range(60))
+
+
+def _never() -> Any:
+    raise AssertionError("an unfinished run is not planned anew")
+
+
+def test_files_that_no_receipt_names_are_never_picked_up(tmp_path: Path) -> None:
+    def orphan(run: RunFolder) -> None:
+        # What a worker of a dead driver may leave, even under a name like a unit's.
+        (run.staging / "unit-0.s9.parquet").write_bytes(b"half a file")
+
+    out = build(tmp_path, then=orphan)
+    assert manifest.verify(out) == []
+
+
+def test_a_committed_file_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    class Crash(Exception):
+        pass
+
+    def crash(run: RunFolder) -> None:
+        (run.staging / run.ledger.receipts[1].file).unlink()
+        raise Crash
+
+    with pytest.raises(Crash):
+        build(tmp_path, then=crash)
+    listing = storage.list_inputs([str(tmp_path / "in")])
+    identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
+    with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=False) as run:
+        assert sorted(run.ledger.receipts) == [0, 2]
+
+
+def test_the_report_and_manifest_are_json(tmp_path: Path) -> None:
+    out = build(tmp_path, bad=False)
+    assert json.loads((out / "_denoise_batch" / "report.json").read_text()) == {"rate": 1.0}
+    assert not (out / "_denoise_batch" / "bad_rows.parquet").exists()

@@ -1,0 +1,206 @@
+"""Inputs → checked units: what is refused, and that units cover every row once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from denoise_batch import footers, plan, storage
+from denoise_batch.denoise_unit import read_unit
+from denoise_batch.errors import ColumnError, ParquetError
+from denoise_batch.footers import Footer
+from denoise_batch.images import Polarity, encode
+from denoise_batch.layouts import Layout, output_column
+from denoise_batch.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def digits(rows: int, layout: Layout = Layout.BINARY, dtype: str = "uint8", seed: int = 0) -> pa.Array:
+    """Light strokes on a dark ground, as images of `rows` rows."""
+    pixels = np.zeros((rows, 28, 28), np.uint8)
+    pixels[:, 8:20, 10:18] = np.random.default_rng(seed).integers(100, 256, (rows, 12, 8))
+    return encode(pixels.reshape(rows, 784), None, output_column(None, "image", layout, dtype))
+
+
+def write(path: Path, rows: int, row_group: int = 1000, **columns: Any) -> Path:
+    table = pa.table({"id": pa.array(range(rows)), "image": digits(rows), **columns})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group)
+    return path
+
+
+def planned(*inputs: Path, column: str | None = None, polarity: Polarity = Polarity.AUTO) -> Plan:
+    files = storage.list_inputs([str(path) for path in inputs]).files
+    return make_plan(files, column, polarity, "denoised")
+
+
+def test_a_plan_says_what_was_found_and_survives_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.parquet", 300, 100)
+    write(tmp_path / "in" / "k=v" / "b.parquet", 50)
+    made = planned(tmp_path / "in")
+    assert (made.rows, len(made), made.column.layout, made.polarity) == (350, 2, Layout.BINARY, Polarity.LIGHT_ON_DARK)
+    made.save(tmp_path)
+    again = Plan.load(tmp_path)
+    assert (again.files, again.column, again.polarity) == (made.files, made.column, made.polarity)
+    assert again.schema.equals(made.schema, check_metadata=True)
+    assert [again.unit(i) for i in range(2)] == [made.unit(i) for i in range(2)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 40), max_size=12), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_units_cover_every_row_once_in_order(groups: list[list[int]], split: bool) -> None:
+    plan_rows, plan.UNIT_ROWS = plan.UNIT_ROWS, 10
+    try:
+        units = plan._cut([Footer(b"", tuple(rows), 784) for rows in groups], split=split)
+    finally:
+        plan.UNIT_ROWS = plan_rows
+    covered = []
+    for file, first, last, skip, rows, start in zip(*(units[field] for field in plan._UNIT_FIELDS), strict=True):
+        before_group = sum(groups[file][:first])
+        assert start == before_group + skip
+        assert skip + rows <= sum(groups[file][first : last + 1])
+        assert rows <= 10 or (first == last and (not split or groups[file][first] < 20))
+        covered += [(file, row) for row in range(start, start + rows)]
+    assert covered == [(file, row) for file, rows in enumerate(groups) for row in range(sum(rows))]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row_group=st.integers(1, 70), batch=st.integers(1, 50), unit_rows=st.integers(1, 40))
+def test_reading_all_units_gives_the_file(
+    tmp_path_factory: pytest.TempPathFactory, row_group: int, batch: int, unit_rows: int
+) -> None:
+    path = tmp_path_factory.mktemp("read") / "a.parquet"
+    pq.write_table(pa.table({"id": pa.array(range(100))}), path, row_group_size=row_group)
+    with pq.ParquetFile(path) as file:
+        groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+        plan_rows, plan.UNIT_ROWS = plan.UNIT_ROWS, unit_rows
+        try:
+            units = plan._cut([Footer(b"", groups, 784)], split=True)
+        finally:
+            plan.UNIT_ROWS = plan_rows
+        ids = []
+        for index in range(len(units["rows"])):
+            unit = plan.Unit(index, **{field: int(units[field][index]) for field in plan._UNIT_FIELDS})
+            for part in read_unit(file, unit, batch):
+                assert part.num_rows <= batch
+                ids += part["id"].to_pylist()
+    assert ids == list(range(100))
+
+
+def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
+    good = write(tmp_path / "in" / "good.parquet", 100)
+    whole = good.read_bytes()
+    (tmp_path / "in" / "empty.parquet").write_bytes(b"")
+    (tmp_path / "in" / "text.parquet").write_bytes(b"not parquet at all, only text " * 9)
+    (tmp_path / "in" / "truncated.parquet").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "footer.parquet").write_bytes(whole[:-60] + os.urandom(30) + whole[-30:])
+    with pytest.raises(ParquetError) as error:
+        planned(tmp_path / "in")
+    for name in ("empty", "text", "truncated", "footer"):
+        assert f"{name}.parquet" in error.value.message
+    assert "good.parquet" not in error.value.message
+    assert "\n" not in error.value.message
+
+
+def test_a_parser_that_crashes_or_hangs_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write(tmp_path / "a.parquet", 10)
+    # A child that dies at one file stands in for a footer that crashes its parser; the others are still read.
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import os, time\nimport denoise_batch.footers as f\nreal = f._read_footer\n"
+        "def read(path):\n"
+        "    if path.endswith('crash.parquet'): os.kill(os.getpid(), 11)\n"
+        "    if path.endswith('hang.parquet'): time.sleep(60)\n"
+        "    return real(path)\n"
+        "f._read_footer = read\nf._main()\n"
+    )
+    real_popen = footers.subprocess.Popen
+    monkeypatch.setattr(
+        footers.subprocess, "Popen", lambda command, **options: real_popen([command[0], str(script)], **options)
+    )
+    monkeypatch.setattr(footers, "TIMEOUT_S", 6.0)
+    paths = [str(good), str(tmp_path / "crash.parquet"), str(good), str(tmp_path / "hang.parquet"), str(good)]
+    first, crashed, second, hung, third = footers.read_footers(paths, 1)
+    assert isinstance(first, Footer)
+    assert first == second == third
+    assert isinstance(crashed, footers.Unreadable)
+    assert "crashed (signal 11)" in crashed.reason
+    assert isinstance(hung, footers.Unreadable)
+    assert "did not answer" in hung.reason
+
+
+def test_many_files_are_read_by_several_processes_in_order(tmp_path: Path) -> None:
+    paths = []
+    for number in range(30):
+        path = tmp_path / f"{number:02d}.parquet"
+        pq.write_table(pa.table({"id": list(range(number))}), path)
+        paths.append(str(path))
+    found = footers.read_footers(paths, 3)
+    assert [footer.rows for footer in found if isinstance(footer, Footer)] == list(range(30))
+
+
+def test_files_that_differ_are_named_with_their_difference(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", 10)
+    write(tmp_path / "b.parquet", 10, extra=pa.array(range(10)))
+    pq.write_table(pa.table({"image": digits(10)}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"id": pa.array([1.5] * 10), "image": digits(10)}), tmp_path / "d.parquet")
+    with pytest.raises(ParquetError) as error:
+        planned(tmp_path)
+    assert "b.parquet (column 'extra' is extra)" in error.value.message
+    assert "c.parquet (column 'id' is missing)" in error.value.message
+    assert "d.parquet (column 'id' is double, not int64)" in error.value.message
+
+
+def test_metadata_may_differ_between_files(tmp_path: Path) -> None:
+    table = pa.table({"image": digits(10)})
+    pq.write_table(table.replace_schema_metadata({"pandas": "a"}), tmp_path / "a.parquet")
+    pq.write_table(table.replace_schema_metadata({"pandas": "b"}), tmp_path / "b.parquet")
+    assert planned(tmp_path).rows == 20
+
+
+def test_columns_that_are_missing_taken_or_unclear_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", 10)
+    with pytest.raises(ColumnError, match="no column 'scan'") as missing:
+        planned(path, column="scan")
+    assert "id, image" in missing.value.hint
+    two = tmp_path / "two.parquet"
+    pq.write_table(pa.table({"left": digits(10), "right": digits(10)}), two)
+    with pytest.raises(ColumnError, match=r"left.*right|right.*left"):
+        planned(two)
+    assert planned(two, column="right").column.name == "right"
+    taken = write(tmp_path / "taken.parquet", 10, denoised=pa.array(range(10)))
+    with pytest.raises(ColumnError, match="has a column 'denoised' already"):
+        planned(taken)
+
+
+def test_floats_that_look_like_bytes_are_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 784)).astype(np.float32)
+    image = encode(pixels, None, output_column(None, "image", Layout.LIST, "float32"))
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    with pytest.raises(ColumnError, match="values up to 255"):
+        planned(tmp_path / "a.parquet")
+
+
+def test_dark_digits_on_light_are_found(tmp_path: Path) -> None:
+    pixels = 255 - np.frombuffer(digits(100).buffers()[1], np.uint8).reshape(100, 784)
+    image = encode(pixels, None, output_column(None, "image", Layout.BINARY, "uint8"))
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    assert planned(tmp_path / "a.parquet").polarity is Polarity.DARK_ON_LIGHT
+    assert planned(tmp_path / "a.parquet", polarity=Polarity.LIGHT_ON_DARK).polarity is Polarity.LIGHT_ON_DARK
+
+
+def test_zero_rows_plan_no_units(tmp_path: Path) -> None:
+    made = planned(write(tmp_path / "a.parquet", 0))
+    assert (len(made), made.rows) == (0, 0)

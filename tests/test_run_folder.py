@@ -1,0 +1,119 @@
+"""Where an output may stand, and which unfinished run is gone on with."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch import storage
+from denoise_batch.errors import ColumnError, FlagError, OutputError, ResumeError
+from denoise_batch.images import Polarity
+from denoise_batch.plan import Plan, make_plan
+from denoise_batch.run_folder import check_output, open_run, work_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDENTITY = {"model_sha256": "a" * 64, "on_bad_row": "null"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = pa.array([bytes(784)] * 10, pa.binary(784))
+    for name in "ab":
+        pq.write_table(pa.table({"image": image}), folder / f"{name}.parquet")
+    return folder
+
+
+def start(source: Path, out: Path, *, overwrite: bool = False, **changes: Any) -> tuple[bool, int]:
+    listing = storage.list_inputs([str(source)])
+
+    def plan() -> Plan:
+        return make_plan(listing.files, None, Polarity.LIGHT_ON_DARK, "denoised")
+
+    with open_run(out, listing.files, IDENTITY | changes, plan, overwrite=overwrite) as run:
+        return run.resumed, run.ledger.session
+
+
+def test_the_same_request_goes_on_and_another_is_refused(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    assert start(source, out) == (False, 1)
+    assert start(source, out) == (True, 2)
+    with pytest.raises(ResumeError, match=r"on_bad_row \('null' then, 'quarantine' now\)"):
+        start(source, out, on_bad_row="quarantine")
+    assert start(source, out, overwrite=True) == (True, 3)
+    assert start(source, out, overwrite=True, on_bad_row="quarantine") == (False, 1)
+
+
+@pytest.mark.parametrize("change", ["changed", "new", "missing"])
+def test_any_change_of_the_input_is_named(tmp_path: Path, source: Path, change: str) -> None:
+    start(source, tmp_path / "out")
+    if change == "changed":
+        os.utime(source / "a.parquet", ns=(0, 1))
+    elif change == "new":
+        (source / "c.parquet").write_bytes((source / "a.parquet").read_bytes())
+    else:
+        (source / "a.parquet").unlink()
+    name = "c" if change == "new" else "a"
+    with pytest.raises(ResumeError, match=rf"{name}\.parquet \({change}\)"):
+        start(source, tmp_path / "out")
+
+
+def test_a_request_that_cannot_be_planned_leaves_nothing_behind(tmp_path: Path, source: Path) -> None:
+    listing = storage.list_inputs([str(source)])
+
+    def refuse() -> Plan:
+        raise ColumnError("no", hint="no")
+
+    with pytest.raises(ColumnError), open_run(tmp_path / "out", listing.files, IDENTITY, refuse, overwrite=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_damaged_run_is_refused_or_started_afresh(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    start(source, out)
+    (work_folder(out) / "plan.json").write_text("{")
+    with pytest.raises(ResumeError, match="damaged run"):
+        start(source, out)
+    assert start(source, out, overwrite=True) == (False, 1)
+
+
+def test_a_crash_in_planning_is_planned_again(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    start(source, out)
+    (work_folder(out) / "identity.json").unlink()  # it is written last
+    assert start(source, out) == (False, 1)
+
+
+def check(source: Path, out: Path, *, overwrite: bool = False) -> Path:
+    return check_output(str(out), storage.list_inputs([str(source)]), overwrite=overwrite)
+
+
+def test_an_output_that_touches_the_input_is_refused(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    for out in (source / "out", source / "x" / "out", tmp_path / "link" / "out"):
+        with pytest.raises(OutputError, match="inside the input"):
+            check(source, out)
+    for out in (source, source / "a.parquet", tmp_path):
+        with pytest.raises(OutputError, match="is, or holds, the input"):
+            check(source, out, overwrite=True)
+    with pytest.raises(OutputError, match="is a link"):
+        check(source, tmp_path / "link", overwrite=True)
+
+
+def test_an_output_that_exists_or_has_no_place_is_refused(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        check(source, tmp_path / "out")
+    assert check(source, tmp_path / "out", overwrite=True) == tmp_path / "out"
+    with pytest.raises(OutputError, match="does not exist"):
+        check(source, tmp_path / "gone" / "out")
+    with pytest.raises(FlagError, match="object stores"):
+        check_output("s3://bucket/out", storage.list_inputs([str(source)]), overwrite=False)

@@ -1,0 +1,186 @@
+"""Listing, publishing and locking."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from denoise_batch import storage
+from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def _names(root: Path, listing: storage.Listing) -> list[str]:
+    return [file.path[len(str(root)) + 1 :] for file in listing.files]
+
+
+def test_a_folder_is_listed_at_every_depth_in_path_order(tmp_path: Path) -> None:
+    _touch(tmp_path, "b.parquet", "a/2.parquet", "a/10.parquet", "c.pq", "000000_0")
+    listing = storage.list_inputs([str(tmp_path)])
+    assert _names(tmp_path, listing) == ["000000_0", "a/10.parquet", "a/2.parquet", "b.parquet", "c.pq"]
+    assert not listing.single_file
+
+
+def test_hidden_and_underscore_names_are_skipped_at_every_depth(tmp_path: Path) -> None:
+    _touch(
+        tmp_path,
+        "a.parquet",
+        "_SUCCESS",
+        ".b.parquet",
+        "_denoise_batch/bad_rows.parquet",
+        "x/.y/c.parquet",
+        "x/_d.parquet",
+    )
+    assert _names(tmp_path, storage.list_inputs([str(tmp_path)])) == ["a.parquet"]
+
+
+def test_other_suffixes_are_reported_not_read(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.parquet", "notes.txt", "part.csv")
+    listing = storage.list_inputs([str(tmp_path)])
+    assert _names(tmp_path, listing) == ["a.parquet"]
+    assert sorted(name.rsplit("/", 1)[1] for name in listing.skipped) == ["notes.txt", "part.csv"]
+
+
+def test_hive_folders_are_kept_and_others_are_not(tmp_path: Path) -> None:
+    _touch(tmp_path, "raw/year=2024/month=05/a.parquet", "raw/plain/b.parquet")
+    listing = storage.list_inputs([str(tmp_path)])
+    assert {file.path.rsplit("/", 1)[1]: file.folder for file in listing.files} == {
+        "a.parquet": "year=2024/month=05",
+        "b.parquet": "",
+    }
+
+
+@pytest.mark.parametrize("folder", ["key=..", "=x"])
+def test_unsafe_partition_folders_are_refused(tmp_path: Path, folder: str) -> None:
+    _touch(tmp_path, f"{folder}/a.parquet")
+    with pytest.raises(ParquetError, match="not safe"):
+        storage.list_inputs([str(tmp_path)])
+
+
+def test_a_link_that_leads_back_up_ends(tmp_path: Path) -> None:
+    _touch(tmp_path, "a/b.parquet")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert _names(tmp_path, storage.list_inputs([str(tmp_path)])) == ["a/b.parquet"]
+
+
+def test_globs_and_single_files(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.parquet", "b.parquet", "c.txt")
+    assert _names(tmp_path, storage.list_inputs([str(tmp_path / "*.parquet")])) == ["a.parquet", "b.parquet"]
+    assert storage.list_inputs([str(tmp_path / "a.parquet")]).single_file
+    assert not storage.list_inputs([str(tmp_path / "a.*")]).single_file
+
+
+def test_what_is_missing_or_named_twice_is_refused(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.parquet")
+    with pytest.raises(MissingFileError, match="does not exist"):
+        storage.list_inputs([str(tmp_path / "gone.parquet")])
+    with pytest.raises(FlagError, match="twice"):
+        storage.list_inputs([str(tmp_path), str(tmp_path / "a.parquet")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingFileError, match="no Parquet files"):
+        storage.list_inputs([str(tmp_path / "empty")])
+
+
+def test_file_uris_are_read_like_paths(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.parquet")
+    assert storage.list_inputs([f"file://{tmp_path}"]).files == storage.list_inputs([str(tmp_path)]).files
+
+
+def test_secrets_in_uris_are_not_shown() -> None:
+    uri = "s3://KEY:SECRET@bucket/folder/a.parquet?endpoint_override=localhost&token=abc"
+    assert storage.redact(uri) == "s3://bucket/folder/a.parquet"
+    with pytest.raises(FlagError) as error:
+        storage.locate("nonsense://user:password@host/x")
+    assert "password" not in str(error.value)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_publish_shows_all_or_refuses(tmp_path: Path, folder: bool) -> None:
+    def build(text: str) -> Path:
+        built = tmp_path / f"built-{text}"
+        if folder:
+            built.mkdir()
+            (built / "x").write_text(text)
+        else:
+            built.write_text(text)
+        return built
+
+    out = tmp_path / "out"
+    storage.publish(build("one"), out, overwrite=False)
+    with pytest.raises(OutputError, match="exists"):
+        storage.publish(build("two"), out, overwrite=False)
+    assert (out / "x" if folder else out).read_text() == "one"
+    storage.publish(tmp_path / "built-two", out, overwrite=True)
+    assert (out / "x" if folder else out).read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_not_silently_replaced(tmp_path: Path) -> None:
+    # rename(2) alone would replace it.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "built").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        storage.publish(tmp_path / "built", tmp_path / "out", overwrite=False)
+
+
+def test_a_reader_never_sees_a_mix_while_overwriting(tmp_path: Path) -> None:
+    out, stop, seen = tmp_path / "out", threading.Event(), set[str]()
+
+    def poll() -> None:
+        while not stop.is_set():
+            try:
+                seen.add((out / "x").read_text() + (out / "y").read_text())
+            except FileNotFoundError:
+                # Between the two reads the folder may be swapped and the old one deleted; it must still exist.
+                seen.add("there" if out.exists() else "gone")
+
+    for number in range(40):
+        built = tmp_path / "built"
+        built.mkdir()
+        for name in "xy":
+            (built / name).write_text(str(number % 10))
+        storage.publish(built, out, overwrite=True)
+        if number == 0:
+            reader = threading.Thread(target=poll)
+            reader.start()
+    stop.set()
+    reader.join()
+    assert "gone" not in seen
+
+
+def test_only_one_holds_a_folder_and_a_dead_holder_lets_go(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "import sys, time; from pathlib import Path; from denoise_batch import storage\n"
+        "with storage.exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(OutputError, match="another run"), storage.exclusive(folder):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with storage.exclusive(folder):
+        pass
+
+
+def test_write_file_replaces_whole(tmp_path: Path) -> None:
+    storage.write_file(tmp_path / "a", b"one")
+    storage.write_file(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert len(list(tmp_path.iterdir())) == 1
