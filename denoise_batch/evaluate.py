@@ -1,0 +1,334 @@
+"""How good is a model: the protocol's noise, and what four metrics say of the model and of classical filters.
+
+    images, description = load_clean_images(None)
+    evaluation = evaluate([find_bundle(None)], images, description=description)
+    print(format_table(evaluation))
+
+Two runs print the same table: see `protocol`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from denoise_batch import metrics, storage
+from denoise_batch.baselines import Filter, classical_filter
+from denoise_batch.denoiser import Denoiser
+from denoise_batch.errors import FlagError, RequestError
+from denoise_batch.images import Polarity, check_float_range, find_image_column, find_polarity, to_model_input
+from denoise_batch.protocol import BLOCK, CONDITIONS, FILTER_SETTINGS, NOISE_SEED, Condition, degrade_images
+from denoise_batch.sampling import open_dataset, sample_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from denoise_batch.bundle import Bundle
+
+
+_DATASET_IMAGES: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the metrics say of one method under one condition; each is defined in `metrics`.
+
+    Attributes:
+        pooled_psnr: dB, of the mean squared error over all images.
+        mean_psnr: dB, mean of the images' own.
+        ssim: mean over the images.
+        excess_cross_entropy: nats a pixel above the clean images' own entropy.
+    """
+
+    pooled_psnr: float
+    mean_psnr: float
+    ssim: float
+    excess_cross_entropy: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method under one condition; `setting` is a classical filter's, else None."""
+
+    condition: str
+    method: str
+    setting: float | None
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A table.
+
+    Attributes:
+        images: how many clean images it stands on.
+        description: what they are.
+        seed: of the noise.
+        target_entropy: mean entropy of the clean pixels, in nats: the floor of the cross-entropy.
+        models: `method`, `architecture` and `sha256` of each model.
+        rows: condition by condition, each with the same methods in the same order.
+    """
+
+    images: int
+    description: str
+    seed: int
+    target_entropy: float
+    models: tuple[dict[str, str], ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    def row(self, condition: str, method: str) -> Row:
+        return next(row for row in self.rows if (row.condition, row.method) == (condition, method))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; an infinite PSNR (an exact copy) is None, since JSON has no infinity."""
+        return {
+            "images": self.images,
+            "description": self.description,
+            "seed": self.seed,
+            "target_entropy": self.target_entropy,
+            "ssim_window": {"side": metrics.SSIM_WINDOW, "sigma": metrics.SSIM_SIGMA},
+            "models": list(self.models),
+            "conditions": [
+                {
+                    "condition": condition.key,
+                    **condition.recipe.to_json(),
+                    "beyond_training": condition.beyond_training,
+                    "methods": [
+                        {
+                            "method": row.method,
+                            "setting": row.setting,
+                            **{k: v if math.isfinite(v) else None for k, v in asdict(row.scores).items()},
+                        }
+                        for row in self.rows
+                        if row.condition == condition.key
+                    ],
+                }
+                for condition in CONDITIONS
+            ],
+        }
+
+
+def load_clean_images(
+    path: str | None,
+    column: str | None = None,
+    *,
+    mnist_folder: Path | None = None,
+    limit: int | None = None,
+    polarity: Polarity = Polarity.AUTO,
+    seed: int = NOISE_SEED,
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[npt.NDArray[np.uint8], str]:
+    """The images to evaluate on, and one line that says what they are.
+
+    Args:
+        path: a Parquet file or dataset of clean images; None takes MNIST's test set.
+        column: the image column; else `clean` where there is one (`corrupt` writes it), else the one that is found.
+        mnist_folder: of the IDX files, as `mnist.find_mnist` takes it.
+        limit: images at most: the first ones of MNIST, a sample from all over a dataset. None takes all 10,000 of
+            MNIST's, and as many of a dataset.
+        polarity: of the dataset's images.
+        seed: of the sample.
+        progress: told what is downloaded, and the share of it.
+
+    Returns:
+        (n, 28, 28) uint8, 0 = background, n at least 1, and the description.
+
+    Raises:
+        RequestError: the path, the column or MNIST is not there or does not fit, or no row holds an image.
+    """
+    if limit is not None and limit < 1:
+        raise FlagError(f"--limit {limit} leaves no image", hint="give a number above 0")
+    if path is None:
+        from denoise_batch.mnist import Split, find_mnist, load_mnist
+
+        def downloaded(done: int, total: int) -> None:
+            if progress is not None:
+                progress(f"downloading MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total)
+
+        mnist, _ = load_mnist(find_mnist(mnist_folder, progress=downloaded), Split.TEST)
+        return (mnist, "MNIST test set") if limit is None else (mnist[:limit], f"MNIST test set, first {limit:,}")
+    dataset = open_dataset(path)
+    name = "clean" if column is None and "clean" in dataset.schema.names else column
+    image = find_image_column(dataset.schema, name, dataset.first_rows)
+    if dataset.first_rows is not None:
+        check_float_range(dataset.first_rows[image.name], image)
+    limit = limit or _DATASET_IMAGES
+    sample = sample_rows(dataset, [image], limit, seed=seed)
+    pixels = sample.pixels[0][sample.good[0]][:limit]
+    if len(pixels) == 0:
+        raise RequestError(f"{storage.redact(path)}: no row holds an image", hint="give a dataset with images")
+    if polarity is Polarity.AUTO:
+        polarity = find_polarity(pixels[:10_000])
+    ink = to_model_input(pixels, polarity).reshape(-1, 28, 28)
+    description = f"column {image.name!r} of {storage.redact(path)}" + (
+        ", a sample" if len(sample) < dataset.rows else ""
+    )
+    return np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), description
+
+
+def evaluate(
+    bundles: Sequence[Bundle],
+    images: npt.NDArray[np.uint8],
+    *,
+    description: str = "",
+    seed: int = NOISE_SEED,
+    device: str = "cpu",
+    progress: Callable[[str, float], None] | None = None,
+) -> Evaluation:
+    """Runs the protocol.
+
+    Args:
+        bundles: the models to compare; none gives the baselines alone.
+        images: (n, 28, 28) uint8, clean, 0 = background.
+        description: what the images are, for the table.
+        seed: of the noise.
+        device: where the models run (`auto`, `cpu`, `cuda`); noise, filters and metrics stay on the CPU.
+        progress: told what is done, and the share of it.
+
+    Raises:
+        RequestError: there are no images.
+        FlagError: the device is not there.
+        ModelError: a model's weights do not fit.
+    """
+    if len(images) == 0:
+        raise RequestError("there are no images to evaluate on", hint="give a dataset with rows, and --limit above 0")
+    names = _model_names(bundles)
+    denoisers = [Denoiser(bundle, device=device) for bundle in bundles]
+    tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
+    entropy: list[npt.NDArray[np.float64]] = []
+    starts = range(0, len(images), BLOCK)
+    # Filters and metrics are numpy's: they run beside the models, which take torch's own threads.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        for block, start in enumerate(starts):
+            clean = images[start : start + BLOCK].astype(np.float32) / np.float32(255)
+            entropy.append(metrics.target_entropy(clean))
+            for place, condition in enumerate(CONDITIONS):
+                noisy = degrade_images(clean, condition, seed=seed, block=block)
+                settings = FILTER_SETTINGS[condition.key]
+                filtered = {kind: pool.submit(classical_filter, kind, noisy, settings[kind]) for kind in Filter}
+                denoised = [run(noisy.reshape(len(noisy), -1)).reshape(noisy.shape) for run in denoisers]
+                outputs = {"noisy": noisy, **{kind.value: future.result() for kind, future in filtered.items()}}
+                outputs |= dict(zip(names, denoised, strict=True))
+                scored = pool.map(_per_image, repeat(clean), outputs.values(), repeat(entropy[-1]))
+                for name, scores in zip(outputs, scored, strict=True):
+                    tallies.setdefault((condition.key, name), []).append(scores)
+                if progress is not None:
+                    done = (block * len(CONDITIONS) + place + 1) / (len(starts) * len(CONDITIONS))
+                    progress(f"evaluate: {start + len(clean):,} of {len(images):,} images, {condition.key}", done)
+    return Evaluation(
+        len(images),
+        description,
+        seed,
+        float(np.concatenate(entropy).mean()),
+        tuple(
+            {"method": name, "architecture": bundle.architecture, "sha256": bundle.sha256}
+            for name, bundle in zip(names, bundles, strict=True)
+        ),
+        tuple(
+            Row(condition.key, method, _setting(condition, method), _scores(np.concatenate(parts, axis=1)))
+            for condition in CONDITIONS
+            for (key, method), parts in tallies.items()
+            if key == condition.key
+        ),
+    )
+
+
+_WINDOW: Final = f"{metrics.SSIM_WINDOW}×{metrics.SSIM_WINDOW}"
+_BLOCKS: Final = (
+    ("pooled_psnr", "pooled PSNR, dB (higher is better)", 2),
+    ("mean_psnr", "mean PSNR, dB (higher is better)", 2),
+    ("ssim", f"SSIM, {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA} (higher is better)", 4),
+    ("excess_cross_entropy", "excess cross-entropy, nats a pixel (lower is better)", 4),
+)
+_METHOD_TITLES: Final = {"noisy": "noisy input", **{kind.value: f"{kind.value.capitalize()} filter" for kind in Filter}}
+
+
+def format_table(evaluation: Evaluation) -> str:
+    """The evaluation as aligned plain text: a block for each metric, methods down, conditions across."""
+    titles = [_METHOD_TITLES.get(method, method) for method in evaluation.methods]
+    first = max(16, *map(len, titles))
+    keys = [condition.key + ("*" if condition.beyond_training else "") for condition in CONDITIONS]
+    lines = [
+        f"{evaluation.images:,} images: {evaluation.description or 'not described'}; noise seed {evaluation.seed}",
+        "",
+        _line("", first, keys),
+        _line("  blur σ, pixels", first, [_range(condition.recipe.sigma) for condition in CONDITIONS]),
+        _line("  noise ± r", first, [_range(condition.recipe.half_range) for condition in CONDITIONS]),
+    ]
+    for name, heading, digits in _BLOCKS:
+        lines += ["", heading]
+        for method, title in zip(evaluation.methods, titles, strict=True):
+            scores = [getattr(evaluation.row(condition.key, method).scores, name) for condition in CONDITIONS]
+            lines.append(_line(title, first, [_number(score, digits) for score in scores]))
+    lines += ["", "setting of each filter (window's side in pixels; the Gaussian's σ)"]
+    for kind in Filter:
+        settings = [f"{FILTER_SETTINGS[condition.key][kind]:g}" for condition in CONDITIONS]
+        lines.append(_line(_METHOD_TITLES[kind.value], first, settings))
+    lines += [
+        "",
+        "mixture: σ and r drawn for each image, noise not clipped. uint8: the same images clipped to 0..1 and rounded",
+        "to 8 bits. * beyond the seed's training range: extrapolation. Each filter has, under each condition, the",
+        "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
+        f"Cross-entropy is counted from the clean images' own entropy, {evaluation.target_entropy:.4f}.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(title: str, width: int, cells: Sequence[str]) -> str:
+    return (title.ljust(width) + "".join(cell.rjust(10) for cell in cells)).rstrip()
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g}-{ends[1]:g}"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
+
+
+def _model_names(bundles: Sequence[Bundle]) -> list[str]:
+    """Each model's architecture, with the first digits of its hash where two would be called alike."""
+    kinds = [bundle.architecture for bundle in bundles]
+    names = [
+        kind if kinds.count(kind) == 1 else f"{kind} {bundle.sha256[:8]}"
+        for kind, bundle in zip(kinds, bundles, strict=True)
+    ]
+    for name in names:
+        if names.count(name) > 1:
+            raise FlagError(f"the model {name} is given twice", hint="name each model once")
+    return names
+
+
+def _setting(condition: Condition, method: str) -> float | None:
+    return FILTER_SETTINGS[condition.key][Filter(method)] if method in set(Filter) else None
+
+
+def _per_image(
+    clean: npt.NDArray[np.float32], other: npt.NDArray[np.float32], entropy: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(3, n): squared error, SSIM, excess cross-entropy."""
+    excess = metrics.binary_cross_entropy(clean, other) - entropy
+    return np.stack([metrics.mse(clean, other), metrics.ssim(clean, other), excess])
+
+
+def _scores(per_image: npt.NDArray[np.float64]) -> Scores:
+    squared_error, ssim, excess = per_image
+    return Scores(
+        float(metrics.psnr_from_mse(squared_error.mean())),
+        float(metrics.psnr_from_mse(squared_error).mean()),
+        float(ssim.mean()),
+        float(excess.mean()),
+    )

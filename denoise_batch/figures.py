@@ -1,0 +1,295 @@
+"""Pictures: the seed's two figures, metrics by noise level, contact sheets. Arrays in, one PNG out.
+
+Matplotlib is imported inside the functions and drawn through Agg, without a display or the user's own style. A PNG is
+complete or not there, and the same arrays give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from denoise_batch import storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from denoise_batch.evaluate import Evaluation
+
+    Image = npt.NDArray[np.float32]
+    Denoise = Callable[[Image], Image]
+
+FIGURE_SEED: Final = 3
+"""Seeds the noise of the seed's figures."""
+
+_GREY: Final = "0.35"
+_DPI: Final = 100
+_HIGHEST_DB: Final = 45.0
+
+
+@contextmanager
+def _drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches; written to `path` at the end, by one rename."""
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as NewFigure
+
+    with matplotlib.style.context("default"):
+        figure = NewFigure(figsize=(width, height), dpi=_DPI)
+        FigureCanvasAgg(figure)
+        yield figure
+        content = io.BytesIO()
+        # Without the library's version in it the file depends on the pixels alone.
+        figure.savefig(content, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_file(path, content.getvalue())
+
+
+def seed_figure_levels(denoise: Denoise, digit: npt.NDArray[np.uint8], path: Path, *, seed: int = FIGURE_SEED) -> None:
+    """The seed's first figure: one digit at six rising levels of blur and noise, and below each what is made of it.
+
+    The titles tell the noise's true half range r = 0.4 i; the seed's own titles say 0.2 i, half of what it adds.
+
+    Args:
+        denoise: (n, 784) float32 noisy → (n, 784) float32 denoised.
+        digit: (28, 28) uint8, clean; the seed took image 3 of MNIST's test set.
+        path: of the PNG.
+        seed: of the noise.
+    """
+    from denoise_batch.noise import SEED_LEVELS
+
+    noisy = _degraded(np.repeat(digit[None], len(SEED_LEVELS), axis=0), SEED_LEVELS, seed)
+    titles = [f"s={sigma:.1f}, r={half_range:.1f}" for sigma, half_range in SEED_LEVELS]
+    _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy)}, titles, path)
+
+
+def seed_figure_digits(
+    denoise: Denoise,
+    digits: npt.NDArray[np.uint8],
+    path: Path,
+    *,
+    sigma: float = 2.0,
+    half_range: float = 1.5,
+    seed: int = FIGURE_SEED,
+) -> None:
+    """The seed's second figure: different digits at high blur and noise, what is made of them, and the clean ones.
+
+    Args:
+        denoise: (n, 784) float32 noisy → (n, 784) float32 denoised.
+        digits: (n, 28, 28) uint8, clean, one a column.
+        path: of the PNG.
+        sigma: of the blur, in pixels; the default is the most that the seed trains with.
+        half_range: of the noise, in units of full ink; the same.
+        seed: of the noise.
+    """
+    noisy = _degraded(digits, [(sigma, half_range)] * len(digits), seed)
+    clean = digits.astype(np.float32) / np.float32(255)
+    titles = [f"s={sigma:.1f}, r={half_range:.1f}"] * len(digits)
+    _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy), "clean": clean}, titles, path)
+
+
+def _degraded(digits: npt.NDArray[np.uint8], levels: Sequence[tuple[float, float]], seed: int) -> Image:
+    import torch
+
+    from denoise_batch.noise import degrade
+
+    clean = torch.from_numpy(digits.astype(np.float32) / np.float32(255))
+    sigma, half_range = torch.tensor(levels, dtype=torch.float32).T
+    result: Image = degrade(clean, sigma, half_range, torch.Generator().manual_seed(seed)).numpy()
+    return result
+
+
+def _apply(denoise: Denoise, noisy: Image) -> Image:
+    return denoise(noisy.reshape(len(noisy), -1)).reshape(noisy.shape)
+
+
+def _draw_rows(rows: dict[str, Image], titles: Sequence[str], path: Path) -> None:
+    """Rows of images under titles, 2 inches a column, as in the seed (two rows of six: 12 × 4 inches)."""
+    count = len(titles)
+    with _drawing(path, 2.0 * count, 2.0 * len(rows)) as figure:
+        height = 2.0 * len(rows)
+        axes = figure.subplots(len(rows), count, squeeze=False)
+        figure.subplots_adjust(
+            left=0.3 / (2.0 * count), right=1.0 - 0.1 / (2.0 * count), top=1 - 0.3 / height, bottom=0.42 / height,
+            wspace=0.06, hspace=0.16,
+        )  # fmt: skip
+        for line, (name, images) in enumerate(rows.items()):
+            for column, image in enumerate(images):
+                axis = axes[line, column]
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.imshow(image, cmap="gray", **({} if name == "noisy" else {"vmin": 0.0, "vmax": 1.0}))
+                if name == "noisy":
+                    axis.set_title(titles[column], fontsize=10, pad=4)
+                    axis.set_xlabel(_range_of(image), fontsize=7, color=_GREY, labelpad=2)
+            axes[line, 0].set_ylabel(name, fontsize=10)
+        note = "noisy: shown over its own range, given below it; the other rows over 0 to 1"
+        figure.text(0.5, 0.1 / height, note, ha="center", fontsize=8, color=_GREY)
+
+
+def _range_of(image: Image) -> str:
+    """`−1.40 to 2.31`: an image's least and greatest value."""
+    return f"{image.min():.2f} to {image.max():.2f}".replace("-", "−")
+
+
+def metric_curves(evaluation: Evaluation, path: Path) -> None:
+    """Pooled PSNR and SSIM at the seed's six levels: models in colour, the noisy input and the filters in grey.
+
+    The shaded part lies beyond the seed's training range. A PSNR that is infinite (the undegraded input) is not drawn.
+    """
+    from denoise_batch.protocol import CONDITIONS
+
+    levels = [condition for condition in CONDITIONS if condition.key.startswith("i=")]
+    models = [model["method"] for model in evaluation.models]
+    others = [method for method in evaluation.methods if method not in models]
+    marks = dict(zip(others, ("", "s", "^", "v"), strict=True))
+    panels = (("pooled_psnr", "pooled PSNR, dB"), ("ssim", "SSIM"))
+    with _drawing(path, 11.0, 4.6) as figure:
+        axes = figure.subplots(1, 2)
+        for axis, (field, title) in zip(axes, panels, strict=True):
+            drawn: dict[str, list[float]] = {}
+            for method in evaluation.methods:
+                values = [getattr(evaluation.row(level.key, method).scores, field) for level in levels]
+                drawn[method] = [value if np.isfinite(value) else float("nan") for value in values]
+                style: dict[str, Any] = (
+                    {"linewidth": 2.2, "marker": "o", "markersize": 5, "zorder": 3}
+                    if method in models
+                    else {
+                        "linewidth": 1.2,
+                        "color": "0.5",
+                        "linestyle": "--",
+                        "marker": marks[method],
+                        "markersize": 4.5,
+                    }
+                )
+                axis.plot(drawn[method], label=method, **style)
+            _mark_levels(axis, levels)
+            axis.set_title(title, fontsize=11)
+            if field == "pooled_psnr":
+                # A filter that leaves clean images alone reaches 80 dB there: its line may leave the picture.
+                shown = [value for values in drawn.values() for value in values if value < _HIGHEST_DB]
+                axis.set_ylim(min([*shown, 0.0]) - 1.0, max([*shown, 10.0]) + 2.0)
+            else:
+                axis.set_ylim(0.0, 1.03)
+        figure.subplots_adjust(left=0.05, right=0.985, top=0.91, bottom=0.22, wspace=0.12)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
+
+
+def _mark_levels(axis: Axes, levels: Sequence[Any]) -> None:
+    """Names the levels below the axis, and shades those beyond the training range."""
+    axis.set_xticks(
+        range(len(levels)), [f"s={level.recipe.sigma[0]:.1f}\nr={level.recipe.half_range[0]:.1f}" for level in levels]
+    )
+    beyond = [i for i, level in enumerate(levels) if level.beyond_training]
+    if beyond:
+        axis.axvspan(beyond[0] - 0.5, beyond[-1] + 0.5, color="0.93", zorder=0)
+        axis.text(
+            (beyond[0] + beyond[-1]) / 2, 0.97, "beyond the training range", transform=axis.get_xaxis_transform(),
+            ha="center", va="top", fontsize=8, color=_GREY,
+        )  # fmt: skip
+    axis.set_xlim(-0.3, len(levels) - 0.5)
+    axis.grid(axis="y", color="0.88")
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(labelsize=9)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One row of a contact sheet.
+
+    Attributes:
+        caption: a few short lines.
+        pictures: (28, 28) float32 each, as many as the sheet has column names.
+    """
+
+    caption: str
+    pictures: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a contact sheet, with its heading."""
+
+    heading: str
+    tiles: tuple[Tile, ...]
+
+
+_TILE: Final = 1.0  # inches, as all below
+_GAP: Final = 0.07
+_CAPTION: Final = 1.3
+_MARGIN: Final = 0.3
+_HEAD: Final = 0.95  # title, section headings, names of the columns
+_FOOT: Final = 0.4
+
+
+def contact_sheet(
+    path: Path, sections: Sequence[Section], *, columns: Sequence[str], title: str, own_range: Sequence[bool]
+) -> None:
+    """Images in columns under their names, with captions; the sections stand side by side.
+
+    Args:
+        path: of the PNG.
+        sections: at least one.
+        columns: the pictures' names, such as noisy, denoised, clean.
+        title: one line; cut in front where it is too long.
+        own_range: for each column, whether an image is shown from its own least to its own greatest value (its caption
+            should say which), or from 0 to 1.
+    """
+    picture_width = len(columns) * (_TILE + _GAP)
+    # Single pictures would make a thin strip: three stand in a line then.
+    abreast = 3 if len(columns) == 1 else 1
+    block = abreast * (_CAPTION + picture_width)
+    lines = max(1, *(-(-len(section.tiles) // abreast) for section in sections))
+    width = 2 * _MARGIN + len(sections) * block + (len(sections) - 1) * _MARGIN
+    width = max(width, 6.0)
+    height = _HEAD + lines * (_TILE + _GAP) + _FOOT
+    with _drawing(path, width, height) as figure:
+        axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axis.axis("off")
+        axis.set_xlim(0.0, width)
+        axis.set_ylim(height, 0.0)  # downwards, in inches
+        axis.set_autoscale_on(False)  # each imshow would move the limits to its own picture
+        axis.text(_MARGIN, 0.28, _fit(title, width - 2 * _MARGIN, 0.088), fontsize=11, va="center", weight="bold")
+        for index, section in enumerate(sections):
+            left = _MARGIN + index * (block + _MARGIN)
+            axis.text(left, 0.57, _fit(section.heading, block, 0.08), fontsize=10, va="center")
+            for place, tile in enumerate(section.tiles):
+                line, step = divmod(place, abreast)
+                x = left + step * (_CAPTION + picture_width)
+                y = _HEAD + line * (_TILE + _GAP)
+                axis.text(x + _CAPTION - 0.1, y + _TILE / 2, tile.caption, fontsize=7.5, va="center", ha="right")
+                for column, picture in enumerate(tile.pictures):
+                    _place(axis, picture, x + _CAPTION + column * (_TILE + _GAP), y, own_range=own_range[column])
+            for column, name in enumerate(list(columns) * min(abreast, max(1, len(section.tiles)))):
+                step, position = divmod(column, len(columns))
+                x = left + step * (_CAPTION + picture_width) + _CAPTION + position * (_TILE + _GAP) + _TILE / 2
+                axis.text(x, _HEAD - 0.1, name, fontsize=9, va="center", ha="center", color=_GREY)
+        own = [name for name, alone in zip(columns, own_range, strict=True) if alone]
+        rest = [name for name in columns if name not in own]
+        notes = [f"{', '.join(own)}: each image over its own range, in its caption"] if own else []
+        notes += [f"{', '.join(rest)}: over 0 to 1"] if rest else []
+        axis.text(_MARGIN, height - 0.17, "; ".join(notes), fontsize=8, va="center", color=_GREY)
+
+
+def _place(axis: Axes, picture: Image, x: float, y: float, *, own_range: bool) -> None:
+    low, high = (None, None) if own_range else (0.0, 1.0)
+    box = (x, x + _TILE, y + _TILE, y)
+    axis.imshow(picture, cmap="gray", extent=box, interpolation="nearest", aspect="auto", vmin=low, vmax=high)
+
+
+def _fit(text: str, width: float, letter: float) -> str:
+    """The text's end, where the whole would be wider than `width` inches at about `letter` inches a letter."""
+    room = max(4, int(width / letter))
+    return text if len(text) <= room else "…" + text[-(room - 1) :]

@@ -1,0 +1,254 @@
+"""A contact sheet of a Parquet dataset: random rows and the worst ones, as noisy / denoised / clean.
+
+    shown = preview("denoised.parquet", Path("sheet.png"))
+    print(shown.summary())
+
+The dataset is sampled, not read: see `sampling`. No torch, no Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from denoise_batch import metrics, storage
+from denoise_batch.errors import ColumnError, FlagError, RequestError
+from denoise_batch.figures import Section, Tile, contact_sheet
+from denoise_batch.images import ImageColumn, check_float_range, find_image_column
+from denoise_batch.sampling import Dataset, Sample, open_dataset, sample_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+SEARCHED_ROWS: Final = 20_000
+"""The rows shown come from that many sampled ones, and the worst are the worst of those."""
+MOST_ROWS: Final = 100
+"""Rows of one section; the picture would be unwieldy with more."""
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row on the sheet.
+
+    Attributes:
+        file: its file.
+        row: its number within the file.
+        psnr: of the denoised image (the image itself where none is denoised) against the clean one, in dB, or None.
+        change: root mean square difference of the denoised image from the noisy one, in units of full ink, or None.
+    """
+
+    file: str
+    row: int
+    psnr: float | None
+    change: float | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is on the sheet.
+
+    Attributes:
+        columns: the dataset's columns shown, from left to right.
+        rows: of the whole dataset.
+        searched: rows that were read, to draw from and to find the worst ones among.
+        without_image: those of them that lack an image in one of the columns; they are not shown.
+        worst_by: `psnr`, `change`, or None where there is nothing to rank by or no worst rows were asked for.
+    """
+
+    path: str
+    picture: str
+    columns: tuple[str, ...]
+    rows: int
+    searched: int
+    without_image: int
+    worst_by: str | None
+    random: tuple[ShownRow, ...]
+    worst: tuple[ShownRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; an infinite PSNR is None."""
+        content = asdict(self)
+        for row in (*content["random"], *content["worst"]):
+            if row["psnr"] is not None and not np.isfinite(row["psnr"]):
+                row["psnr"] = None
+        return content
+
+    def summary(self) -> str:
+        """One line or two for a reader."""
+        among = (
+            f"all {self.rows:,} rows"
+            if self.searched == self.rows
+            else f"{self.searched:,} of {self.rows:,} rows, sampled"
+        )
+        text = f"{self.picture}: {len(self.random)} random"
+        if self.worst_by:
+            text += f" and the {len(self.worst)} worst"
+        text += f" of {among}"
+        if self.without_image:
+            text += f"; {self.without_image:,} of them have no image and were left out"
+        return text
+
+
+def preview(
+    path: str,
+    picture: Path,
+    *,
+    column: str | None = None,
+    denoised: str | None = None,
+    clean: str | None = None,
+    count: int = 8,
+    worst: bool = True,
+    searched: int = SEARCHED_ROWS,
+    seed: int = 0,
+) -> Preview:
+    """Draws the sheet.
+
+    Args:
+        path: a Parquet file or dataset.
+        picture: the PNG to write; one that exists is replaced.
+        column: the noisy image column; found if not named.
+        denoised: the denoised one; else `denoised` if there is such an image column, else none.
+        clean: the clean one; else `clean` if there is such an image column, else none.
+        count: rows in each section, 1 to 100.
+        worst: whether to show the worst rows too: those with the lowest PSNR against the clean image, or, where there
+            is none, those which denoising changed the most.
+        searched: rows to read, among which the worst ones are found and the random ones drawn.
+        seed: which rows are sampled and shown.
+
+    Raises:
+        RequestError: the path, a column or a number does not fit, or no row holds images.
+    """
+    if not 1 <= count <= MOST_ROWS:
+        raise FlagError(f"--rows {count} is impossible", hint=f"give a number from 1 to {MOST_ROWS}")
+    dataset = open_dataset(path)
+    columns = _columns(dataset, column, denoised, clean)
+    ranked_by = _ranked_by(columns) if worst else None
+    sample = sample_rows(dataset, list(columns.values()), max(searched, count), seed=seed)
+    whole = np.flatnonzero(np.logical_and.reduce(sample.good))
+    if len(whole) == 0:
+        names = " and ".join(repr(image.name) for image in columns.values())
+        raise RequestError(
+            f"{storage.redact(path)}: none of {len(sample):,} rows read holds images in {names}",
+            hint="look at the data with `denoise-batch inspect`",
+        )
+    scores = _scores(columns, sample, whole)
+    chosen = np.sort(np.random.default_rng(seed).choice(len(whole), min(count, len(whole)), replace=False))
+    among = f"all {dataset.rows:,} rows" if len(sample) == dataset.rows else f"{len(sample):,} sampled rows"
+    sections = [_section(f"random rows of {dataset.rows:,}", dataset, sample, whole[chosen], scores, chosen)]
+    lowest = np.zeros(0, np.int64)
+    if ranked_by:
+        order = scores["psnr"] if ranked_by == "psnr" else -scores["change"]
+        lowest = np.argsort(order, kind="stable")[:count]
+        heading = f"{'lowest PSNR' if ranked_by == 'psnr' else 'changed the most'}, of {among}"
+        sections.append(_section(heading, dataset, sample, whole[lowest], scores, lowest))
+    kinds = tuple(columns)
+    own_range = [kind in ("noisy", "image") for kind in kinds]
+    contact_sheet(picture, sections, columns=kinds, title=storage.redact(path), own_range=own_range)
+    return Preview(
+        storage.redact(path),
+        str(picture),
+        tuple(image.name for image in columns.values()),
+        dataset.rows,
+        len(sample),
+        len(sample) - len(whole),
+        ranked_by,
+        _shown(dataset, sample, whole[chosen], scores, chosen),
+        _shown(dataset, sample, whole[lowest], scores, lowest),
+    )
+
+
+def _columns(dataset: Dataset, column: str | None, denoised: str | None, clean: str | None) -> dict[str, ImageColumn]:
+    """The image columns by what they are on the sheet: noisy, denoised, clean; or `image` where there is but one."""
+    schema, first_rows = dataset.schema, dataset.first_rows
+    others: dict[str, ImageColumn] = {}
+    for kind, name in (("denoised", denoised), ("clean", clean)):
+        if name is None and (kind not in schema.names or kind == column):
+            continue
+        try:
+            others[kind] = find_image_column(schema, name or kind, first_rows)
+        except ColumnError:
+            # A column that only happens to have the name is no mistake of the user's.
+            if name is not None:
+                raise
+    rest = schema
+    for other in others.values():
+        rest = rest.remove(rest.get_field_index(other.name))
+    try:
+        found = {"noisy" if others else "image": find_image_column(rest, column, first_rows), **others}
+    except ColumnError:
+        if not others or column or denoised or clean:
+            raise
+        # Clean digits alone, or denoised ones: the images themselves, beside nothing.
+        found = {"image": find_image_column(schema, None, first_rows)}
+    if first_rows is not None:
+        for image in found.values():
+            check_float_range(first_rows[image.name], image)
+    return found
+
+
+def _ranked_by(columns: dict[str, ImageColumn]) -> str | None:
+    if "clean" in columns:
+        return "psnr"
+    return "change" if "denoised" in columns else None
+
+
+def _scores(
+    columns: dict[str, ImageColumn], sample: Sample, whole: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """`psnr` and `change` of each whole row, where the columns allow it."""
+    pixels = dict(zip(columns, (part[whole] for part in sample.pixels), strict=True))
+    scores: dict[str, npt.NDArray[np.float64]] = {}
+    if "clean" in pixels:
+        result = pixels["denoised"] if "denoised" in pixels else pixels["noisy"]
+        scores["psnr"] = metrics.psnr_from_mse(metrics.mse(pixels["clean"], result))
+    if "denoised" in pixels:
+        scores["change"] = np.sqrt(metrics.mse(pixels["noisy"], pixels["denoised"]))
+    return scores
+
+
+def _section(
+    heading: str,
+    dataset: Dataset,
+    sample: Sample,
+    rows: npt.NDArray[np.int64],
+    scores: dict[str, npt.NDArray[np.float64]],
+    places: npt.NDArray[np.int64],
+) -> Section:
+    """A section of the sheet: `rows` count in the sample, `places` in the scores."""
+    tiles = []
+    for row, place in zip(rows, places, strict=True):
+        pictures = tuple(part[row].reshape(28, 28) for part in sample.pixels)
+        lines = [f"row {sample.row[row]:,}"]
+        if len(dataset.files) > 1:
+            name = PurePath(dataset.files[sample.file[row]]).name.removesuffix(".parquet")
+            lines.append(name if len(name) <= 18 else f"{name[:11]}…{name[-6:]}")
+        if "psnr" in scores:
+            lines.append(f"PSNR {scores['psnr'][place]:.1f} dB")
+        elif "change" in scores:
+            lines.append(f"RMS change {scores['change'][place]:.2f}")
+        lines.append(f"{pictures[0].min():.2f} to {pictures[0].max():.2f}".replace("-", "−"))
+        tiles.append(Tile("\n".join(lines), pictures))
+    return Section(heading, tuple(tiles))
+
+
+def _shown(
+    dataset: Dataset,
+    sample: Sample,
+    rows: npt.NDArray[np.int64],
+    scores: dict[str, npt.NDArray[np.float64]],
+    places: npt.NDArray[np.int64],
+) -> tuple[ShownRow, ...]:
+    return tuple(
+        ShownRow(
+            storage.redact(dataset.files[sample.file[row]]),
+            int(sample.row[row]),
+            float(scores["psnr"][place]) if "psnr" in scores else None,
+            float(scores["change"][place]) if "change" in scores else None,
+        )
+        for row, place in zip(rows, places, strict=True)
+    )

@@ -1,0 +1,127 @@
+"""The evaluation protocol: which noise, from which seeds, and the classical filters' settings. `evaluate` runs it.
+
+Eight conditions: the seed's training mixture; the same noisy images clipped to 8 bits, as scanners write them; and the
+six levels of the seed's first figure. The noise comes from published seeds and is drawn on the CPU in blocks, so that
+image i is degraded alike however many images are taken and whatever runs the models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from denoise_batch import metrics
+from denoise_batch.baselines import GRIDS, Filter, classical_filter
+from denoise_batch.noise import SEED_LEVELS, NoiseRecipe
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+NOISE_SEED: Final = 2019
+"""Seeds the noise of every published table."""
+SETTINGS_SEED: Final = 1936
+"""Seeds the noise under which the filters' settings were chosen."""
+SETTINGS_IMAGES: Final = 1000
+"""The settings were chosen on that many first images of MNIST's training set."""
+
+BLOCK: Final = 500
+"""Images a step. Part of the protocol: each block's noise has a generator of its own."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to degrade the images.
+
+    Attributes:
+        key: its name in tables and JSON.
+        recipe: the ranges its levels are drawn from.
+        stream: which stream of random numbers it uses; two conditions of one stream see the same noise.
+        beyond_training: whether it lies outside the seed's training range, so that models trained there extrapolate.
+    """
+
+    key: str
+    recipe: NoiseRecipe
+    stream: int
+    beyond_training: bool = False
+
+
+def _seed_conditions() -> tuple[Condition, ...]:
+    mixture = NoiseRecipe()
+    levels = (
+        Condition(
+            f"i={i}",
+            NoiseRecipe((sigma, sigma), (half_range, half_range)),
+            stream=1 + i,
+            beyond_training=sigma > mixture.sigma[1] or half_range > mixture.half_range[1],
+        )
+        for i, (sigma, half_range) in enumerate(SEED_LEVELS)
+    )
+    return (Condition("mixture", mixture, 0), Condition("uint8", NoiseRecipe(clipped=1.0), 0), *levels)
+
+
+CONDITIONS: Final = _seed_conditions()
+
+FILTER_SETTINGS: Final[dict[str, dict[Filter, float]]] = {
+    "mixture": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.25, Filter.WIENER: 5},
+    "uint8": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.0, Filter.WIENER: 5},
+    "i=0": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
+    "i=1": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.75, Filter.WIENER: 3},
+    "i=2": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.0, Filter.WIENER: 5},
+    "i=3": {Filter.MEDIAN: 7, Filter.GAUSSIAN: 1.5, Filter.WIENER: 5},
+    "i=4": {Filter.MEDIAN: 9, Filter.GAUSSIAN: 2.5, Filter.WIENER: 7},
+    "i=5": {Filter.MEDIAN: 9, Filter.GAUSSIAN: 3.0, Filter.WIENER: 9},
+}
+"""Side of the window in pixels (median, Wiener) or σ (Gaussian) for each condition: what `choose_filter_settings` gives
+on the first `SETTINGS_IMAGES` images of MNIST's training set."""
+
+
+def degrade_images(
+    clean: npt.NDArray[np.float32], condition: Condition, *, seed: int = NOISE_SEED, block: int = 0
+) -> npt.NDArray[np.float32]:
+    """The noisy images of one block.
+
+    Args:
+        clean: (n, 28, 28) float32, n at most 500: images 500 × `block` and on.
+
+    Returns:
+        (n, 28, 28) float32.
+    """
+    # A full block is drawn even where fewer images are left: image i then gets the same noise whatever comes after it.
+    padded = torch.zeros((BLOCK, *clean.shape[1:]))
+    padded[: len(clean)] = torch.from_numpy(clean)
+    state = np.random.SeedSequence([seed, condition.stream, block]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    noisy, _, _ = condition.recipe.apply(padded, generator)
+    result: npt.NDArray[np.float32] = noisy[: len(clean)].numpy()
+    return result
+
+
+def choose_filter_settings(
+    images: npt.NDArray[np.uint8], *, seed: int = SETTINGS_SEED
+) -> dict[str, dict[Filter, float]]:
+    """For each condition and filter, the setting of `baselines.GRIDS` with the highest pooled PSNR.
+
+    Args:
+        images: (n, 28, 28) uint8, clean; other ones than those evaluated on.
+
+    Returns:
+        settings by condition, as in `FILTER_SETTINGS`.
+    """
+    chosen: dict[str, dict[Filter, float]] = {}
+    for condition in CONDITIONS:
+        errors: dict[tuple[Filter, float], list[npt.NDArray[np.float64]]] = {}
+        for block, start in enumerate(range(0, len(images), BLOCK)):
+            clean = images[start : start + BLOCK].astype(np.float32) / np.float32(255)
+            noisy = degrade_images(clean, condition, seed=seed, block=block)
+            for kind, grid in GRIDS.items():
+                for setting in grid:
+                    error = metrics.mse(clean, classical_filter(kind, noisy, setting))
+                    errors.setdefault((kind, setting), []).append(error)
+        means = {place: float(np.concatenate(parts).mean()) for place, parts in errors.items()}
+        chosen[condition.key] = {
+            kind: min((means[kind, setting], setting) for setting in grid)[1] for kind, grid in GRIDS.items()
+        }
+    return chosen

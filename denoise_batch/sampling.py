@@ -1,0 +1,203 @@
+"""Some rows of a Parquet dataset of any size, without reading all of it. No torch, no Ray.
+
+dataset = open_dataset("in.parquet")
+sample = sample_rows(dataset, [find_image_column(dataset.schema, None, dataset.first_rows)], 20_000, seed=0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from denoise_batch import footers, storage
+from denoise_batch.errors import ParquetError
+from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, to_model_input
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+_POINTS: Final = 32
+"""A sample's rows come from the row groups at that many random points, spread evenly over the dataset."""
+_SKIP_AT_MOST: Final = 32_768
+"""Rows of a row group that are skipped to reach a run: they have to be decoded, slowly in list layouts."""
+_BATCH: Final = 4096
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A Parquet file or dataset whose footers have been read.
+
+    Attributes:
+        path: as it was given.
+        files: paths in input order.
+        footers: of each file.
+        schema: the first file's.
+        first_rows: some first rows of it, where they can be read.
+    """
+
+    path: str
+    files: tuple[str, ...]
+    footers: tuple[footers.Footer, ...]
+    schema: pa.Schema
+    first_rows: pa.Table | None
+
+    @property
+    def rows(self) -> int:
+        return sum(footer.rows for footer in self.footers)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a dataset, in input order.
+
+    Attributes:
+        file: (n,) int64, index of each row's file.
+        row: (n,) int64, each row's number within its file.
+        pixels: one (n, 784) float32 array a column, 0..1 with noise beyond, as the file has it.
+        good: one (n,) bool array a column: whether the row holds an image there.
+    """
+
+    file: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    pixels: tuple[npt.NDArray[np.float32], ...]
+    good: tuple[npt.NDArray[np.bool_], ...]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def open_dataset(path: str) -> Dataset:
+    """Lists a dataset's files and reads their footers.
+
+    Raises:
+        MissingFileError: the path does not exist or holds no Parquet file.
+        ParquetError: a file is not Parquet or is damaged.
+    """
+    files = [file.path for file in storage.list_inputs([path]).files]
+    found: list[footers.Footer] = []
+    for file, footer in zip(files, footers.read_footers(files), strict=True):
+        if isinstance(footer, footers.Unreadable):
+            raise _unreadable(file, footer.reason)
+        found.append(footer)
+    schema = pa.ipc.read_schema(pa.py_buffer(found[0].schema))
+    filled = [(files[i], footer) for i, footer in enumerate(found) if footer.rows]
+    first_rows: pa.Table | None = None
+    if filled:
+        file, footer = filled[0]
+        group = next(g for g, rows in enumerate(footer.row_groups) if rows)
+        names = tuple(dict.fromkeys(schema.names))
+        read = footers.read_samples([(file, group, names)], 64)[0]
+        if isinstance(read, footers.Unreadable):
+            raise _unreadable(file, read.reason)
+        first_rows = read
+    return Dataset(path, tuple(files), tuple(found), schema, first_rows)
+
+
+def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *, seed: int) -> Sample:
+    """About `count` rows from all over the dataset; every row where it has no more than that.
+
+    Runs of neighbouring rows are read, at a random place in each of up to 32 row groups. A run starts within the first
+    32,768 rows of its row group, so some rows of huge row groups cannot be met.
+
+    Args:
+        columns: image columns to decode.
+        count: rows, at least 1.
+        seed: which rows; the same dataset and seed give the same rows.
+
+    Raises:
+        ParquetError: a file's pages are damaged, or it lacks a column.
+    """
+    parts: list[Sample] = []
+    for file, group, skip, take, start in _runs(dataset, count, np.random.default_rng(seed)):
+        for row, batch in _read(dataset.files[file], group, skip, take, columns):
+            decoded = [decode(batch.column(i), column) for i, column in enumerate(columns)]
+            rows = np.arange(start + row, start + row + batch.num_rows)
+            parts.append(
+                Sample(
+                    np.full(len(rows), file),
+                    rows,
+                    tuple(to_model_input(part.pixels, Polarity.LIGHT_ON_DARK) for part in decoded),
+                    tuple(part.bad == 0 for part in decoded),
+                )
+            )
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return Sample(
+            none, none, (np.zeros((0, PIXELS), np.float32),) * len(columns), (np.zeros(0, np.bool_),) * len(columns)
+        )
+    return Sample(
+        np.concatenate([part.file for part in parts]),
+        np.concatenate([part.row for part in parts]),
+        tuple(np.concatenate([part.pixels[i] for part in parts]) for i in range(len(columns))),
+        tuple(np.concatenate([part.good[i] for part in parts]) for i in range(len(columns))),
+    )
+
+
+def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[tuple[int, int, int, int, int]]:
+    """(file, row group, rows skipped in it, rows taken, number in the file of the group's first row) of each run."""
+    groups = [
+        (file, group, rows, sum(footer.row_groups[:group]))
+        for file, footer in enumerate(dataset.footers)
+        for group, rows in enumerate(footer.row_groups)
+        if rows
+    ]
+    if dataset.rows <= count:
+        return [(file, group, 0, rows, start) for file, group, rows, start in groups]
+    ends = np.cumsum([rows for _, _, rows, _ in groups])
+    points = min(_POINTS, count)
+    share = -(-count // points)
+    # One random point in each of the equal stretches: each gives its row group a share of the rows.
+    met = np.searchsorted(ends, (np.arange(points) + generator.random(points)) * (dataset.rows / points), side="right")
+    runs: list[tuple[int, int, int, int, int]] = []
+    for place, times in enumerate(np.bincount(np.minimum(met, len(groups) - 1), minlength=len(groups))):
+        if times:
+            file, group, rows, start = groups[place]
+            take = min(share * int(times), rows)
+            skip = int(generator.integers(0, min(rows - take, _SKIP_AT_MOST) + 1))
+            runs.append((file, group, skip, take, start))
+    return runs
+
+
+def _read(
+    path: str, group: int, skip: int, take: int, columns: Sequence[ImageColumn]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches of rows skip..skip + take of a row group, each with its first row's number in the group."""
+    names = [column.name for column in columns]
+    try:
+        with _open(path) as file:
+            missing = [name for name in names if name not in file.schema_arrow.names]
+            if missing:
+                raise ParquetError(
+                    f"{storage.redact(path)}: there is no column {missing[0]!r}, which other files of it have",
+                    hint="give files of one schema at a time",
+                )
+            row = 0
+            for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group], columns=names, use_threads=False):
+                low, high = max(skip - row, 0), min(skip + take - row, batch.num_rows)
+                if low < high:
+                    yield row + low, batch.select(names).slice(low, high - low)
+                row += batch.num_rows
+                if row >= skip + take:
+                    return
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, str(error).partition("\n")[0]) from error
+
+
+def _open(path: str) -> Any:
+    # Small buffers: a row group may be larger than the memory.
+    if storage.is_uri(path):
+        filesystem, inner = storage.locate(path)
+        return pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 20)
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+
+
+def _unreadable(path: str, reason: str) -> ParquetError:
+    return ParquetError(
+        f"{storage.redact(path)} is not readable as Parquet: {reason}", hint="repair it, or give another file"
+    )

@@ -1,0 +1,169 @@
+"""The protocol run on a few drawn images and on networks that need no training."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from denoise_batch import metrics
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
+from denoise_batch.evaluate import Evaluation, evaluate, format_table, load_clean_images
+from denoise_batch.protocol import CONDITIONS, degrade_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _Clamp(torch.nn.Module):
+    """A denoiser that only clips."""
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        return noisy.clamp(0.0, 1.0)
+
+
+class _ClampBundle:
+    def __init__(self, architecture: str = "clamp", sha256: str = "ab" * 32) -> None:
+        self.architecture = architecture
+        self.sha256 = sha256
+
+    def load(self, device: str = "cpu") -> torch.nn.Module:
+        return _Clamp().to(device)
+
+
+def bundles(*given: Any) -> Any:
+    return list(given) or [_ClampBundle()]
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    drawn = np.zeros((24, 28, 28), np.uint8)
+    for image in drawn:
+        x = generator.integers(5, 20)
+        image[4:24, x : x + 3] = generator.integers(100, 256, (20, 3))
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def evaluation(images: np.ndarray) -> Evaluation:
+    return evaluate(bundles(), images, description="bars")
+
+
+def test_every_condition_has_every_method(evaluation: Evaluation) -> None:
+    assert evaluation.methods == ["noisy", "median", "gaussian", "wiener", "clamp"]
+    assert len(evaluation.rows) == len(CONDITIONS) * 5
+    assert evaluation.row("i=1", "median").setting == 3
+    assert evaluation.row("i=1", "clamp").setting is None
+
+
+def test_scores_are_those_of_the_metrics(evaluation: Evaluation, images: np.ndarray) -> None:
+    clean = images.astype(np.float32) / np.float32(255)
+    noisy = degrade_images(clean, CONDITIONS[0])
+    scores = evaluation.row("mixture", "noisy").scores
+    assert scores.pooled_psnr == pytest.approx(metrics.pooled_psnr(clean, noisy), abs=1e-9)
+    assert scores.mean_psnr == pytest.approx(metrics.mean_psnr(clean, noisy), abs=1e-9)
+    assert scores.ssim == pytest.approx(metrics.ssim(clean, noisy).mean(), abs=1e-9)
+    excess = metrics.excess_cross_entropy(clean, noisy).mean()
+    assert scores.excess_cross_entropy == pytest.approx(excess, abs=1e-9)
+    clipped = metrics.pooled_psnr(clean, noisy.clip(0, 1))
+    assert evaluation.row("mixture", "clamp").scores.pooled_psnr == pytest.approx(clipped, abs=1e-6)
+
+
+def test_two_runs_print_the_same_table(evaluation: Evaluation, images: np.ndarray) -> None:
+    again = evaluate(bundles(), images, description="bars")
+    assert format_table(again) == format_table(evaluation)
+    assert again.row("mixture", "clamp").scores == evaluation.row("mixture", "clamp").scores
+
+
+def test_another_seed_prints_another(evaluation: Evaluation, images: np.ndarray) -> None:
+    assert evaluate(bundles(), images, description="bars", seed=1).rows != evaluation.rows
+
+
+def test_json_is_strict_and_infinity_is_null(evaluation: Evaluation) -> None:
+    assert evaluation.row("i=0", "noisy").scores.pooled_psnr == math.inf
+    content = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    level0 = next(condition for condition in content["conditions"] if condition["condition"] == "i=0")
+    assert level0["methods"][0]["pooled_psnr"] is None
+    assert content["models"] == [{"method": "clamp", "architecture": "clamp", "sha256": "ab" * 32}]
+
+
+def test_the_table_is_aligned_and_says_what_is_extrapolated(evaluation: Evaluation) -> None:
+    text = format_table(evaluation)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "i=4*" in text
+    assert "beyond the seed's training range" in text
+    assert "24 images: bars; noise seed 2019" in lines[0]
+    rows = [line for line in lines if line.startswith(("noisy input", "clamp", "Median"))]
+    assert len({len(line) for line in rows}) == 1
+
+
+def test_models_of_one_architecture_are_told_apart_by_their_hash(images: np.ndarray) -> None:
+    pair = bundles(_ClampBundle(sha256="a" * 64), _ClampBundle(sha256="b" * 64))
+    assert evaluate(pair, images[:2]).methods[-2:] == ["clamp aaaaaaaa", "clamp bbbbbbbb"]
+    with pytest.raises(FlagError, match="given twice"):
+        evaluate(bundles(_ClampBundle(), _ClampBundle()), images[:2])
+
+
+def test_progress_ends_at_one(images: np.ndarray) -> None:
+    told: list[tuple[str, float]] = []
+    evaluate([], images[:2], progress=lambda text, share: told.append((text, share)))
+    assert told[-1][1] == 1.0
+    assert "2 of 2 images" in told[-1][0]
+
+
+def test_no_images_is_refused() -> None:
+    with pytest.raises(RequestError, match="no images"):
+        evaluate([], np.zeros((0, 28, 28), np.uint8))
+
+
+def _write(path: Path, **columns: np.ndarray) -> str:
+    arrays = {name: pa.array([row.tobytes() for row in value], pa.binary(784)) for name, value in columns.items()}
+    pq.write_table(pa.table(arrays), path)
+    return str(path)
+
+
+def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndarray) -> None:
+    path = _write(tmp_path / "a.parquet", image=255 - images, clean=images)
+    loaded, description = load_clean_images(path)
+    np.testing.assert_array_equal(loaded, images)
+    assert description == f"column 'clean' of {path}"
+    named, _ = load_clean_images(path, "image", limit=5)
+    assert named.shape == (5, 28, 28)
+    # Dark ink on white paper is turned round.
+    assert named[:, 0].max() == 0
+
+
+def test_float_images_are_rounded_to_8_bits(tmp_path: Path, images: np.ndarray) -> None:
+    values = (images.reshape(-1, 784) / 255).astype(np.float32)
+    pq.write_table(pa.table({"image": pa.array(list(values), pa.list_(pa.float32()))}), tmp_path / "a.parquet")
+    loaded, _ = load_clean_images(str(tmp_path / "a.parquet"))
+    np.testing.assert_array_equal(loaded, images)
+
+
+def test_requests_that_cannot_be_met(tmp_path: Path, images: np.ndarray) -> None:
+    with pytest.raises(MissingFileError):
+        load_clean_images(str(tmp_path / "none.parquet"))
+    path = _write(tmp_path / "a.parquet", image=images)
+    with pytest.raises(ColumnError, match="'pixels'"):
+        load_clean_images(path, "pixels")
+    with pytest.raises(FlagError, match="--limit 0"):
+        load_clean_images(path, limit=0)
+    with pytest.raises(RequestError, match="no row holds an image"):
+        load_clean_images(_write(tmp_path / "b.parquet", image=images[:0]))
+
+
+def test_a_large_dataset_is_sampled(tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    from denoise_batch import evaluate as module
+
+    monkeypatch.setattr(module, "_DATASET_IMAGES", 5)
+    loaded, description = load_clean_images(_write(tmp_path / "a.parquet", image=images))
+    assert len(loaded) == 5
+    assert description.endswith(", a sample")

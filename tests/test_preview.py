@@ -1,0 +1,137 @@
+"""Contact sheets of Parquet datasets: which columns, which rows, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
+from denoise_batch.preview import preview
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COUNT = 40
+
+
+def _binary(images: np.ndarray) -> pa.Array:
+    return pa.array([row.tobytes() for row in images], pa.binary(784))
+
+
+@pytest.fixture(scope="module")
+def columns() -> dict[str, pa.Array]:
+    """Row i's denoised image is off by more the greater i is; row i's noise is smaller the greater i is."""
+    clean = np.zeros((COUNT, 784), np.uint8)
+    clean[:, 300:400] = 255
+    wrong = clean.copy()
+    noise = np.zeros((COUNT, 784), np.float32)
+    for i in range(COUNT):
+        wrong[i, :i] = 100
+        noise[i] = (COUNT - i) / 10
+    noisy = clean.astype(np.float32) / 255 + noise
+    lists = pa.array(list(noisy), pa.list_(pa.float32(), 784))
+    return {"image": lists, "denoised": _binary(wrong), "clean": _binary(clean)}
+
+
+def _write(path: Path, columns: dict[str, pa.Array]) -> str:
+    pq.write_table(pa.table(columns), path, row_group_size=16)
+    return str(path)
+
+
+def test_worst_rows_are_those_of_the_lowest_psnr(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    shown = preview(_write(tmp_path / "a.parquet", columns), tmp_path / "a.png", count=3)
+    assert shown.columns == ("image", "denoised", "clean")
+    assert [row.row for row in shown.worst] == [39, 38, 37]
+    assert shown.worst_by == "psnr"
+    expected = -10 * np.log10((100 / 255) ** 2 * 39 / 784)
+    assert shown.worst[0].psnr == pytest.approx(expected, abs=1e-4)
+    assert shown.summary().endswith("a.png: 3 random and the 3 worst of all 40 rows")
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+
+
+def test_without_clean_images_worst_means_changed_the_most(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    few = {name: columns[name] for name in ("image", "denoised")}
+    shown = preview(_write(tmp_path / "a.parquet", few), tmp_path / "a.png", count=2)
+    assert shown.worst_by == "change"
+    assert [row.row for row in shown.worst] == [0, 1]
+    assert shown.worst[0].psnr is None
+    assert shown.worst[0].change == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("name", ["image", "clean", "denoised", "scan"])
+def test_images_alone_are_shown_alone(tmp_path: Path, columns: dict[str, pa.Array], name: str) -> None:
+    path = _write(tmp_path / "a.parquet", {name: columns["clean"]})
+    shown = preview(path, tmp_path / "a.png", count=5)
+    assert (shown.columns, shown.worst_by, shown.worst) == ((name,), None, ())
+    assert len(shown.random) == 5
+
+
+def test_columns_can_be_named(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    path = _write(tmp_path / "a.parquet", {"x": columns["image"], "y": columns["denoised"], "z": columns["clean"]})
+    shown = preview(path, tmp_path / "a.png", column="x", denoised="y", clean="z", count=2)
+    assert shown.columns == ("x", "y", "z")
+    with pytest.raises(ColumnError, match="'nothing'"):
+        preview(path, tmp_path / "a.png", column="x", denoised="nothing")
+
+
+def test_a_denoised_column_that_holds_no_images_is_left_alone(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    path = _write(tmp_path / "a.parquet", {"image": columns["image"], "denoised": pa.array(range(COUNT))})
+    assert preview(path, tmp_path / "a.png").columns == ("image",)
+
+
+def test_rows_without_an_image_are_left_out_and_counted(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    holed = pa.array([None if i in (3, 39) else value for i, value in enumerate(columns["denoised"].to_pylist())],
+                     pa.binary(784))  # fmt: skip
+    shown = preview(_write(tmp_path / "a.parquet", {**columns, "denoised": holed}), tmp_path / "a.png", count=38)
+    assert shown.without_image == 2
+    assert {3, 39}.isdisjoint(row.row for row in (*shown.random, *shown.worst))
+    assert "2 of them have no image" in shown.summary()
+
+
+def test_a_dataset_of_files_names_each_rows_file(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    table = pa.table(columns)
+    (tmp_path / "set").mkdir()
+    for part in range(2):
+        pq.write_table(table.slice(20 * part, 20), tmp_path / "set" / f"part-{part}.parquet")
+    shown = preview(str(tmp_path / "set"), tmp_path / "a.png", count=1)
+    assert (shown.worst[0].file.rpartition("/")[2], shown.worst[0].row) == ("part-1.parquet", 19)
+
+
+def test_a_seed_chooses_the_rows_and_a_picture_repeats(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    path = _write(tmp_path / "a.parquet", columns)
+    first = preview(path, tmp_path / "a.png", count=4, worst=False)
+    assert preview(path, tmp_path / "b.png", count=4, worst=False).random == first.random
+    assert preview(path, tmp_path / "c.png", count=4, worst=False, seed=1).random != first.random
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert first.worst == ()
+
+
+def test_a_large_dataset_is_searched_in_part_and_says_so(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    shown = preview(_write(tmp_path / "a.parquet", columns), tmp_path / "a.png", count=2, searched=10)
+    assert shown.searched < COUNT
+    assert f"of {shown.searched} of 40 rows, sampled" in shown.summary()
+
+
+def test_exact_copies_have_no_psnr_in_json(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    path = _write(tmp_path / "a.parquet", {**columns, "denoised": columns["clean"]})
+    content = json.loads(json.dumps(preview(path, tmp_path / "a.png", count=1).to_json(), allow_nan=False))
+    assert content["worst"][0]["psnr"] is None
+
+
+def test_requests_that_cannot_be_met(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    path = _write(tmp_path / "a.parquet", columns)
+    for count in (0, 101):
+        with pytest.raises(FlagError, match=f"--rows {count}"):
+            preview(path, tmp_path / "a.png", count=count)
+    with pytest.raises(MissingFileError):
+        preview(str(tmp_path / "none"), tmp_path / "a.png")
+    with pytest.raises(RequestError, match="none of 0 rows"):
+        preview(_write(tmp_path / "b.parquet", {"image": columns["image"][:0]}), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()

@@ -1,0 +1,101 @@
+"""Samples: every row of a small dataset, rows from everywhere of a large one, never a row twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch.errors import MissingFileError, ParquetError
+from denoise_batch.images import find_image_column
+from denoise_batch.sampling import Dataset, Sample, open_dataset, sample_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _numbered(start: int, count: int) -> pa.Table:
+    """Images whose first four pixels spell the row's number."""
+    pixels = np.zeros((count, 784), np.uint8)
+    pixels[:, :4] = np.arange(start, start + count, dtype=">u4").view(np.uint8).reshape(-1, 4)
+    return pa.table(
+        {"id": pa.array(range(count)), "image": pa.array([row.tobytes() for row in pixels], pa.binary(784))}
+    )
+
+
+def _numbers(sample: Sample) -> np.ndarray:
+    return np.rint(sample.pixels[0][:, :4] * 255).astype(np.uint8).view(">u4").ravel()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of 3,000, 0 and 5,000 rows in row groups of 700."""
+    path = tmp_path_factory.mktemp("dataset")
+    for index, (start, count) in enumerate(((0, 3000), (3000, 0), (3000, 5000))):
+        pq.write_table(_numbered(start, count), path / f"part-{index}.parquet", row_group_size=700)
+    return path
+
+
+def _sample(dataset: Dataset, count: int, seed: int = 0) -> Sample:
+    return sample_rows(dataset, [find_image_column(dataset.schema, None, dataset.first_rows)], count, seed=seed)
+
+
+def test_a_small_dataset_is_read_whole_and_in_order(folder: Path) -> None:
+    dataset = open_dataset(str(folder))
+    assert dataset.rows == 8000
+    sample = _sample(dataset, 8000)
+    np.testing.assert_array_equal(_numbers(sample), np.arange(8000))
+    np.testing.assert_array_equal(sample.row[3000:], np.arange(5000))
+    assert set(sample.file) == {0, 2}
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 1000, 7999])
+def test_a_sample_has_about_the_rows_asked_for_and_none_twice(folder: Path, count: int) -> None:
+    sample = _sample(open_dataset(str(folder)), count)
+    numbers = _numbers(sample)
+    assert len(np.unique(numbers)) == len(numbers)
+    assert count * 0.5 <= len(numbers) <= count + 32
+    np.testing.assert_array_equal(numbers, np.where(sample.file == 2, 3000, 0) + sample.row)
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_gives_others(folder: Path) -> None:
+    dataset = open_dataset(str(folder))
+    np.testing.assert_array_equal(_numbers(_sample(dataset, 100)), _numbers(_sample(dataset, 100)))
+    assert not np.array_equal(_numbers(_sample(dataset, 100)), _numbers(_sample(dataset, 100, seed=1)))
+
+
+def test_samples_come_from_all_over(folder: Path) -> None:
+    numbers = _numbers(_sample(open_dataset(str(folder)), 320))
+    assert len(set(numbers // 700)) >= 10
+
+
+def test_rows_without_an_image_are_marked(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([bytes(784), None, bytes(784)], pa.binary(784))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    sample = _sample(open_dataset(str(tmp_path / "a.parquet")), 10)
+    assert sample.good[0].tolist() == [True, False, True]
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    pq.write_table(_numbered(0, 0), tmp_path / "a.parquet")
+    sample = _sample(open_dataset(str(tmp_path / "a.parquet")), 10)
+    assert len(sample) == 0
+    assert sample.pixels[0].shape == (0, 784)
+
+
+def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"nonsense")
+    with pytest.raises(ParquetError, match=r"a\.parquet is not readable"):
+        open_dataset(str(tmp_path / "a.parquet"))
+    with pytest.raises(MissingFileError):
+        open_dataset(str(tmp_path / "none.parquet"))
+
+
+def test_a_file_that_lacks_the_column_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes((folder / "part-0.parquet").read_bytes())
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ParquetError, match=r"b\.parquet: there is no column 'image'"):
+        _sample(open_dataset(str(tmp_path)), 10_000)
