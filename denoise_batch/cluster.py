@@ -64,6 +64,7 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
     local = address == "local"
     quiet: dict[str, Any] = {} if verbose else {"logging_level": "ERROR", "log_to_driver": False}
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
+    before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     try:
         with _muted(not verbose):
             ray.init(address=address, **quiet, **here)
@@ -73,7 +74,7 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
             hint="check --address and RAY_ADDRESS, and that the cluster runs the same Ray version",
         ) from error
     try:
-        with _ray_messages_off_stdout(verbose), _terminated_by_sigterm():
+        with _ray_messages_off_stdout(verbose), _terminated_by_sigterm(before):
             yield ray.cluster_resources()
     finally:
         ray.shutdown()
@@ -117,17 +118,31 @@ def _ray_messages_off_stdout(verbose: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminated_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated in the main thread. `ray.init` installs a handler of its own: this comes after it."""
+def _terminated_by_sigterm(before: Any) -> Iterator[None]:
+    """SIGTERM raises Terminated in the main thread. `ray.init` installs a handler of its own: this comes after it.
+
+    Args:
+        before: the handler to leave behind.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def terminate(_signal: int, _frame: object) -> None:
-        raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here")
+    terminated = False
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    def terminate(_signal: int, _frame: object) -> None:
+        nonlocal terminated
+        terminated = True
+        # Ray's calls look for signals while they wait, but let no other exception through than this one.
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except (KeyboardInterrupt, Exception) as error:
+        if not terminated:
+            raise
+        # Whatever Ray made of the interruption.
+        raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     finally:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -108,11 +108,13 @@ class NoiseRecipe:
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images, 0..1, that are clipped to 0..1 and rounded to 8 bits after the noise, as a
             file of uint8 pixels holds them.
+        noiseless: share of the images that are blurred only.
     """
 
     sigma: tuple[float, float] = (0.0, 2.0)
     half_range: tuple[float, float] = (0.01, 1.5)
     clipped: float = 0.0
+    noiseless: float = 0.0
 
     def __post_init__(self) -> None:
         for flag, (low, high) in (("--sigma", self.sigma), ("--noise", self.half_range)):
@@ -133,6 +135,10 @@ class NoiseRecipe:
         uniform = torch.rand((2, count), generator=generator, device=device, dtype=torch.float32)
         sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniform[0]
         half_range = self.half_range[0] + (self.half_range[1] - self.half_range[0]) * uniform[1]
+        # What a recipe has no use for is not drawn: the noise of evaluations follows from the order of the draws.
+        if self.noiseless > 0.0:
+            spared = torch.rand(count, generator=generator, device=device) < self.noiseless
+            half_range = torch.where(spared, torch.zeros_like(half_range), half_range)
         return sigma, half_range
 
     def apply(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,4 +162,5 @@ class NoiseRecipe:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> NoiseRecipe:
-        return cls(tuple(fields["sigma"]), tuple(fields["half_range"]), float(fields.get("clipped", 0.0)))
+        shares = (float(fields.get(name, 0.0)) for name in ("clipped", "noiseless"))
+        return cls(tuple(fields["sigma"]), tuple(fields["half_range"]), *shares)

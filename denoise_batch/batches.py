@@ -1,0 +1,276 @@
+"""Global batches, shared by any number of workers.
+
+Every worker walks through the same sequence of global batches and takes its share of each, so that a step's gradient
+is the same for any number of workers, dividing the batch or not. The noise of a whole global batch is drawn by every
+worker from a generator that the step seeds; each worker applies its share.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from denoise_batch.errors import ParquetError
+from denoise_batch.noise import SIDE, NoiseRecipe, blur, clip_to_uint8
+from denoise_batch.training_data import Piece, cut, read_rows, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from denoise_batch.training_data import ParquetImages
+
+_ORDER, _NOISE, _COPIES, _BUFFER = range(4)  # what a seed is for, so that no two streams of numbers are the same
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed of 63 bits from several numbers, each different choice giving an unrelated stream."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def share(total: int, rank: int, workers: int) -> slice:
+    """The rows of a global batch of `total` that are worker `rank`'s: shares differ by one at most."""
+    return slice(total * rank // workers, total * (rank + 1) // workers)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a global batch.
+
+    Attributes:
+        clean: (n, 28, 28) float32 in 0..1, on the device.
+        noisy: the same images noised, not clipped, or None where noise is to be drawn.
+        rows: which rows of the global batch these are; n = rows.stop - rows.start, which may be 0.
+        total: images in the global batch.
+    """
+
+    clean: Tensor
+    noisy: Tensor | None
+    rows: slice
+    total: int
+
+
+class Batches(Protocol):
+    """A training set.
+
+    Attributes:
+        images: in an epoch, over all workers.
+    """
+
+    images: int
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This worker's share of each global batch of an epoch, in the epoch's own random order."""
+        ...
+
+
+def draw_noise(recipe: NoiseRecipe, batch: Batch, seed: int, step: int) -> Tensor:
+    """Noises a worker's share of a global batch.
+
+    Image i of step t gets the same noise from any number of workers: drawing costs little, so every worker draws for
+    the whole batch, and blurs its share alone.
+
+    Returns:
+        (n, 28, 28) float32, not clipped but for the recipe's share of clipped images.
+    """
+    device = batch.clean.device
+    generator = torch.Generator(device).manual_seed(seed_of(seed, _NOISE, step))
+    sigma, half_range = recipe.draw_levels(batch.total, generator, device)
+    uniform = torch.rand((batch.total, SIDE, SIDE), generator=generator, device=device)[batch.rows]
+    noisy = blur(batch.clean, sigma[batch.rows]) + (2.0 * uniform - 1.0) * half_range[batch.rows, None, None]
+    if recipe.clipped > 0.0:
+        chosen = torch.rand(batch.total, generator=generator, device=device)[batch.rows] < recipe.clipped
+        noisy = torch.where(chosen[:, None, None], clip_to_uint8(noisy), noisy)
+    return noisy
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 0..255 → float32 0..1; float32 stays."""
+    return images.to(torch.float32) / 255.0 if images.dtype == torch.uint8 else images
+
+
+class ResidentBatches:
+    """A training set that is wholly on the device.
+
+    Args:
+        clean: (n, 28, 28) uint8 or float32, on the device.
+        noisy: (k n, 28, 28) uint8 or float32, k noisy copies of the clean images one after the other; or None.
+        batch: images of a global batch.
+        seed: of the order.
+        rank, workers: which share is this worker's.
+    """
+
+    def __init__(self, clean: Tensor, noisy: Tensor | None, *, batch: int, seed: int, rank: int, workers: int) -> None:
+        self._clean, self._noisy, self._batch, self._seed = clean, noisy, batch, seed
+        self._rank, self._workers = rank, workers
+        self.images = len(clean) if noisy is None else len(noisy)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed_of(self._seed, _ORDER, epoch))
+        # The order is drawn on the CPU, where every worker and every device gets the same.
+        order = torch.randperm(self.images, generator=generator).to(self._clean.device)
+        for start in range(0, self.images, self._batch):
+            chosen = order[start : start + self._batch]
+            rows = share(len(chosen), self._rank, self._workers)
+            mine = chosen[rows]
+            clean = to_unit(self._clean[mine % len(self._clean)])
+            yield Batch(clean, None if self._noisy is None else to_unit(self._noisy[mine]), rows, len(chosen))
+
+
+def noised_copies(recipe: NoiseRecipe, clean: Tensor, copies: int, seed: int) -> Tensor:
+    """Noises copies of all images once, as the seed's recipe does before its training.
+
+    Args:
+        clean: (n, 28, 28) uint8 or float32.
+
+    Returns:
+        (copies × n, 28, 28) float32 on clean's device: 3,136 bytes an image.
+    """
+    generator = torch.Generator(clean.device).manual_seed(seed_of(seed, _COPIES))
+    noisy = torch.empty((copies * len(clean), SIDE, SIDE), device=clean.device)
+    for start in range(0, len(noisy), 4096):
+        stop = min(start + 4096, len(noisy))
+        index = torch.arange(start, stop, device=clean.device) % len(clean)
+        noisy[start:stop] = recipe.apply(to_unit(clean[index]), generator)[0]
+    return noisy
+
+
+class StreamedBatches:
+    """A training set that is read from Parquet at every epoch, because it does not fit into memory.
+
+    The row groups are put into a random order, the same on all workers, and laid end to end; each worker reads one
+    stretch of them, so that no two read the same rows, and mixes them in a buffer.
+
+    Args:
+        images: the dataset.
+        pieces: its training rows.
+        device: where batches go.
+        batch, seed, rank, workers: as in `ResidentBatches`.
+        buffer_bytes: of the buffer in which rows are mixed.
+    """
+
+    def __init__(
+        self,
+        images: ParquetImages,
+        pieces: Sequence[Piece],
+        device: torch.device,
+        *,
+        batch: int,
+        seed: int,
+        rank: int,
+        workers: int,
+        buffer_bytes: int,
+    ) -> None:
+        self._parquet, self._pieces, self._device = images, tuple(pieces), device
+        self._batch, self._seed, self._rank, self._workers = batch, seed, rank, workers
+        self._buffer_rows = max(1024, buffer_bytes // images.bytes_per_row)
+        self.images = rows_of(pieces)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        shares = [self._rows_of_rank(rank) for rank in range(self._workers)]
+        start = sum(shares[: self._rank])
+        order = np.random.default_rng(seed_of(self._seed, _ORDER, epoch)).permutation(len(self._pieces))
+        mine = cut([self._pieces[index] for index in order], start, start + shares[self._rank])
+        generator = np.random.default_rng(seed_of(self._seed, _BUFFER, epoch, self._rank))
+        rows = _Rows(ahead(mix(read_rows(self._parquet, mine), self._buffer_rows, shares[self._rank], generator)))
+        for position in range(0, self.images, self._batch):
+            total = min(self._batch, self.images - position)
+            part = share(total, self._rank, self._workers)
+            clean, noisy = rows.take(part.stop - part.start)
+            yield Batch(self._place(clean), None if noisy is None else self._place(noisy), part, total)
+
+    def _rows_of_rank(self, rank: int) -> int:
+        full, rest = divmod(self.images, self._batch)
+        whole, last = share(self._batch, rank, self._workers), share(rest, rank, self._workers)
+        rows: int = full * (whole.stop - whole.start) + last.stop - last.start
+        return rows
+
+    def _place(self, rows: NDArray[Any]) -> Tensor:
+        return to_unit(torch.from_numpy(rows).to(self._device))
+
+
+Chunk = tuple["NDArray[Any]", "NDArray[Any] | None"]
+
+
+def mix(chunks: Iterator[Chunk], capacity: int, rows: int, generator: np.random.Generator) -> Iterator[Chunk]:
+    """Mixes rows in a buffer of `capacity`: each chunk that comes in puts as many random rows of the buffer out.
+
+    Args:
+        chunks: what is read.
+        rows: how many rows to give. Where bad rows were left out, others of the buffer take their place.
+
+    Raises:
+        ParquetError: no row came in, but `rows` is not 0.
+    """
+    buffer: list[NDArray[Any]] = []
+    held = given = 0
+    for clean, noisy in chunks:
+        parts = [clean] if noisy is None else [clean, noisy]
+        if not buffer:
+            buffer = [np.empty((capacity, *part.shape[1:]), part.dtype) for part in parts]
+        filling = min(capacity - held, len(clean))
+        for store, part in zip(buffer, parts, strict=True):
+            store[held : held + filling] = part[:filling]
+        held += filling
+        for begin in range(filling, len(clean), capacity):
+            entering = [part[begin : begin + capacity] for part in parts]
+            slots = generator.choice(capacity, len(entering[0]), replace=False)
+            leaving = [store[slots] for store in buffer]
+            for store, part in zip(buffer, entering, strict=True):
+                store[slots] = part
+            given += len(slots)
+            yield _chunk(leaving)
+    missing = rows - given
+    if missing > 0 and not held:
+        raise ParquetError(
+            f"none of {rows} rows that a worker reads holds a usable image",
+            hint="`denoise-batch inspect` shows what the column holds",
+        )
+    order = generator.permutation(held)
+    if missing > held:
+        order = np.concatenate([order, generator.choice(held, missing - held)])
+    for begin in range(0, missing, 4096):
+        chosen = order[begin : min(begin + 4096, missing)]
+        yield _chunk([store[chosen] for store in buffer])
+
+
+def ahead(chunks: Iterator[Chunk], depth: int = 4) -> Iterator[Chunk]:
+    """The same chunks, `depth` of them made beforehand by a thread, so that training does not wait for reading."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-digits") as reader:
+        pending = deque(reader.submit(next, chunks, None) for _ in range(depth))
+        while (chunk := pending.popleft().result()) is not None:
+            pending.append(reader.submit(next, chunks, None))
+            yield chunk
+
+
+def _chunk(parts: list[NDArray[Any]]) -> Chunk:
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+class _Rows:
+    """Chunks of any size, taken as so many rows at a time."""
+
+    def __init__(self, chunks: Iterator[Chunk]) -> None:
+        self._chunks = chunks
+        self._clean = np.empty((0, SIDE, SIDE), np.uint8)
+        self._noisy: NDArray[Any] | None = None
+
+    def take(self, count: int) -> Chunk:
+        while len(self._clean) < count:
+            clean, noisy = next(self._chunks)
+            empty = not len(self._clean)
+            self._clean = clean if empty else np.concatenate([self._clean, clean])
+            if noisy is not None:
+                self._noisy = noisy if empty or self._noisy is None else np.concatenate([self._noisy, noisy])
+        clean, self._clean = self._clean[:count], self._clean[count:]
+        if self._noisy is None:
+            return clean, None
+        noisy, self._noisy = self._noisy[:count], self._noisy[count:]
+        return clean, noisy

@@ -1,0 +1,415 @@
+"""Model folders: written whole or not at all, and read with suspicion.
+
+    model.safetensors   the weights, and nothing that could be run
+    model.json          what they are: network, pixel convention, noise, training, metrics, versions, SHA-256
+    history.csv         a row for each epoch of the training
+    curves.png          the same as a picture
+    README.md           the model card
+    tensorboard/        the training's curves for TensorBoard
+
+`read_bundle` checks all that can be checked without torch: the format's version, the weights' SHA-256, and that the
+header of model.safetensors says what model.json says. `Bundle.load` makes the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from denoise_batch import storage
+from denoise_batch.errors import ModelError, OutputError
+from denoise_batch.history import EpochRow, draw_curves, history_csv
+from denoise_batch.model_card import model_card
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from denoise_batch.models.network import DenoisingNetwork
+
+FORMAT = "denoise-batch model"
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FILE = "model.json"
+DEFAULT_FOLDER = Path("denoise-model")
+"""Where `train` puts its model, and where other commands look first."""
+
+SHIPPED_FOLDER = Path(__file__).parent / "pretrained" / "bounds-unet"
+"""The model inside the package."""
+
+PIXELS = {"shape": [28, 28], "dtype": "float32", "background": 0.0, "ink": 1.0, "input_clipped": False}
+"""What goes into the network: floats, light on dark, noise beyond 0..1 kept. What comes out lies in 0..1."""
+
+T = TypeVar("T")
+
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_MAX_JSON = 16 << 20
+_MAX_WEIGHTS = 4 << 30
+_RETRAIN = "train it again, copy it again, or name another model with --model"
+
+
+@dataclass(frozen=True)
+class BundleCard:
+    """What a model folder says about its weights.
+
+    Attributes:
+        architecture, parameters: as `models.build` takes them.
+        noise: what the model was trained against.
+        recipe: the training's recipe.
+        command: the command line that trained it.
+        data: what tells its training data from other data.
+        metrics: numbers by name.
+        history: the epochs.
+    """
+
+    architecture: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    noise: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: tuple[EpochRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model folder that has been read and checked.
+
+    Attributes:
+        folder: where it is.
+        architecture, parameters: of the network.
+        sha256: of the weights' file, in hexadecimal.
+        tensors: name → (number type as safetensors spells it, shape).
+        noise, metrics: as in `BundleCard`.
+        model: the whole of model.json.
+    """
+
+    folder: Path
+    architecture: str
+    parameters: dict[str, Any]
+    sha256: str
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    noise: dict[str, Any]
+    metrics: dict[str, Any]
+    model: dict[str, Any]
+
+    def load(self, device: str = "cpu") -> DenoisingNetwork:
+        """Makes the network and fills in the weights.
+
+        Returns:
+            The network on the device, in eval mode, without gradients.
+
+        Raises:
+            ModelError: the weights have changed since the folder was read, or do not fit the network.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from denoise_batch import models
+
+        # The same bytes are checked and used: a file exchanged since the folder was read is found out.
+        content = _read(self.folder / WEIGHTS_FILE, _MAX_WEIGHTS)
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ModelError(f"{self.folder / WEIGHTS_FILE} has changed while it was used", hint=_RETRAIN)
+        with torch.device("meta"):  # shapes alone: no memory, whatever sizes model.json asks for
+            expected = {name: tuple(value.shape) for name, value in self._build(models).state_dict().items()}
+        found = {name: shape for name, (_, shape) in self.tensors.items()}
+        if found != expected:
+            name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
+            raise ModelError(
+                f"{self.folder}: network {self.architecture!r} has {name!r} as {expected.get(name, 'nothing')}, "
+                f"the weights have it as {found.get(name, 'nothing')}",
+                hint=_RETRAIN,
+            )
+        network = self._build(models)
+        try:
+            network.load_state_dict(load(content), strict=True)
+        except (SafetensorError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{self.folder / WEIGHTS_FILE} cannot be loaded: {reason}", hint=_RETRAIN) from error
+        if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+            raise ModelError(f"{self.folder / WEIGHTS_FILE} holds weights that are not finite", hint=_RETRAIN)
+        network.requires_grad_(False)
+        return network.to(device).eval()
+
+    def _build(self, models: Any) -> DenoisingNetwork:
+        try:
+            network: DenoisingNetwork = models.build(self.architecture, self.parameters)
+        except ModelError as error:
+            raise ModelError(f"{self.folder / MODEL_FILE}: {error.message}", hint=_RETRAIN) from error
+        except (RuntimeError, MemoryError, OverflowError, AttributeError) as error:
+            raise ModelError(
+                f"{self.folder / MODEL_FILE}: network {self.architecture!r} cannot be made from {self.parameters}",
+                hint=_RETRAIN,
+            ) from error
+        return network
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_bundle(
+    folder: Path, network: nn.Module, card: BundleCard, *, overwrite: bool = False, tensorboard: Path | None = None
+) -> None:
+    """Writes a model folder: all of it in a hidden folder beside it, then one rename.
+
+    Args:
+        folder: the folder to make.
+        network: the weights.
+        card: what is said about them.
+        overwrite: replace an existing folder; a reader sees the old one or the new one.
+        tensorboard: a folder of TensorBoard files to put in.
+
+    Raises:
+        OutputError: it exists and `overwrite` is off, or cannot be written.
+    """
+    from safetensors.torch import save
+
+    folder = folder.absolute()
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    content = save(weights)
+    tensors = _read_header(content, folder / WEIGHTS_FILE)
+    model = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "architecture": card.architecture,
+        "parameters": card.parameters,
+        "pixels": PIXELS,
+        "weights": {
+            "file": WEIGHTS_FILE,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "tensors": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()},
+        },
+        "noise": card.noise,
+        "recipe": card.recipe,
+        "command": card.command,
+        "data": card.data,
+        "metrics": card.metrics,
+        "versions": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        built = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}", hint="give another --out") from error
+    try:
+        built.chmod(0o777 & ~_umask())
+        storage.write_file(built / WEIGHTS_FILE, content)
+        storage.write_file(built / MODEL_FILE, (json.dumps(model, indent=1, allow_nan=False) + "\n").encode())
+        storage.write_file(built / "history.csv", history_csv(card.history).encode())
+        if card.history:
+            title = f"{card.architecture} · {card.data.get('source', '')}"
+            draw_curves(card.history, built / "curves.png", title=title)
+        storage.write_file(built / "README.md", model_card(model, card.history).encode())
+        if tensorboard is not None and tensorboard.is_dir():
+            shutil.copytree(tensorboard, built / "tensorboard")
+        read_bundle(built)
+        storage.publish(built, folder, overwrite=overwrite)
+    finally:
+        storage.remove(built)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("denoise-batch", "torch", "ray", "numpy", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source folder that is not installed
+            continue
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def find_bundle(explicit: Path | None = None) -> Bundle:
+    """The model to use: the folder named, else ./denoise-model, else the one that ships inside the package.
+
+    Raises:
+        ModelError: that one is missing or unfit. A folder that exists but is unfit is never passed over.
+    """
+    if explicit is not None:
+        return read_bundle(explicit)
+    if DEFAULT_FOLDER.exists() or DEFAULT_FOLDER.is_symlink():
+        return read_bundle(DEFAULT_FOLDER)
+    if not SHIPPED_FOLDER.exists():
+        raise ModelError(
+            f"no model: there is no {DEFAULT_FOLDER} here and none ships with this installation",
+            hint="train one with `denoise-batch train`, or name one with --model",
+        )
+    return read_bundle(SHIPPED_FOLDER)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Reads a model folder and checks it, without torch.
+
+    Raises:
+        ModelError: it is missing, damaged, tampered with or of another version; says which file and why.
+    """
+    folder = Path(folder)
+    try:
+        kind = folder.stat().st_mode
+    except OSError as error:
+        broken = folder.is_symlink() and isinstance(error, FileNotFoundError)
+        reason = "is a link to nothing" if broken else (error.strerror or str(error)).lower()
+        hint = "train one with `denoise-batch train`, or name another with --model"
+        raise ModelError(f"model folder {folder}: {reason}", hint=hint) from error
+    if not stat.S_ISDIR(kind):
+        raise ModelError(f"{folder} is no folder", hint=f"name the folder that holds {WEIGHTS_FILE}")
+    path = folder / MODEL_FILE
+    model = _parse(_read(path, _MAX_JSON), path)
+    _check_version(model, path)
+    weights = _member(model, "weights", dict, path)
+    architecture, parameters = _member(model, "architecture", str, path), _member(model, "parameters", dict, path)
+    if _member(model, "pixels", dict, path) != PIXELS:
+        raise ModelError(f"{path}: its pixel convention is not {PIXELS}", hint=_RETRAIN)
+    content = _read(folder / WEIGHTS_FILE, _MAX_WEIGHTS)
+    found, expected = hashlib.sha256(content).hexdigest(), _member(weights, "sha256", str, path)
+    if found != expected:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE} is not the file that {MODEL_FILE} describes: "
+            f"its SHA-256 is {found[:12]}…, not {expected[:12]}…",
+            hint=_RETRAIN,
+        )
+    tensors = _read_header(content, folder / WEIGHTS_FILE)
+    listed = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()}
+    if listed != _member(weights, "tensors", dict, path):
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE} holds other tensors or shapes than {MODEL_FILE} lists", hint=_RETRAIN
+        )
+    return Bundle(
+        folder,
+        architecture,
+        parameters,
+        found,
+        tensors,
+        noise=_member(model, "noise", dict, path),
+        metrics=_member(model, "metrics", dict, path),
+        model=model,
+    )
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A regular file's bytes; a link is followed, since caches of models are made of links."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never end
+            raise ModelError(f"{path} is not a regular file", hint=_RETRAIN)
+        if status.st_size > limit:
+            raise ModelError(f"{path} is too large: {status.st_size} bytes, at most {limit}", hint=_RETRAIN)
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError as error:
+        reason = "is a link to nothing" if path.is_symlink() else "is missing"
+        raise ModelError(f"{path} {reason}", hint=_RETRAIN) from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", hint="check its permissions and links") from error
+    if len(content) > limit:
+        raise ModelError(f"{path} is too large", hint=_RETRAIN)
+    return content
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] or type(error).__name__
+        raise ModelError(f"{path} is damaged: {reason}", hint=_RETRAIN) from error
+    if not isinstance(parsed, dict):
+        raise ModelError(f"{path} is damaged: it holds no JSON object", hint=_RETRAIN)
+    return parsed
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_version(model: dict[str, Any], path: Path) -> None:
+    if model.get("format") != FORMAT:
+        raise ModelError(f"{path} does not describe a model of denoise-batch", hint="name another folder with --model")
+    found = model.get("format_version")
+    if type(found) is not int or found != FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {found}; this program reads {FORMAT_VERSION}",
+            hint="update denoise-batch" if isinstance(found, int) and found > FORMAT_VERSION else _RETRAIN,
+        )
+
+
+def _member(model: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
+    value = model.get(name)
+    if not isinstance(value, kind):
+        found = "missing" if name not in model else f"a {type(value).__name__}, not a {kind.__name__}"
+        raise ModelError(f"{path} is damaged: {name!r} is {found}", hint=_RETRAIN)
+    return value
+
+
+def _read_header(content: bytes, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors that a safetensors file's header describes, once everything that it says is found to hold.
+
+    The format: 8 bytes, the header's length, little-endian; a JSON object, name → dtype, shape, data_offsets; data.
+    """
+
+    def damaged(reason: str) -> ModelError:
+        return ModelError(f"{path} is damaged: {reason}", hint=_RETRAIN)
+
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > len(content) - 8 or length > _MAX_JSON:
+        raise damaged(f"its header is {length} bytes, the file {len(content)}")
+    size = len(content) - 8 - length
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in _parse(content[8 : 8 + length], path).items():
+        if name == "__metadata__":
+            continue
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise damaged(f"tensor {name!r} is not described")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+            raise damaged(f"tensor {name!r} has an unknown number type")
+        if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
+            raise damaged(f"tensor {name!r} has an impossible shape or place")
+        start, stop = offsets
+        if not start <= stop <= size:
+            raise damaged(f"tensor {name!r} lies outside the file")
+        if stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
+            raise damaged(f"tensor {name!r} takes {stop - start} bytes, which its shape {shape} does not")
+        tensors[name] = (dtype, tuple(shape))
+        spans.append((start, stop))
+    position = 0
+    for start, stop in sorted(spans):
+        if start != position:
+            raise damaged("its tensors overlap or leave gaps")
+        position = stop
+    if position != size or not tensors:
+        raise damaged(f"{size - position} bytes belong to no tensor" if tensors else "it holds no tensors")
+    return tensors
+
+
+def _whole_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**40 for value in values)

@@ -1,0 +1,125 @@
+"""A training's checkpoint: a folder of safetensors and JSON, never pickle.
+
+    weights.safetensors     the network's weights
+    average.safetensors     their moving average, which is validated and kept
+    best.safetensors        the average of the best epoch
+    optimiser.safetensors   the optimiser's state, `INDEX.NAME` for each parameter
+    state.json              step, epoch, history, best epoch
+
+There are no states of random generators in it: every order and every noise is drawn from a seed made of the training's
+seed and the epoch or step, so the step says it all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from denoise_batch import storage
+from denoise_batch.history import EpochRow
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+Weights = dict[str, "Tensor"]
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands after an epoch.
+
+    Attributes:
+        epoch: epochs done.
+        step: steps done.
+        history: a row for each epoch.
+        best_epoch: the epoch with the best validation PSNR on noisy images; 0 before the first.
+        stopped_early: whether the recipe's patience has run out.
+        workers, device: where the last epoch ran; the device is `cpu` or a GPU's name.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    history: list[EpochRow] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped_early: bool = False
+    workers: int = 0
+    device: str = ""
+
+    @property
+    def best_psnr(self) -> float | None:
+        return self.history[self.best_epoch - 1].val_psnr_noisy if self.best_epoch else None
+
+
+def weights_of(module: nn.Module) -> Weights:
+    """A copy of a module's weights on the CPU, contiguous, as safetensors takes them."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainingState,
+    network: nn.Module,
+    average: nn.Module | None,
+    best: Weights,
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Writes a checkpoint into an empty folder."""
+    save_file(weights_of(network), folder / "weights.safetensors")
+    if average is not None:
+        save_file(weights_of(average), folder / "average.safetensors")
+    save_file(best, folder / "best.safetensors")
+    tensors: Weights = {}
+    for index, values in optimiser.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    save_file(tensors, folder / "optimiser.safetensors")
+    (folder / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+
+def _read_state(folder: Path) -> TrainingState:
+    fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return TrainingState(**fields | {"history": [EpochRow(**row) for row in fields["history"]]})
+
+
+def load_checkpoint(
+    folder: Path, network: nn.Module, average: nn.Module | None, optimiser: torch.optim.Optimizer
+) -> tuple[TrainingState, Weights]:
+    """Puts a checkpoint into the network, its average and the optimiser, all as they were made.
+
+    Returns:
+        The state, and the best epoch's weights.
+    """
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    if average is not None:
+        average.load_state_dict(load_file(folder / "average.safetensors"))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(folder / "optimiser.safetensors").items():
+        index, name = key.split(".", 1)
+        if value.shape == parameters[int(index)].shape:
+            # The optimiser's kernels walk through state and weights side by side: they must lie in memory alike.
+            value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return _read_state(folder), load_file(folder / "best.safetensors")
+
+
+def write_finished(folder: Path, state: TrainingState, weights: Weights) -> None:
+    """Writes a finished training's state and the weights to keep: a folder that is whole or does not exist."""
+    building = folder.with_name(f"{folder.name}.writing")
+    storage.remove(building)
+    building.mkdir()
+    save_file(weights, building / "weights.safetensors")
+    (building / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+    storage.publish(building, folder, overwrite=True)
+
+
+def read_finished(folder: Path) -> tuple[TrainingState, Weights]:
+    """What `write_finished` wrote."""
+    return _read_state(folder), load_file(folder / "weights.safetensors")

@@ -1,0 +1,750 @@
+"""The command line: parse → one call → print. The only module that prints and exits.
+
+Results go to stdout (`--json` for machines); progress, notes and errors to stderr. Exit codes: 0 done; 1 the job ran
+and something failed; 2 the request cannot be met; 130 and 143 interrupted by Ctrl-C and SIGTERM.
+
+torch, Ray, NumPy and PyArrow are imported inside the commands, so that `--help` answers at once. Choices are therefore
+written as literals here; a test compares them with the enums that they become.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from denoise_batch import __version__
+from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, Terminated
+from denoise_batch.progress import Progress, duration, infer_line, training_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+PROGRAM = "denoise-batch"
+RESUMABLE = ("train", "infer")
+
+app = typer.Typer(
+    name=PROGRAM,
+    add_completion=False,
+    # Rich takes longer to load than everything else that --help needs.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Train a denoiser for 28×28 digit images and run it over Parquet sets of any size.",
+    epilog="Start with `denoise-batch demo`. Every COMMAND has --help with an example.",
+)
+
+# --- options that several commands share ------------------------------------------------------------------------------
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show Ray's own log, warnings, and a traceback with an error.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+MnistFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--mnist",
+        metavar="FOLDER",
+        help="Folder of MNIST's four IDX files, gzipped or not. Default: the environment variable DENOISE_BATCH_MNIST, "
+        "then the user's cache, then a download.",
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The column of images. Default: `image`, else the only column that fits."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs; auto takes GPUs where there are any.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Ray cluster to use. Default: RAY_ADDRESS, else Ray on this machine."),
+]
+PolarityChoice = Annotated[
+    Literal["auto", "light-on-dark", "dark-on-light"],
+    typer.Option(help="Which end of the grey scale is ink; auto finds out and stops where it is not clear."),
+]
+LayoutChoice = Literal["binary", "list", "tensor", "encoded"]
+NumberChoice = Literal["uint8", "float16", "float32", "float64"]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", metavar="FOLDER", help="Model folder. Default: ./denoise-model, else the model that ships with us."
+    ),
+]
+
+
+def _example(*lines: str) -> str:
+    """An epilog; \\b keeps click from joining its lines."""
+    return "\b\n" + "\n".join(("Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)))
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        _print(f"{PROGRAM} {__version__}")
+    elif context.invoked_subcommand is None:
+        _print(context.get_help())
+    else:
+        return
+    raise typer.Exit
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(short_help="Everything once, end to end, in minutes.", epilog=_example("denoise-batch demo --out demo"))
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")] = Path("demo"),
+    mnist: MnistFolder = None,
+    source: Annotated[
+        Literal["auto", "mnist", "synthetic"],
+        typer.Option(help="Digits to use; auto takes MNIST where it can be had, else drawn digits."),
+    ] = "auto",
+    rows: Annotated[int, typer.Option(min=100, metavar="N", help="Images to denoise.")] = 10_000,
+    epochs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Passes over 20,000 training images; more make a better model.")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of digits, weights and noise.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Everything once, end to end, in minutes: digits, train, corrupt, infer, evaluate, preview."""
+    from denoise_batch.demo import DemoSettings, run_demo
+
+    settings = DemoSettings(out, mnist, source, rows, epochs, seed, overwrite, verbose)
+    with Progress() as progress:
+        report = run_demo(settings, progress)
+    _result(report.to_json(), report.lines(), as_json=as_json)
+
+
+@app.command(
+    short_help="Clean digits: MNIST or drawn ones, to Parquet.",
+    epilog=_example(
+        "denoise-batch digits clean.parquet --split test",
+        "denoise-batch digits drawn.parquet --source synthetic --count 1000000 --seed 7",
+    ),
+)
+def digits(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.", show_default=False)],
+    source: Annotated[
+        Literal["mnist", "synthetic"],
+        typer.Option(help="mnist: the real ones. synthetic: drawn digits, any number of them, without a network."),
+    ] = "mnist",
+    mnist: MnistFolder = None,
+    split: Annotated[
+        Literal["train", "test"], typer.Option(help="MNIST's 60,000 training or 10,000 test images.")
+    ] = "train",
+    count: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N. Default: all of MNIST, 60000 drawn ones.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn digits: the same seed draws the same digits.")] = 0,
+    layout: Annotated[
+        LayoutChoice, typer.Option(help="How a row holds its image; binary is fixed_size_binary(784), the fast one.")
+    ] = "binary",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write clean digits to Parquet, with columns `image` (uint8) and `label`."""
+    from denoise_batch.digits import Source, Split, make_digits
+    from denoise_batch.layouts import Layout
+
+    with Progress() as progress:
+        report = make_digits(
+            out,
+            Source(source),
+            Split(split),
+            count,
+            seed,
+            Layout(layout),
+            mnist,
+            overwrite,
+            _rows_done(progress, "digits"),
+            _bytes_done(progress, "download MNIST"),
+        )
+    origin = f"MNIST in {report.mnist}" if report.mnist else f"drawn, seed {report.seed}"
+    lines = [f"{report.output}: {report.rows:,} digits ({report.split}), {report.bytes / 1e6:,.1f} MB, {origin}"]
+    _result(report.to_json(), lines, as_json=as_json)
+
+
+@app.command(
+    short_help="Blur clean images and add white noise.",
+    epilog=_example(
+        "denoise-batch corrupt clean.parquet noisy.parquet",
+        "denoise-batch corrupt clean.parquet noisy.parquet --sigma 0.5 --noise 0.2:0.8 --seed 7",
+    ),
+)
+def corrupt(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Parquet file, folder or glob with clean images.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.", show_default=False)],
+    sigma: Annotated[
+        str,
+        typer.Option(metavar="LOW:HIGH", help="Blur's standard deviation in pixels: a range, or one number."),
+    ] = "0:2",
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="White noise's half range, in units of full ink: r adds values from -r to r. A range, or one number.",
+        ),
+    ] = "0.01:1.5",
+    seed: Annotated[int, typer.Option(min=0, help="Row i's noise follows from the seed and i alone.")] = 0,
+    dtype: Annotated[
+        Literal["float32", "uint8"],
+        typer.Option(help="float32 keeps noise beyond 0..1; uint8 clips it and rounds to 255 steps, as scanners do."),
+    ] = "float32",
+    column: Column = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Blur clean images and add white noise to them, with levels drawn for each row.
+
+    Writes `image` (noisy), `clean` (the original column), each row's levels as `sigma` and `noise`, and all other
+    columns.
+    """
+    settings_levels = _levels("--sigma", sigma), _levels("--noise", noise)
+    from denoise_batch.corrupt import CorruptSettings
+    from denoise_batch.corrupt import corrupt as run
+
+    settings = CorruptSettings((source,), out, *settings_levels, seed, dtype, column, overwrite)
+    with Progress() as progress:
+        report = run(settings, _rows_done(progress, "corrupt"))
+    lines = [
+        f"{report.output}: {report.rows:,} noisy images ({report.dtype}), {report.bytes / 1e6:,.1f} MB, "
+        f"in {duration(report.seconds)}",
+    ]
+    if report.bad_rows:
+        lines.append(f"{report.bad_rows:,} rows have no readable image and stay null")
+    _result(report.to_json(), lines, as_json=as_json)
+
+
+@app.command(
+    short_help="Train a model with Ray Train.",
+    epilog=_example(
+        "denoise-batch train",
+        "denoise-batch train --data clean.parquet --epochs 10 --workers 2 --out my-model",
+        "denoise-batch train --recipe seed --epochs 50 --out seed-model",
+    ),
+)
+def train(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Model folder to write.")] = Path(
+        "denoise-model"
+    ),
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PARQUET", help="Clean images: a file, folder or glob. Default: MNIST's training set."),
+    ] = None,
+    mnist: MnistFolder = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column of clean images. Default: found, as for infer.")
+    ] = None,
+    noisy_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Train on the noisy images in this column instead of drawn noise."),
+    ] = None,
+    polarity: PolarityChoice = "auto",
+    max_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Use the first N images only, validation among them.")
+    ] = None,
+    recipe: Annotated[
+        Literal["default", "seed"],
+        typer.Option(help="default: ours. seed: the original article's network and training, to the letter."),
+    ] = "default",
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another network than the recipe's: seed, seed-transposed, …")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Passes over the images. Default: the recipe's.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", "--batch-size", metavar="N", help="Images a step, over all workers. Default: the recipe's."
+        ),
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", metavar="X", help="Default: the recipe's.")] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Blur to train against, in pixels. Default: the recipe's, 0:2."),
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="White noise's half range to train against. Default: 0.01:1.5."),
+    ] = None,
+    clipped: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the noisy images that are clipped to 8 bits, 0..1."),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop after N epochs without a better validation PSNR.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the order of the images and the noise.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Training processes. Default: one for each GPU, or one on CPUs.")
+    ] = None,
+    device: Device = "auto",
+    address: Address = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished model, or an unfinished training that differs.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a denoiser with Ray Train and write a model folder.
+
+    An interrupted training goes on where it was when the same command is given again.
+    """
+    levels = [None if text is None else _levels(flag, text) for flag, text in (("--sigma", sigma), ("--noise", noise))]
+    from denoise_batch.recipes import Device as TrainDevice
+    from denoise_batch.recipes import TrainSettings
+
+    settings = TrainSettings(
+        output=out,
+        recipe=recipe,
+        data=data,
+        mnist=mnist,
+        column=column,
+        noisy_column=noisy_column,
+        polarity=polarity,
+        max_images=max_images,
+        architecture=architecture,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        sigma=levels[0],
+        half_range=levels[1],
+        clipped=clipped,
+        patience=patience,
+        seed=seed,
+        workers=workers,
+        device=TrainDevice(device),
+        overwrite=overwrite,
+        command=shlex.join([PROGRAM, *_session.arguments]),
+        address=address,
+        verbose=verbose,
+    )
+    settings.resolve()
+    from denoise_batch.train import train as run
+
+    with Progress() as progress:
+        bundle = run(settings, lambda now: progress.update(*training_line(now)))
+    _result(
+        {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
+        [f"{bundle.folder}: {bundle.architecture}", *(f"  {key}: {value}" for key, value in bundle.metrics.items())],
+        as_json=as_json,
+    )
+
+
+@app.command(
+    short_help="Denoise Parquet with Ray Data: the main job.",
+    epilog=_example(
+        "denoise-batch infer scans.parquet denoised.parquet",
+        "denoise-batch infer scans/ denoised/ --model my-model --dtype uint8",
+    ),
+)
+def infer(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="IN", help="Parquet files, folders or globs.", show_default=False)
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="One file in gives one file; anything else a folder.", show_default=False),
+    ],
+    model: ModelFolder = None,
+    column: Column = None,
+    output_column: Annotated[str, typer.Option(metavar="NAME", help="The column that is added.")] = "denoised",
+    layout: Annotated[
+        LayoutChoice | None, typer.Option(help="How the new column holds its images. Default: as the input does.")
+    ] = None,
+    dtype: Annotated[NumberChoice | None, typer.Option(help="The new column's numbers. Default: the input's.")] = None,
+    polarity: PolarityChoice = "auto",
+    on_bad_row: Annotated[
+        Literal["null", "quarantine", "fail"],
+        typer.Option(help="A row whose image is null, damaged or not finite: kept with a null, left out, or an error."),
+    ] = "null",
+    max_bad: Annotated[
+        float, typer.Option(metavar="SHARE", help="Fail when more than this share of all rows is bad, 0..1.")
+    ] = 0.01,
+    directory: Annotated[
+        bool | None,
+        typer.Option("--directory/--single-file", help="Shape of the output, where it should not follow the input's."),
+    ] = None,
+    compression: Annotated[
+        Literal["none", "snappy", "lz4", "zstd"], typer.Option(help="Of the output's pages.")
+    ] = "zstd",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Ray actors. Default: one for each GPU, or what suits the cores.")
+    ] = None,
+    device: Device = "auto",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", "--batch", metavar="N", help="Images a forward pass. Default: what suits the device."
+        ),
+    ] = None,
+    address: Address = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Denoise every image of Parquet files with Ray Data: the main job.
+
+    OUT has every column of IN unchanged, in the same order of rows, and `denoised`. It appears by one rename once it
+    is complete. An interrupted run goes on where it was when the same command is given again.
+    """
+    from denoise_batch.denoise_unit import OnBadRow
+    from denoise_batch.images import Polarity
+    from denoise_batch.infer import InferSettings, OutputShape
+    from denoise_batch.infer import infer as run
+    from denoise_batch.layouts import Layout
+
+    shape = OutputShape.AUTO
+    if directory is not None:
+        shape = OutputShape.DIRECTORY if directory else OutputShape.SINGLE_FILE
+    settings = InferSettings(
+        inputs=tuple(sources),
+        output=out,
+        model=model,
+        column=column,
+        output_column=output_column,
+        layout=Layout(layout) if layout else None,
+        dtype=dtype,
+        polarity=Polarity(polarity),
+        on_bad_row=OnBadRow(on_bad_row),
+        shape=shape,
+        compression=compression,
+        max_bad=max_bad,
+        overwrite=overwrite,
+        workers=workers,
+        device=device,
+        batch_size=batch,
+        address=address,
+    )
+    with Progress() as progress:
+        report = run(settings, lambda now: progress.update(*infer_line(now)), verbose=verbose)
+    _result(report.to_json(), report.summary_lines(), as_json=as_json)
+
+
+@app.command(
+    short_help="How good is a model: a table per noise level.",
+    epilog=_example("denoise-batch evaluate --model denoise-model --figures figures"),
+)
+def evaluate(
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--model",
+            metavar="FOLDER",
+            help="Model folder; may be given several times. Default: ./denoise-model, else the one that ships with us.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARQUET", help="Clean images to degrade: a file, folder or glob. Default: MNIST's test set."
+        ),
+    ] = None,
+    mnist: MnistFolder = None,
+    column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of clean images. Default: `clean`, else found, as for infer."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use at most N images.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the noise; keep it, and your table compares with published ones.")
+    ] = 2019,
+    device: Device = "auto",
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Draw pictures into this folder: one digit at six levels, others, curves."),
+    ] = None,
+    digit: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
+    ] = 3,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how good a model is: PSNR, SSIM and cross-entropy for each noise level, beside classical filters."""
+    from denoise_batch import storage
+    from denoise_batch.bundle import find_bundle
+
+    # What can be refused quickly, before torch loads.
+    bundles = [find_bundle(model) for model in (models or (None,))]
+    if data is not None:
+        storage.list_inputs((data,))
+    from denoise_batch.evaluate import evaluate as run
+    from denoise_batch.evaluate import format_table, load_clean_images
+
+    images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit)
+    if figures is not None and digit >= len(images):
+        raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
+    with Progress() as progress:
+        evaluation = run(bundles, images, description=description, seed=seed, device=device, progress=progress.update)
+        drawn: list[Path] = []
+        if figures is not None:
+            from denoise_batch.evaluation_figures import draw_evaluation
+
+            drawn = draw_evaluation(evaluation, bundles, images, figures, digit=digit, device=device)
+    content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
+    lines = [
+        *(f"model {bundle.folder} ({bundle.architecture})" for bundle in bundles),
+        format_table(evaluation),
+        *(f"drawn: {path}" for path in drawn),
+    ]
+    _result(content, lines, as_json=as_json)
+
+
+@app.command(
+    short_help="A contact sheet: noisy, denoised, clean.",
+    epilog=_example("denoise-batch preview denoised.parquet sheet.png --rows 16"),
+)
+def preview(
+    source: Annotated[str, typer.Argument(metavar="PARQUET", help="Parquet with denoised images.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="PNG", help="Picture to write.", show_default=False)],
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column of noisy images. Default: found, as for infer.")
+    ] = None,
+    denoised: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of denoised images. Default: `denoised` if it is there."),
+    ] = None,
+    clean: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column of clean images. Default: `clean` if it is there.")
+    ] = None,
+    rows: Annotated[int, typer.Option(metavar="N", help="Random rows, and as many of the worst; 1 to 100.")] = 8,
+    worst: Annotated[
+        bool,
+        typer.Option("--worst/--no-worst", help="Show the worst rows too: by PSNR, or the most changed ones."),
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of rows.")] = 0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw a contact sheet: noisy, denoised and clean images of random rows, and of the worst ones."""
+    from denoise_batch.preview import preview as run
+
+    shown = run(source, out, column=column, denoised=denoised, clean=clean, count=rows, worst=worst, seed=seed)
+    _result(shown.to_json(), [shown.summary()], as_json=as_json)
+
+
+@app.command(
+    short_help="What is this path: Parquet, model or output.",
+    epilog=_example(
+        "denoise-batch inspect scans.parquet",
+        "denoise-batch inspect denoised/ --verify",
+        "denoise-batch inspect my-model",
+    ),
+)
+def inspect(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="Parquet file, folder or glob; model folder; output of infer.", show_default=False
+        ),
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything again and check it; exit 1 on a fault.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a path is: Parquet with images, a model folder, or a finished output of infer."""
+    from denoise_batch.inspection import inspect as run
+
+    with Progress() as progress:
+        found = run(path, verify=verify, progress=_rows_done(progress, "verify"))
+    _result(found.to_json(), found.lines(), as_json=as_json)
+    if verify and found.problems:
+        raise DenoiseBatchError(
+            f"{path}: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'} found",
+            hint="they are listed above" if not as_json else "they are listed under `problems`",
+        )
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def _result(content: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
+    _print(json.dumps(content, indent=2, default=str) if as_json else "\n".join(lines))
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read stdout has gone (`| head`)."""
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # Or Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _ReaderGoneError from error
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _rows_done(progress: Progress, verb: str) -> Callable[[int, int], None]:
+    def update(done: int, total: int) -> None:
+        progress.update(f"{verb}: {done:,} of {total:,} rows", done / total if total else 1.0)
+
+    return update
+
+
+def _bytes_done(progress: Progress, verb: str) -> Callable[[int, int], None]:
+    def update(done: int, total: int) -> None:
+        progress.update(f"{verb}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else 1.0)
+
+    return update
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def _levels(flag: str, text: str) -> tuple[float, float]:
+    """`0:2` → (0, 2); `1.5` → (1.5, 1.5)."""
+    low, colon, high = text.partition(":")
+    try:
+        levels = float(low), float(high if colon else low)
+    except ValueError:
+        levels = math.nan, math.nan
+    if not 0.0 <= levels[0] <= levels[1] <= 1000.0:
+        raise FlagError(
+            f"{flag} {text} is not a range of levels",
+            hint="give LOW:HIGH with 0 <= LOW <= HIGH, such as 0:2, or one number for a fixed level",
+        )
+    return levels
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+class _Session:
+    """What the error handler must know about the command line that is running."""
+
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def verbose(self) -> bool:
+        # Read from the arguments, because an error may come before they are parsed.
+        return any(argument in {"-v", "--verbose"} for argument in self.arguments)
+
+    @property
+    def command(self) -> str:
+        return next((argument for argument in self.arguments if not argument.startswith("-")), "")
+
+    def again(self) -> str:
+        return shlex.join([PROGRAM, *self.arguments])
+
+
+_session = _Session()
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line and gives its exit code; the result and the errors are printed."""
+    _session.arguments = tuple(arguments)
+    if not _session.verbose and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        with _terminated_by_sigterm():
+            # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
+            command = typer.main.get_command(app)
+            with command.make_context(PROGRAM, list(arguments)) as context:
+                command.invoke(context)
+    except typer.Exit as ending:
+        return ending.exit_code
+    except KeyboardInterrupt as error:
+        return _fail(Interrupted("interrupted", hint=_after_interruption()), error)
+    except Interrupted as error:
+        error.hint = _after_interruption()
+        return _fail(error, error)
+    except DenoiseBatchError as error:
+        return _fail(error, error)
+    except _ReaderGoneError:
+        return 1
+    except Exception as error:
+        return _fail(_explained(error), error)
+    return 0
+
+
+def _explained(error: Exception) -> DenoiseBatchError:
+    """An error that no module of ours raised, as one that can be shown."""
+    # Typer's usage errors have moved between modules over its versions; their interface has not.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        message = str(format_message()).rstrip(".").replace("Value error, ", "")  # pydantic's words
+        path = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        return FlagError(message[:1].lower() + message[1:], hint=f"see {path} --help")
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DenoiseBatchError(
+            f"{error.filename or 'the disk'}: {error.strerror}", hint="free some space, then run again"
+        )
+    text = str(error).strip().splitlines()
+    return DenoiseBatchError(
+        f"unexpected {type(error).__name__}{f': {text[0]}' if text else ''}",
+        hint="run the same command with -v for the traceback; it is a bug, please report it",
+    )
+
+
+def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:
+    with contextlib.suppress(OSError):
+        if _session.verbose:
+            traceback.print_exception(cause)
+        _note(f"error: {' '.join(shown.message.split())}")
+        _note(f"hint: {' '.join(shown.hint.split())}")
+    return shown.exit_code
+
+
+def _after_interruption() -> str:
+    if _session.command in RESUMABLE:
+        return f"what is done is kept; go on with: {_session.again()}"
+    return f"no output was written; start again with: {_session.again()}"
+
+
+@contextlib.contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated, so that what is half done is cleaned up. Ray replaces the handler: see `cluster`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(_signal: int, _frame: object) -> None:
+        raise Terminated("stopped by SIGTERM", hint="start again")
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The seed's degradation over Parquet: clean digits in, noisy ones out, with each row's levels beside them.
+
+    report = corrupt(CorruptSettings(inputs=("clean.parquet",), output=Path("noisy.parquet"), seed=1))
+
+Row i of the input is degraded from (seed, i) alone: how the input is cut into files, row groups or batches, and
+how many rows follow, changes nothing. At no time are more than some 16,384 rows in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from denoise_batch import storage
+from denoise_batch.errors import ColumnError, DataChanged, FlagError, OutputError
+from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
+from denoise_batch.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from denoise_batch.buffers import Pixels
+    from denoise_batch.noise import NoiseRecipe
+    from denoise_batch.plan import Plan
+
+BLOCK = 1024
+"""Rows that share one random generator. Part of what a seed means: another number here gives other noise."""
+
+ROW_GROUP = 16 * BLOCK
+"""Rows that are worked on and written together; as float32 they are 51 MB."""
+
+IMAGE, CLEAN, SIGMA, NOISE = "image", "clean", "sigma", "noise"
+"""The columns that are written beside those of the input."""
+
+
+@dataclass(frozen=True)
+class CorruptSettings:
+    """What to degrade, and how.
+
+    Attributes:
+        inputs: Parquet files, folders or globs with clean images.
+        output: one Parquet file.
+        sigma: range of the blur's standard deviation, in pixels.
+        half_range: range of the white noise's half range, in units of full ink.
+        seed: of levels and noise.
+        dtype: `float32` keeps what the noise adds beyond 0..1; `uint8` clips to 0..1 and rounds to 255 steps.
+        column: the image column; None finds it.
+        overwrite: replace an existing output.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    sigma: tuple[float, float] = (0.0, 2.0)
+    half_range: tuple[float, float] = (0.01, 1.5)
+    seed: int = 0
+    dtype: Literal["float32", "uint8"] = "float32"
+    column: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class CorruptReport:
+    """What was written.
+
+    Attributes:
+        bad_rows: rows without a readable image; they stay, with a null image and null levels.
+        bytes: size of the output.
+    """
+
+    output: str
+    rows: int
+    bad_rows: int
+    bytes: int
+    seconds: float
+    column: str
+    dtype: str
+    sigma: tuple[float, float]
+    half_range: tuple[float, float]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | None = None) -> CorruptReport:
+    """Writes the degraded images of `settings.inputs` to `settings.output`, which exists only when it is complete.
+
+    Columns of the output: those of the input in their order, where the image column becomes `image` (noisy; float32 in
+    a fixed_size_list of 784, or uint8 in fixed_size_binary(784)) and `clean` (the original column, unchanged), then
+    `sigma` and `noise` (float32): the row's blur in pixels and the half range of its white noise.
+
+    Args:
+        settings: what to do.
+        progress: told (rows done, rows in all) now and then.
+
+    Raises:
+        RequestError: the request cannot be met; nothing was written.
+        DataChanged: a file gave another number of rows than its footer promised.
+    """
+    started = time.monotonic()
+    check_output(settings.output, overwrite=settings.overwrite)
+    if not 0 <= settings.seed < 2**63:
+        raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number of at least 0")
+    listing = storage.list_inputs(settings.inputs)
+    target = settings.output.resolve()
+    for file in listing.files:
+        if not storage.is_uri(file.path) and Path(file.path).resolve() == target:
+            raise OutputError(f"{settings.output} is the input as well", hint="give another output")
+    # White noise and blur are the same for dark ink on white as for light on dark, so the polarity may stay what it is.
+    plan = make_plan(listing.files, settings.column, Polarity.LIGHT_ON_DARK, SIGMA)
+    schema = _output_schema(plan, settings)
+
+    # All that can be refused has been: only now torch, which takes seconds to load.
+    from denoise_batch.noise import NoiseRecipe
+
+    recipe = NoiseRecipe(settings.sigma, settings.half_range)
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{settings.output.name}.", dir=settings.output.parent) as folder:
+        built = Path(folder) / settings.output.name
+        bad_rows = _write(built, plan, schema, recipe, settings, progress)
+        size = _verified_size(built, plan.rows)
+        storage.publish(built, settings.output, overwrite=settings.overwrite)
+    return CorruptReport(
+        str(settings.output),
+        plan.rows,
+        bad_rows,
+        size,
+        round(time.monotonic() - started, 3),
+        plan.column.name,
+        settings.dtype,
+        settings.sigma,
+        settings.half_range,
+        settings.seed,
+    )
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuses an output file that cannot be written.
+
+    Raises:
+        OutputError: it is a folder, exists without `overwrite`, or its folder is a file or not writable.
+    """
+    if storage.is_uri(str(output)):
+        raise OutputError(f"{output} is not a local path", hint="write to a local file and copy it from there")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder", hint="give the name of a file, such as noisy.parquet")
+    if output.exists() and not overwrite:
+        raise storage.output_exists(output)
+    parent = output.absolute().parent
+    while not parent.exists():  # missing folders are made
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
+
+
+def degrade_rows(clean: Pixels, start: int, seed: int, recipe: NoiseRecipe) -> tuple[Pixels, Pixels, Pixels]:
+    """Degrades rows that begin at a multiple of `BLOCK`.
+
+    Args:
+        clean: (n, 784) float32.
+        start: number of the first row in the whole input, a multiple of `BLOCK`.
+        seed: of levels and noise.
+        recipe: ranges of the levels.
+
+    Returns:
+        noisy (n, 784), sigma (n,), half range (n,), all float32; row i of them follows from (seed, start + i) alone.
+    """
+    import torch
+
+    if start % BLOCK:
+        raise ValueError(f"rows must start at a multiple of {BLOCK}, not at {start}")
+    noisy = np.empty((len(clean), 784), np.float32)
+    levels = np.empty((2, len(clean)), np.float32)
+    for first in range(0, len(clean), BLOCK):
+        part = clean[first : first + BLOCK]
+        # Numbers for a whole block are drawn even where fewer rows are left, so that what follows a row never matters.
+        block = np.zeros((BLOCK, 784), np.float32)
+        block[: len(part)] = part
+        entropy = np.random.SeedSequence((seed, (start + first) // BLOCK)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(entropy[0]))
+        made = recipe.apply(torch.from_numpy(block).view(-1, 28, 28), generator)
+        noisy[first : first + BLOCK] = made[0].view(-1, 784).numpy()[: len(part)]
+        for level, drawn in zip(levels, made[1:], strict=True):
+            level[first : first + BLOCK] = drawn.numpy()[: len(part)]
+    return noisy, levels[0], levels[1]
+
+
+def _noisy_column(settings: CorruptSettings) -> ImageColumn:
+    if settings.dtype == "uint8":
+        return ImageColumn(IMAGE, Layout.BINARY, "uint8", pa.binary(784))
+    # The binary layout holds bytes alone. A list of fixed size has no offsets to store, and every reader knows it.
+    return ImageColumn(IMAGE, Layout.LIST, "float32", pa.list_(pa.float32(), 784))
+
+
+def _output_schema(plan: Plan, settings: CorruptSettings) -> pa.Schema:
+    others = [name for name in plan.schema.names if name != plan.column.name]
+    for name in (IMAGE, CLEAN, SIGMA, NOISE):
+        if name in others:
+            raise ColumnError(
+                f"the input has a column {name!r}, which `corrupt` writes", hint=f"rename or drop the column {name!r}"
+            )
+    fields: list[pa.Field] = []
+    for field in plan.schema:
+        if field.name == plan.column.name:
+            fields += [_noisy_column(settings).field, field.with_name(CLEAN)]
+        else:
+            fields.append(field)
+    fields += [pa.field(SIGMA, pa.float32()), pa.field(NOISE, pa.float32())]
+    # Hugging Face's metadata list the columns with their types, and would be wrong about the new ones.
+    metadata = {key: value for key, value in (plan.schema.metadata or {}).items() if key != b"huggingface"}
+    metadata[b"denoise_batch"] = json.dumps(
+        {"command": "corrupt", "seed": settings.seed, "sigma": settings.sigma, "noise": settings.half_range}
+    ).encode()
+    return pa.schema(fields, metadata)
+
+
+def _tables(plan: Plan) -> Iterator[pa.Table]:
+    """The input's rows in order, `ROW_GROUP` at a time, wherever its files and row groups end."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for file in plan.files:
+        filesystem, inner = storage.locate(file.path)
+        with pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=8 << 20) as parquet:
+            found = 0
+            for read in parquet.iter_batches(batch_size=BLOCK):
+                batch = read.replace_schema_metadata(None)
+                found += len(batch)
+                waiting.append(batch)
+                rows += len(batch)
+                if rows >= ROW_GROUP:
+                    table = pa.Table.from_batches(waiting)
+                    yield table.slice(0, ROW_GROUP)
+                    waiting = table.slice(ROW_GROUP).to_batches()
+                    rows -= ROW_GROUP
+            if found != file.rows:
+                raise DataChanged(
+                    f"{storage.redact(file.path)} gave {found} rows where its footer says {file.rows}",
+                    hint="it is damaged, or changed while it was read: check it, then run again",
+                )
+    if rows:
+        yield pa.Table.from_batches(waiting)
+
+
+def _write(
+    path: Path,
+    plan: Plan,
+    schema: pa.Schema,
+    recipe: NoiseRecipe,
+    settings: CorruptSettings,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    noisy_column = _noisy_column(settings)
+    column = replace(plan.column, name=CLEAN)
+    bad_rows = start = 0
+    # Noise does not compress: zstd would spend its time for nothing on the floats.
+    leaf = "image" if settings.dtype == "uint8" else "image.list.element"
+    codecs = {**dict.fromkeys(_leaves(schema), "zstd"), leaf: "zstd" if settings.dtype == "uint8" else "none"}
+    dictionary = [name for name in _leaves(schema) if name.split(".")[0] not in (IMAGE, CLEAN)]
+    with pq.ParquetWriter(
+        path, schema, compression=codecs, use_dictionary=dictionary or False, write_page_checksum=True
+    ) as writer:
+        for table in _tables(plan):
+            decoded = decode(table.column(plan.column.name), column)
+            clean = to_model_input(decoded.pixels, Polarity.LIGHT_ON_DARK)
+            noisy, sigma, half_range = degrade_rows(clean, start, settings.seed, recipe)
+            missing = decoded.bad != 0
+            made = {
+                IMAGE: encode(noisy, missing, noisy_column),
+                CLEAN: table.column(plan.column.name),
+                SIGMA: pa.array(sigma, mask=missing),
+                NOISE: pa.array(half_range, mask=missing),
+            }
+            arrays = [made[name] if name in made else table.column(name) for name in schema.names]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROW_GROUP)
+            bad_rows += int(missing.sum())
+            start += len(table)
+            if progress is not None:
+                progress(start, plan.rows)
+    return bad_rows
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The Parquet paths of a schema's columns, down into lists and structs."""
+    sink = pa.BufferOutputStream()
+    pq.ParquetWriter(sink, schema).close()
+    parquet = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    return [parquet.column(index).path for index in range(len(parquet))]
+
+
+def _verified_size(path: Path, rows: int) -> int:
+    written = pq.read_metadata(path).num_rows
+    if written != rows:
+        raise DataChanged(f"{written} rows were written of {rows}", hint="run again; the disk may be failing")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size

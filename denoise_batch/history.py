@@ -1,0 +1,150 @@
+"""What a training records: one row an epoch (history.csv, curves.png), and the progress that it shows meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch.
+
+    Attributes:
+        epoch: 1 for the first.
+        images: images trained on since the start.
+        loss: mean binary cross-entropy of the epoch's training images, in nats a pixel.
+        val_loss: the same on the noisy validation images.
+        val_psnr_noisy: pooled PSNR in dB of the noisy validation images, denoised.
+        val_psnr_clean: pooled PSNR in dB of the clean validation images, passed through the network.
+        learning_rate: of the epoch's last step.
+        images_per_second: trained, over the epoch without its validation.
+        seconds: since the start, of all attempts together.
+    """
+
+    epoch: int
+    images: int
+    loss: float
+    val_loss: float
+    val_psnr_noisy: float
+    val_psnr_clean: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: the running epoch, 1 for the first.
+        epochs: of the whole training.
+        images: trained on since the start.
+        total_images: of the whole training.
+        loss: mean over the running epoch so far, or None before its first step.
+        psnr: the last validation PSNR on noisy images, in dB, or None before the first.
+        best_psnr: the best so far, or None.
+        images_per_second: of the running attempt, or 0 before its first step.
+        seconds_left: estimate, or None where there is none yet.
+        workers: training processes.
+        device: `cpu` or the GPU's name.
+    """
+
+    epoch: int
+    epochs: int
+    images: int
+    total_images: int
+    loss: float | None
+    psnr: float | None
+    best_psnr: float | None
+    images_per_second: float
+    seconds_left: float | None
+    workers: int
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def history_csv(rows: Sequence[EpochRow]) -> str:
+    """The rows as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _short(value) for key, value in asdict(row).items()})
+    return text.getvalue()
+
+
+def read_history(path: Path) -> list[EpochRow]:
+    """The rows of a history.csv.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            return [_row(fields) for fields in csv.DictReader(file)]
+        except TypeError as error:
+            raise ValueError(f"{path} is no history: {error}") from error
+
+
+def _row(text: dict[str, str]) -> EpochRow:
+    values: dict[str, Any] = {
+        key: int(value) if key in ("epoch", "images") else float(value) for key, value in text.items()
+    }
+    return EpochRow(**values)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.7g}"
+
+
+def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
+    """Draws loss (log scale) and validation PSNR over the epochs as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+    epochs = [row.epoch for row in rows]
+    marker = "o" if len(rows) <= 40 else None
+    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, psnr = figure.subplots(1, 2)
+    style = {"marker": marker, "markersize": 3.5, "linewidth": 1.6}
+    loss.plot(epochs, [row.loss for row in rows], label="training", color="#4477aa", **style)
+    loss.plot(epochs, [row.val_loss for row in rows], label="validation, noisy", color="#cc6677", **style)
+    loss.set(title="Binary cross-entropy", xlabel="epoch", ylabel="nats a pixel", yscale="log")
+    loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    loss.yaxis.set_major_formatter(ScalarFormatter())
+    loss.yaxis.set_minor_formatter(NullFormatter())
+    psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label="noisy images", color="#cc6677", **style)
+    psnr.plot(epochs, [row.val_psnr_clean for row in rows], label="clean images", color="#117733", **style)
+    psnr.set(title="Validation PSNR after denoising", xlabel="epoch", ylabel="dB")
+    if rows:
+        best = max(rows, key=lambda row: row.val_psnr_noisy)
+        psnr.annotate(
+            f"best {best.val_psnr_noisy:.2f} dB, epoch {best.epoch}",
+            (best.epoch, best.val_psnr_noisy),
+            xytext=(0, -14),
+            textcoords="offset points",
+            ha="right" if best.epoch > (epochs[0] + epochs[-1]) / 2 else "left",
+            fontsize=8,
+        )
+    for axes in (loss, psnr):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.savefig(path)

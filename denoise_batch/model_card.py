@@ -1,0 +1,120 @@
+"""The README.md of a model folder: what the model is for, what it was trained on, how good it is, and its limits."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from denoise_batch.history import EpochRow
+
+
+def model_card(model: dict[str, Any], history: Sequence[EpochRow] = ()) -> str:
+    """The model card as Markdown.
+
+    Args:
+        model: the content of model.json.
+        history: the training's epochs.
+    """
+    weights, metrics, recipe = model["weights"], model["metrics"], model["recipe"]
+    tensors = weights["tensors"].values()
+    count = sum(_product(tensor["shape"]) for tensor in tensors)
+    sections = [
+        f"# {model['architecture']}: a denoiser of 28×28 digit images",
+        f"Made by denoise-batch {model['versions'].get('denoise-batch', '')} on {model['created'][:10]}. "
+        f"Network `{model['architecture']}`, {count:,} parameters"
+        + (f" ({_pairs(model['parameters'])})." if model["parameters"] else "."),
+        "## Use",
+        "It cleans grey 28×28 images of single digits that are blurred and noisy, before people or classifiers read "
+        "them:\n\n"
+        "```\ndenoise-batch infer in.parquet out.parquet --model FOLDER\n```\n\n"
+        "From Python: `denoise_batch.bundle.read_bundle(FOLDER).load()` is a PyTorch module that takes and gives "
+        "(n, 1, 28, 28) float32.",
+        "## Pixels",
+        "0 is background and 1 full ink (light on dark). Input is not clipped: noise beyond 0 and 1 carries "
+        "information. Output lies in 0..1.",
+        "## Training",
+        _training(model),
+        "## Quality",
+        _quality(metrics, history),
+        "## Limits",
+        _limits(model),
+        "## Files",
+        "`model.safetensors` holds the weights (no code), `model.json` everything said here for programs, "
+        "`history.csv` and `curves.png` the training, `tensorboard/` the same for TensorBoard.\n\n"
+        f"SHA-256 of the weights: `{weights['sha256']}`",
+    ]
+    if recipe:
+        sections[-2:-2] = ["## Recipe", f"```json\n{json.dumps(recipe, indent=1)}\n```"]
+    return "\n\n".join(sections) + "\n"
+
+
+def _product(shape: Sequence[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _pairs(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in fields.items())
+
+
+def _training(model: dict[str, Any]) -> str:
+    data, noise, metrics = model["data"], model["noise"], model["metrics"]
+    source = data.get("source", "unknown data")
+    if source == "Parquet":
+        source = f"{data['rows']:,} rows of {len(data['files'])} Parquet file(s), column `{data['column']}`"
+    lines = [f"- Data: {source}" + (f", the first {data['max_images']:,} images" if data.get("max_images") else "")]
+    if noise.get("source") == "noisy column":
+        lines.append(f"- Noise: the data's own, column `{noise['column']}`")
+    elif noise:
+        sigma, half_range = noise["sigma"], noise["half_range"]
+        lines.append(
+            f"- Noise: Gaussian blur, σ from {sigma[0]:g} to {sigma[1]:g} pixels, then uniform white noise in [−r, r], "
+            f"r from {half_range[0]:g} to {half_range[1]:g}"
+            + (f"; {noise['clipped']:.0%} of the images clipped to 8 bits after it" if noise.get("clipped") else "")
+            + (f"; {noise['noiseless']:.0%} blurred only" if noise.get("noiseless") else "")
+        )
+    if "images_trained" in metrics:
+        lines.append(
+            f"- {metrics['images_trained']:,} images in {metrics['seconds']:,.0f} s, "
+            f"{metrics['workers']} worker(s) on {metrics['device']}"
+        )
+    if model["command"]:
+        lines.append(f"- Command: `{model['command']}`")
+    lines.append(f"- Versions: {_pairs(model['versions'])}")
+    return "\n".join(lines)
+
+
+def _quality(metrics: dict[str, Any], history: Sequence[EpochRow]) -> str:
+    if "validation_psnr_noisy" not in metrics:
+        return "Not measured. `denoise-batch evaluate` measures it."
+    table = (
+        "| on validation images | pooled PSNR |\n|---|---|\n"
+        f"| noisy, denoised | {metrics['validation_psnr_noisy']:.2f} dB |\n"
+        f"| clean, passed through | {metrics['validation_psnr_clean']:.2f} dB |"
+    )
+    epochs = f" of {len(history)}" if history else ""
+    return (
+        f"Weights of epoch {metrics['epoch']}{epochs}. Validation images were not trained on; their noise is drawn as "
+        "in training, from a fixed seed.\n\n"
+        f"{table}\n\n`denoise-batch evaluate` gives the table per noise level, with baselines."
+    )
+
+
+def _limits(model: dict[str, Any]) -> str:
+    noise = model["noise"]
+    lines = ["- It has seen single digits alone: of anything else it makes something that looks like a digit."]
+    if "sigma" in noise:
+        lines.append(
+            f"- Blur beyond σ = {noise['sigma'][1]:g} or noise beyond r = {noise['half_range'][1]:g} is extrapolation, "
+            "and so is noise of another kind than uniform."
+        )
+    lines.append(
+        "- Under heavy noise it draws the likeliest digit, which may be the wrong one: do not take its output as "
+        "evidence of what was written."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,254 @@
+"""What a training does: recipes by name, and the settings of one training.
+
+    settings = TrainSettings(output=Path("denoise-model"), recipe="default", epochs=10)
+    recipe = settings.resolve()
+
+No torch and no Ray here, so that a request that cannot be met is refused at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch.errors import FlagError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Optimiser(StrEnum):
+    ADADELTA = "adadelta"
+    ADAMW = "adamw"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes over the steps, after the warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+class Keep(StrEnum):
+    """Which epoch's weights become the model: the best validation PSNR on noisy images, or the last epoch."""
+
+    BEST = "best"
+    LAST = "last"
+
+
+class Precision(StrEnum):
+    """FLOAT32 throughout, or bfloat16 matrix products where the device has units for them."""
+
+    FLOAT32 = "float32"
+    AUTO = "auto"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Everything here changes the result.
+
+    Attributes:
+        name: the recipe's name.
+        architecture: the network's name in `denoise_batch.models`.
+        parameters: the network's parameters; what is left out takes its default.
+        optimiser: Adadelta has rho 0.95 and eps 1e-7, as in Keras of 2019; AdamW has torch's defaults.
+        learning_rate: after the warm-up.
+        weight_decay: AdamW's, on weights, not on biases.
+        schedule: of the learning rate.
+        warm_up: steps over which the learning rate rises from 0.
+        batch: images of a global step, however many workers share them.
+        epochs: passes over the training images (over all their copies).
+        average: decay of the exponential moving average of the weights, which is validated and kept; 0 for none.
+        sigma: range of the blur, in pixels.
+        half_range: range of the white noise's half range, in units of full ink.
+        clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
+        noiseless: share of the images that are blurred only.
+        copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
+        held_out: training images kept for validation (at most a twelfth); 0 trains on all and validates on MNIST's
+            test images. The seed does so.
+        keep: which epoch's weights become the model.
+        patience: stop after so many epochs without a better validation PSNR; None never.
+        precision: of the matrix products.
+    """
+
+    name: str
+    architecture: str
+    optimiser: Optimiser
+    learning_rate: float
+    epochs: int
+    parameters: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule.CONSTANT
+    warm_up: int = 0
+    batch: int = 256
+    average: float = 0.0
+    sigma: tuple[float, float] = (0.0, 2.0)
+    half_range: tuple[float, float] = (0.01, 1.5)
+    clipped: float = 0.0
+    noiseless: float = 0.0
+    copies: int = 0
+    held_out: int = 5000
+    keep: Keep = Keep.BEST
+    patience: int | None = None
+    precision: Precision = Precision.AUTO
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON holds them (tuples become lists)."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe(
+        name="default",
+        architecture="bounds-unet",
+        optimiser=Optimiser.ADAMW,
+        learning_rate=2e-3,
+        weight_decay=1e-2,
+        schedule=Schedule.COSINE,
+        warm_up=200,
+        epochs=40,
+        average=0.998,
+        clipped=0.25,
+        noiseless=0.05,
+    ),
+    # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
+    "seed": Recipe(
+        name="seed",
+        architecture="seed",
+        optimiser=Optimiser.ADADELTA,
+        learning_rate=1.0,
+        epochs=500,
+        copies=4,
+        held_out=0,
+        keep=Keep.LAST,
+        precision=Precision.FLOAT32,
+    ),
+}
+"""The recipes that `--recipe` takes."""
+
+
+_REPLACE = (
+    "architecture",
+    "epochs",
+    "batch",
+    "learning_rate",
+    "sigma",
+    "half_range",
+    "clipped",
+    "patience",
+    "precision",
+)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training: a recipe, what differs from it, the data, the output, and where it runs.
+
+    Attributes:
+        output: the model folder to write.
+        recipe: a name in `RECIPES`.
+        data: Parquet files of clean digits: a file, a folder, a glob or a URI; None trains on MNIST.
+        mnist: the folder of MNIST's IDX files; None looks for it, and downloads it.
+        column: the column of clean images; None finds it.
+        noisy_column: the column of the same images with the user's own noise; None draws noise.
+        polarity: of Parquet data: `auto`, `light-on-dark` or `dark-on-light`.
+        max_images: train on the first so many images only (validation images among them).
+        architecture, epochs, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace the
+            recipe's.
+        seed: of the weights, the order of the images and the noise.
+        workers: training processes; None takes one for each GPU, or one on CPUs.
+        device: where they compute.
+        resident_limit: bytes of images that a worker may hold; beyond, they stream from Parquet at every epoch. None
+            takes a quarter of the memory.
+        overwrite: replace a finished model folder, or an unfinished training with other settings.
+        command: the command line, for the model's record.
+        address: Ray cluster to run on; None as in `cluster.connect`.
+        verbose: let Ray's own log through.
+    """
+
+    output: Path
+    recipe: str = "default"
+    data: Path | str | None = None
+    mnist: Path | None = None
+    column: str | None = None
+    noisy_column: str | None = None
+    polarity: str = "auto"
+    max_images: int | None = None
+    architecture: str | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    sigma: tuple[float, float] | None = None
+    half_range: tuple[float, float] | None = None
+    clipped: float | None = None
+    patience: int | None = None
+    precision: Precision | None = None
+    seed: int = 0
+    workers: int | None = None
+    device: Device = Device.AUTO
+    resident_limit: int | None = None
+    overwrite: bool = False
+    command: str = ""
+    address: str | None = None
+    verbose: bool = False
+
+    def resolve(self) -> Recipe:
+        """The recipe with everything that these settings replace in it.
+
+        Raises:
+            FlagError: a value is impossible, or two do not go together.
+        """
+        if self.recipe not in RECIPES:
+            raise FlagError(f"--recipe {self.recipe}: no such recipe", hint=f"there are: {', '.join(RECIPES)}")
+        _at_least("--epochs", self.epochs, 1)
+        _at_least("--batch", self.batch, 1)
+        _at_least("--workers", self.workers, 1)
+        _at_least("--max-images", self.max_images, 2)
+        _at_least("--patience", self.patience, 1)
+        _at_least("--resident-limit", self.resident_limit, 0)
+        if not 0 <= self.seed < 2**63:
+            raise FlagError(f"--seed {self.seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
+        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise FlagError(f"--lr {self.learning_rate:g} is impossible", hint="give a number above 0")
+        if self.polarity not in ("auto", "light-on-dark", "dark-on-light"):
+            raise FlagError(
+                f"--polarity {self.polarity} is impossible", hint="give auto, light-on-dark or dark-on-light"
+            )
+        self._check_data_flags()
+        given = {name: getattr(self, name) for name in _REPLACE if getattr(self, name) is not None}
+        if self.architecture is not None and self.architecture != RECIPES[self.recipe].architecture:
+            given["parameters"] = {}
+        if self.noisy_column is not None:
+            given["copies"] = 0  # the noise is in the data; there is nothing to draw again
+        return replace(RECIPES[self.recipe], **given)
+
+    def _check_data_flags(self) -> None:
+        if self.data is None:
+            for flag, value in (("--column", self.column), ("--noisy-column", self.noisy_column)):
+                if value is not None:
+                    raise FlagError(f"{flag} {value} names a column of no data", hint="give the Parquet data as well")
+        elif self.mnist is not None:
+            raise FlagError("both MNIST and Parquet data are given", hint="give one of them")
+        if self.noisy_column is None:
+            return
+        if self.noisy_column == self.column:
+            raise FlagError(
+                f"--column and --noisy-column are both {self.column!r}", hint="name the clean and the noisy column"
+            )
+        if any(value is not None for value in (self.sigma, self.half_range, self.clipped)):
+            raise FlagError(
+                "--noisy-column brings its own noise: noise levels have no effect", hint="leave one of the two out"
+            )
+
+
+def _at_least(flag: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise FlagError(f"{flag} {value} is impossible", hint=f"give a whole number of at least {least}")

@@ -1,0 +1,385 @@
+"""Trains a model with Ray Train, and writes its folder.
+
+    bundle = train(TrainSettings(output=Path("denoise-model")), progress=print)
+
+While it runs, everything is in a hidden folder beside the output (`.denoise-model.training`): the settings, a
+checkpoint of the last epoch, the history, TensorBoard's curves. The same call again goes on from the last epoch,
+whatever ended the run. When it is done, the output appears by one rename and the hidden folder goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import errors, storage
+from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
+from denoise_batch.cluster import connect
+from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, ResumeError
+from denoise_batch.history import TrainProgress
+from denoise_batch.recipes import Device, Recipe
+from denoise_batch.training_data import held_out_count, open_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from denoise_batch.checkpoint import TrainingState
+    from denoise_batch.recipes import TrainSettings
+    from denoise_batch.training_data import ParquetImages
+    from denoise_batch.training_loop import LoopConfig
+
+MAX_FAILURES = 5
+"""How often the workers are started again after one of them died, in one run."""
+
+MAX_START_FAILURES = 5
+"""How often the workers may fail to start, each time for two minutes, before Ray is taken to have no room for them."""
+
+_RAY_TRAIN = {
+    # A worker's report waits until the controller asks for it, every 2 s by default: an epoch may take less.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+}
+_POLL_SECONDS = 0.5
+_SETTINGS_FILE = "settings.json"
+_FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
+"""Settings that may change between an interrupted run and the one that goes on from it."""
+
+
+def train(settings: TrainSettings, progress: Callable[[TrainProgress], None]) -> Bundle:
+    """Trains, or goes on with an unfinished training of the same settings, and writes the model folder.
+
+    Args:
+        settings: what to train on what.
+        progress: called with the newest state about twice a second, from a thread of its own.
+
+    Returns:
+        The model folder, written and checked.
+
+    Raises:
+        RequestError: the request cannot be met (found before torch and Ray load wherever possible).
+        JobFailed: the training diverged, or its workers died too often.
+        Interrupted: Ctrl-C. The same call goes on from the last finished epoch.
+    """
+    recipe = settings.resolve()
+    output = Path(settings.output).absolute()
+    _check_output(output, settings.overwrite)
+    parquet = None if settings.data is None else open_parquet(settings)
+    mnist = None if parquet is not None else _find_mnist(settings.mnist)
+    folder = output.with_name(f".{output.name}.training")
+    with storage.exclusive(folder):
+        _enter(folder, settings, recipe, parquet)
+        if not (folder / "finished").exists():
+            with connect(address=settings.address, verbose=settings.verbose) as resources:
+                place = _place(settings, resources)
+                config = _loop_config(settings, recipe, folder, parquet, mnist, place)
+                _fit(config, place, folder, progress)
+        from denoise_batch import models
+        from denoise_batch.checkpoint import read_finished
+
+        state, weights = read_finished(folder / "finished")
+        network = models.build(recipe.architecture, recipe.parameters)
+        network.load_state_dict(weights)
+        card = _card(settings, recipe, parquet, state, network.parameters_json)
+        save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
+        storage.remove(folder)
+    return read_bundle(output)
+
+
+# --- before Ray -------------------------------------------------------------------------------------------------------
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent} is not a folder", hint="make it first, or give another --out")
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not overwrite:
+        raise storage.output_exists(output)
+    if output.is_symlink() or not (output.is_dir() and ((output / "model.json").exists() or not any(output.iterdir()))):
+        raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
+
+
+def _find_mnist(folder: Path | None) -> Path:
+    from denoise_batch.digits import find_mnist
+
+    return find_mnist(folder)
+
+
+def _identity(settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None) -> dict[str, Any]:
+    """What makes a training this one and no other: whatever changes its result."""
+    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    replaced = set(given) & {field.name for field in fields(Recipe)}  # already in the recipe
+    kept = {name: value for name, value in given.items() if name not in _FREE | replaced | {"recipe", "data"}}
+    data = {"source": "MNIST"} if parquet is None else parquet.identity()
+    identity: dict[str, Any] = json.loads(json.dumps({"recipe": recipe.to_json(), "data": data, **kept}))
+    return identity
+
+
+def _enter(folder: Path, settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None) -> None:
+    """Goes on with the unfinished training in the folder, or begins a new one there.
+
+    Raises:
+        ResumeError: the unfinished one is another.
+    """
+    path, identity = folder / _SETTINGS_FILE, _identity(settings, recipe, parquet)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = None
+    except ValueError:
+        before = {}
+    if before is not None and before != identity:
+        if not settings.overwrite:
+            differing = "; ".join(_differences(before, identity)) or "its settings cannot be read"
+            raise ResumeError(
+                f"an unfinished training of {settings.output} has other settings: {differing}",
+                hint="repeat its settings to go on with it, or give --overwrite to begin again",
+            )
+        before = None
+    if before is None:
+        for entry in folder.iterdir():
+            if entry.name != "lock":
+                storage.remove(entry)
+        storage.write_file(path, json.dumps(identity, indent=1).encode())
+    for name in ("failure.json", "progress.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """`key: old, now new` for each leaf that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in (json.dumps(before), json.dumps(now))]
+        yield f"{name} was {shown[0]}, now {shown[1]}"
+
+
+# --- with Ray ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the workers run.
+
+    Attributes:
+        workers: how many.
+        gpu: whether each has a GPU.
+        cpus: what each asks of Ray; less than it uses, so that Ray's own tasks always find room.
+        threads: of torch in each.
+        workers_on_node: how many may share a machine's memory.
+    """
+
+    workers: int
+    gpu: bool
+    cpus: float
+    threads: int
+    workers_on_node: int
+
+
+def _place(settings: TrainSettings, resources: dict[str, Any]) -> _Place:
+    """Chooses the workers' devices and threads from what the cluster has.
+
+    Raises:
+        FlagError: it has fewer GPUs than asked for.
+    """
+    gpus, cores = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    nodes = max(1, sum(name.startswith("node:") and name != "node:__internal_head__" for name in resources))
+    gpu = settings.device is Device.CUDA or (settings.device is Device.AUTO and gpus > 0)
+    workers = settings.workers or (max(1, gpus) if gpu else 1)
+    if gpu and workers > gpus:
+        raise FlagError(
+            f"--workers {workers} on GPUs, but Ray sees {gpus}", hint="lower --workers, or give --device cpu"
+        )
+    threads = max(1, min(cores // workers, -(-cores // nodes)))
+    # Whole requests that fill the machine would leave nothing to schedule anything else with, and Ray would wait
+    # for ever: each worker asks for a little less than it uses.
+    cpus = 0.9 * min(1.0, cores / workers) if threads == 1 or gpu else float(threads - 1)
+    return _Place(workers, gpu, round(cpus, 3), threads, -(-workers // nodes))
+
+
+def _loop_config(
+    settings: TrainSettings,
+    recipe: Recipe,
+    folder: Path,
+    parquet: ParquetImages | None,
+    mnist: Path | None,
+    place: _Place,
+) -> LoopConfig:
+    import ray
+
+    from denoise_batch.training_loop import LoopConfig
+
+    shared = None
+    if mnist is not None:
+        from denoise_batch.digits import Split, load_mnist
+
+        images = load_mnist(mnist, Split.TRAIN)[0][: settings.max_images]
+        if recipe.held_out:
+            count = held_out_count(len(images), recipe.held_out)
+            images, validation = images[:-count], images[-count:]
+        else:
+            validation = load_mnist(mnist, Split.TEST)[0][: max(1, len(images) // 6)]
+        # 47 MB in the object store reach every node of a cluster; the cache folder does not.
+        shared = (ray.put(images), ray.put(validation))
+    return LoopConfig(
+        recipe=recipe,
+        seed=settings.seed,
+        folder=str(folder),
+        parquet=parquet,
+        max_images=settings.max_images,
+        mnist=shared,
+        resident_limit=settings.resident_limit,
+        threads=place.threads,
+        workers_on_node=place.workers_on_node,
+    )
+
+
+def _fit(config: LoopConfig, place: _Place, folder: Path, progress: Callable[[TrainProgress], None]) -> None:
+    """Runs Ray Train to its end."""
+    import ray.train
+    import ray.train.torch
+
+    from denoise_batch.training_loop import train_worker
+
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=place.workers, use_gpu=place.gpu, resources_per_worker=_resources(place)
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    with _sigint_kept(), _environment(_RAY_TRAIN), _watched(folder / "progress.json", progress):
+        try:
+            trainer.fit()
+        except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so
+            raise Interrupted("stopped by Ctrl-C", hint="run the same command again to go on from here") from stopped
+        except ray.train.ControllerError as error:
+            raise JobFailed(
+                f"Ray found no room for {place.workers} workers of {_resources(place)}",
+                hint="lower --workers, or wait until the cluster is free; -v shows Ray's log",
+            ) from error
+        except ray.train.TrainingFailedError as error:
+            raise _failure(folder) or JobFailed(
+                f"the training's workers failed {MAX_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}",
+                hint="run the same command again to go on from the last epoch; -v shows the workers' log",
+            ) from error
+    failure = _failure(folder)
+    if failure is not None:
+        raise failure
+
+
+def _resources(place: _Place) -> dict[str, float]:
+    return {"CPU": place.cpus, "GPU": 1} if place.gpu else {"CPU": place.cpus}
+
+
+def _failure(folder: Path) -> errors.DenoiseBatchError | None:
+    """The error of the data or the training that a worker left."""
+    try:
+        fields = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], JobFailed)
+    return kind(fields["message"], hint=fields["hint"])
+
+
+@contextlib.contextmanager
+def _environment(names: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set, for as long as it lasts."""
+    added = {name: value for name, value in names.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _sigint_kept() -> Iterator[None]:
+    """Ray Train leaves its own SIGINT handler behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _watched(path: Path, progress: Callable[[TrainProgress], None]) -> Iterator[None]:
+    """Calls `progress` whenever worker 0 has written a new state to the file."""
+    done = threading.Event()
+
+    def watch() -> None:
+        shown = ""
+        last = False
+        while not last:
+            last = done.wait(_POLL_SECONDS)
+            with contextlib.suppress(OSError):
+                text = path.read_text(encoding="utf-8")
+                if text != shown:
+                    shown = text
+                    progress(TrainProgress(**json.loads(text)))
+
+    thread = threading.Thread(target=watch, name="train-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _card(
+    settings: TrainSettings,
+    recipe: Recipe,
+    parquet: ParquetImages | None,
+    state: TrainingState,
+    parameters: dict[str, Any],
+) -> BundleCard:
+    rows = state.history
+    kept = rows[state.best_epoch - 1] if recipe.keep == "best" else rows[-1]
+    data = {"source": "MNIST"} if parquet is None else parquet.identity()
+    noise = {
+        "sigma": list(recipe.sigma),
+        "half_range": list(recipe.half_range),
+        "clipped": recipe.clipped,
+        "noiseless": recipe.noiseless,
+    }
+    return BundleCard(
+        architecture=recipe.architecture,
+        parameters=parameters,
+        noise={"source": "noisy column", "column": settings.noisy_column} if settings.noisy_column else noise,
+        recipe=recipe.to_json(),
+        command=settings.command,
+        data=data | {"max_images": settings.max_images, "seed": settings.seed},
+        metrics={
+            "epoch": kept.epoch,
+            "validation_psnr_noisy": kept.val_psnr_noisy,
+            "validation_psnr_clean": kept.val_psnr_clean,
+            "validation_loss": kept.val_loss,
+            "training_loss": kept.loss,
+            "images_trained": rows[-1].images,
+            "seconds": rows[-1].seconds,
+            "workers": state.workers,
+            "device": state.device,
+        },
+        history=tuple(rows),
+    )

@@ -1,0 +1,292 @@
+"""The clean digits that a training learns from: MNIST in memory, or any number of them in Parquet, read by row groups.
+
+    images = open_parquet(settings)          # footers and a few first rows only
+    train, validation = images.split(held_out)
+    for clean, noisy in read_rows(images, train): ...
+
+No torch and no Ray here: the driver checks the data with this before either is loaded, and the workers read with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from denoise_batch import storage
+from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.footers import Footer, Unreadable, read_footers, read_samples
+from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, to_model_input
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from denoise_batch.images import ImageColumn
+    from denoise_batch.recipes import TrainSettings
+
+    Images = NDArray[Any]
+    """(n, 28, 28) uint8, 0..255, or float32; 0 is background."""
+
+SIDE = 28
+PIXELS = SIDE * SIDE
+CHUNK_ROWS = 4096
+_SAMPLE_FILES = 8
+_SAMPLE_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows `start` to `stop` of a row group of a file (numbers, from 0)."""
+
+    file: int
+    row_group: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def rows_of(pieces: Sequence[Piece]) -> int:
+    return sum(piece.rows for piece in pieces)
+
+
+def cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+    """The rows `start` to `stop` of the pieces laid end to end."""
+    found: list[Piece] = []
+    position = 0
+    for piece in pieces:
+        first, last = max(start, position), min(stop, position + piece.rows)
+        if first < last:
+            offset = piece.start - position
+            found.append(Piece(piece.file, piece.row_group, first + offset, last + offset))
+        position += piece.rows
+    return found
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """A Parquet dataset of clean digits, with the user's noisy ones beside them or without.
+
+    Attributes:
+        files: path or URI, size in bytes and mtime in ns of each.
+        pieces: its row groups, in file order.
+        clean: the column of clean images.
+        noisy: the column of noisy images of the same digits, or None.
+        polarity: of both columns, known.
+    """
+
+    files: tuple[tuple[str, int, int], ...]
+    pieces: tuple[Piece, ...]
+    clean: ImageColumn
+    noisy: ImageColumn | None
+    polarity: Polarity
+
+    @property
+    def rows(self) -> int:
+        return rows_of(self.pieces)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """What one row takes in memory after decoding."""
+        columns = [self.clean] if self.noisy is None else [self.clean, self.noisy]
+        return sum(PIXELS * (1 if column.dtype == "uint8" else 4) for column in columns)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from other data, as JSON."""
+        return {
+            "source": "Parquet",
+            "files": [list(file) for file in self.files],
+            "rows": self.rows,
+            "column": self.clean.name,
+            "noisy_column": self.noisy.name if self.noisy else None,
+            "polarity": self.polarity.value,
+        }
+
+
+def open_parquet(settings: TrainSettings) -> ParquetImages:
+    """Finds the data that `settings.data` names, and checks it, reading footers and a few first rows.
+
+    Raises:
+        MissingFileError, ParquetError, ColumnError: it cannot be used; the message names the file or the column.
+    """
+    shown = str(settings.data)
+    listing = storage.list_inputs([shown])
+    paths = [file.path for file in listing.files]
+    footers = _readable(paths, read_footers(paths))
+    pieces = tuple(
+        Piece(file, group, 0, rows)
+        for file, footer in enumerate(footers)
+        for group, rows in enumerate(footer.row_groups)
+        if rows
+    )
+    if rows_of(pieces) < 2:
+        raise ParquetError(f"{shown} holds {rows_of(pieces)} rows", hint="a training needs at least two images")
+    schemas = [pa.ipc.read_schema(pa.BufferReader(footer.schema)) for footer in footers]
+    samples = _samples(paths, pieces, schemas[pieces[0].file].names)
+    first = samples[0]
+    clean = find_image_column(first.schema, settings.column, first)
+    noisy = None if settings.noisy_column is None else find_image_column(first.schema, settings.noisy_column, first)
+    for column in (clean, noisy):
+        if column is not None:
+            _check_schemas(paths, schemas, column)
+            for sample in samples:
+                check_float_range(sample.column(column.name), column)
+    polarity = Polarity(settings.polarity)
+    if polarity is Polarity.AUTO:
+        good = [decode(sample.column(clean.name), clean).good_pixels for sample in samples]
+        polarity = find_polarity(np.concatenate(good))
+    files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
+    return ParquetImages(files, pieces, clean, noisy, polarity)
+
+
+def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> list[Footer]:
+    bad = [
+        f"{storage.redact(path)} ({footer.reason})"
+        for path, footer in zip(paths, found, strict=True)
+        if isinstance(footer, Unreadable)
+    ]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise ParquetError(
+            f"not readable as Parquet: {'; '.join(bad[:5])}{more}", hint="leave these files out, or write them again"
+        )
+    return [footer for footer in found if isinstance(footer, Footer)]
+
+
+def _samples(paths: Sequence[str], pieces: Sequence[Piece], names: Sequence[str]) -> list[pa.Table]:
+    """First rows of the first row group of a few files, spread over all; the first file's among them."""
+    firsts: dict[int, Piece] = {}
+    for piece in pieces:
+        firsts.setdefault(piece.file, piece)
+    chosen = list(firsts.values())
+    chosen = chosen[:: -(-len(chosen) // _SAMPLE_FILES)]
+    requests = [(paths[piece.file], piece.row_group, tuple(names)) for piece in chosen]
+    samples: list[pa.Table] = []
+    for request, sample in zip(requests, read_samples(requests, _SAMPLE_ROWS), strict=True):
+        if isinstance(sample, Unreadable):
+            raise ParquetError(
+                f"{storage.redact(request[0])} cannot be read: {sample.reason}", hint="write the file again"
+            )
+        samples.append(sample)
+    return samples
+
+
+def _check_schemas(paths: Sequence[str], schemas: Sequence[pa.Schema], column: ImageColumn) -> None:
+    for path, schema in zip(paths, schemas, strict=True):
+        place = schema.get_field_index(column.name)
+        if place < 0 or schema.field(place).type != column.type:
+            found = "no such column" if place < 0 else f"it of type {schema.field(place).type}"
+            raise ColumnError(
+                f"column {column.name!r} is {column.type} in {storage.redact(paths[0])}, "
+                f"but {storage.redact(path)} has {found}",
+                hint="train on files of one schema",
+            )
+
+
+def read_rows(
+    images: ParquetImages, pieces: Sequence[Piece], chunk: int = CHUNK_ROWS
+) -> Iterator[tuple[Images, Images | None]]:
+    """Reads pieces in their order, `chunk` rows at most at a time, leaving out rows whose image is bad.
+
+    Memory is bounded by the chunk and by one page of each column, whatever the size of the row groups.
+
+    Yields:
+        clean (n, 28, 28) uint8, or float32 within 0..1, light on dark; noisy the same but not clipped, or None.
+
+    Raises:
+        MissingFileError, ParquetError: a file is gone or damaged, or holds fewer rows than its footer says.
+    """
+    import pyarrow.parquet as pq
+
+    columns = [images.clean.name] if images.noisy is None else [images.clean.name, images.noisy.name]
+    opened: tuple[int, Any] | None = None
+    try:
+        for piece in pieces:
+            path = images.files[piece.file][0]
+            try:
+                if opened is None or opened[0] != piece.file:
+                    if opened is not None:
+                        opened[1].close()
+                    filesystem, inner = storage.locate(path)
+                    file = pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 23)
+                    opened = (piece.file, file)
+                position = 0
+                batches = opened[1].iter_batches(
+                    chunk, row_groups=[piece.row_group], columns=columns, use_threads=False
+                )
+                for batch in batches:
+                    first, last = max(piece.start, position), min(piece.stop, position + batch.num_rows)
+                    if first < last:
+                        yield _decoded(images, batch.slice(first - position, last - first))
+                    position += batch.num_rows
+                    if position >= piece.stop:
+                        break
+            except FileNotFoundError as error:
+                raise MissingFileError(
+                    f"{storage.redact(path)} is gone", hint="put the file back; every worker must see it at this path"
+                ) from error
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise ParquetError(
+                    f"{storage.redact(path)}, row group {piece.row_group}, is damaged: {str(error).splitlines()[0]}",
+                    hint="leave this file out, or write it again",
+                ) from error
+            if position < piece.stop:
+                raise ParquetError(
+                    f"{storage.redact(path)}, row group {piece.row_group}: {position} rows could be read, "
+                    f"fewer than its footer says",
+                    hint="leave this file out, or write it again",
+                )
+    finally:
+        if opened is not None:
+            opened[1].close()
+
+
+def _decoded(images: ParquetImages, batch: pa.RecordBatch) -> tuple[Images, Images | None]:
+    clean = decode(batch.column(0), images.clean)
+    if images.noisy is None:
+        return _upright(clean.good_pixels, images.polarity, clip=True), None
+    noisy = decode(batch.column(1), images.noisy)
+    good = (clean.bad == 0) & (noisy.bad == 0)
+    return (
+        _upright(clean.pixels[good], images.polarity, clip=True),
+        _upright(noisy.pixels[good], images.polarity, clip=False),
+    )
+
+
+def _upright(pixels: Images, polarity: Polarity, *, clip: bool) -> Images:
+    """(n, 784) as stored → (n, 28, 28) light on dark, uint8 kept uint8."""
+    if pixels.dtype != np.uint8:
+        pixels = to_model_input(pixels, polarity)
+        if clip:
+            pixels = pixels.clip(0.0, 1.0)
+    elif polarity is Polarity.DARK_ON_LIGHT:
+        pixels = 255 - pixels
+    return pixels.reshape(-1, SIDE, SIDE)
+
+
+def load_rows(images: ParquetImages, pieces: Sequence[Piece]) -> tuple[Images, Images | None]:
+    """All rows of the pieces in memory; as `read_rows` gives them.
+
+    Raises:
+        ParquetError: no row is good; and as `read_rows`.
+    """
+    chunks = [chunk for chunk in read_rows(images, pieces) if len(chunk[0])]
+    if not chunks:
+        raise ParquetError(
+            f"none of {rows_of(pieces)} rows of column {images.clean.name!r} holds a usable image",
+            hint="`denoise-batch inspect` shows what the column holds",
+        )
+    clean = np.concatenate([chunk[0] for chunk in chunks])
+    noisy = None if images.noisy is None else np.concatenate([chunk[1] for chunk in chunks if chunk[1] is not None])
+    return clean, noisy
+
+
+def held_out_count(images: int, held_out: int) -> int:
+    """How many of `images` are kept for validation: `held_out`, at most a twelfth, at least one."""
+    return max(1, min(held_out, images // 12))

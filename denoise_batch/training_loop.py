@@ -1,0 +1,407 @@
+"""What every training worker does; `train` starts it on each through Ray Train.
+
+Each worker holds the network, walks through its share of the same global batches, and gets the same averaged gradient
+(DDP). Worker 0 writes the checkpoints, the progress and TensorBoard's curves.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.nn import functional
+
+from denoise_batch import models, storage
+from denoise_batch.batches import (
+    Batch,
+    ResidentBatches,
+    StreamedBatches,
+    draw_noise,
+    noised_copies,
+    seed_of,
+    share,
+    to_unit,
+)
+from denoise_batch.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of, write_finished
+from denoise_batch.errors import DenoiseBatchError, JobFailed
+from denoise_batch.history import EpochRow, TrainProgress, history_csv
+from denoise_batch.noise import NoiseRecipe
+from denoise_batch.recipes import Keep, Optimiser, Precision, Recipe, Schedule
+from denoise_batch.training_data import ParquetImages, cut, held_out_count, load_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from denoise_batch.batches import Batches
+    from denoise_batch.models.network import DenoisingNetwork
+
+PROGRESS_FILE = "progress.json"
+FAILURE_FILE = "failure.json"
+FINISHED_FOLDER = "finished"
+HISTORY_FILE = "history.csv"
+_PROGRESS_SECONDS = 0.5
+_VALIDATION_BATCH = 500
+_VALIDATION_SEED = 20_190_403  # fixed: every training is validated on the same noise
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What a worker is told.
+
+    Attributes:
+        recipe: the recipe, resolved.
+        seed: of the training.
+        folder: the run's storage, an absolute path that worker 0 can write.
+        parquet: the data, or None for MNIST.
+        max_images: how many of the images to use, or None.
+        mnist: references to MNIST in Ray's object store: (n, 28, 28) uint8 training and validation images; the latter
+            None where they are held out from the former.
+        resident_limit: bytes of images that this worker may hold; None takes a quarter of the memory.
+        threads: of torch, on the CPU.
+        workers_on_node: workers that share this machine's memory.
+    """
+
+    recipe: Recipe
+    seed: int
+    folder: str
+    parquet: ParquetImages | None
+    max_images: int | None
+    mnist: tuple[Any, Any] | None
+    resident_limit: int | None
+    threads: int
+    workers_on_node: int
+
+
+class _Logits(nn.Module):
+    """The network as DDP wants it: what is called is `forward`."""
+
+    def __init__(self, network: DenoisingNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return self.network.logits(noisy)
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """This worker's share of the validation images.
+
+    Attributes:
+        clean, noisy: (n, 28, 28) float32, on the device.
+        total: images over all workers.
+    """
+
+    clean: Tensor
+    noisy: Tensor
+    total: int
+
+
+def bfloat16_units(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 has none: float32 then
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`: a linear warm-up, then constant or a half cosine to 0."""
+    warm_up = min(recipe.warm_up, steps // 10)
+    if step < warm_up:
+        return recipe.learning_rate * (step + 1) / warm_up
+    if recipe.schedule is Schedule.CONSTANT:
+        return recipe.learning_rate
+    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def make_optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    if recipe.optimiser is Optimiser.ADADELTA:
+        return torch.optim.Adadelta(network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7)
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+
+
+def train_worker(arguments: dict[str, LoopConfig]) -> None:
+    """Trains on this worker, as `config` in the arguments says.
+
+    Ray Train starts all workers again after an exception, which helps against dead machines alone. An error of the
+    request or of the data therefore goes to FAILURE_FILE, which ends the next start at once, and the driver raises it.
+    """
+    import ray.train
+
+    config = arguments["config"]
+    torch.set_num_threads(config.threads)
+    failure = Path(config.folder, FAILURE_FILE)
+    if failure.exists():
+        return
+    try:
+        _Worker(config).run()
+    except DenoiseBatchError as error:
+        fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+        storage.write_file(failure, json.dumps(fields).encode())
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the other workers wait for this one: only Ray Train can end them
+
+
+class _Worker:
+    """One training worker: what it holds, and the epochs."""
+
+    def __init__(self, config: LoopConfig) -> None:
+        import ray.train
+        import ray.train.torch
+
+        self.config, self.recipe = config, config.recipe
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self.folder = Path(config.folder)
+        recipe = self.recipe
+        self.noise = NoiseRecipe(recipe.sigma, recipe.half_range, recipe.clipped, recipe.noiseless)
+        torch.manual_seed(seed_of(config.seed))
+        network = models.build(self.recipe.architecture, self.recipe.parameters)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network) if self.recipe.average else None
+        self.optimiser = make_optimiser(self.recipe, self.network)
+        self.state, self.best = TrainingState(), weights_of(self.network)
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                self.state, self.best = load_checkpoint(Path(folder), self.network, self.average, self.optimiser)
+        self.state.workers = self.workers
+        self.state.device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        self.trained: nn.Module = _Logits(self.network)
+        if self.workers > 1:
+            self.trained = nn.parallel.DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
+        self.bfloat16 = self.recipe.precision is Precision.AUTO and bfloat16_units(self.device)
+
+        self.batches, self.validation = self._load()
+        self.steps = self.recipe.epochs * -(-self.batches.images // self.recipe.batch)
+        self.seconds_before = self.state.history[-1].seconds if self.state.history else 0.0
+        self.images_here = 0  # trained on since this start, over all workers
+        self.started = self.progress_at = time.monotonic()
+        self.writer: Any = None
+
+    def run(self) -> None:
+        """Trains from the state to the last epoch."""
+        while self.state.epoch < self.recipe.epochs and not self.state.stopped_early:
+            self._epoch()
+        if self.writer is not None:
+            self.writer.close()
+        if self.rank == 0:
+            last = self.average or self.network
+            kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
+            write_finished(self.folder / FINISHED_FOLDER, self.state, kept)
+
+    def _epoch(self) -> None:
+        epoch, started = self.state.epoch + 1, time.monotonic()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        seen = 0
+        rate = self.recipe.learning_rate
+        for batch in self.batches.epoch(epoch):
+            rate = learning_rate(self.recipe, self.state.step, self.steps)
+            loss_sum += self._step(batch, rate)
+            self.state.step += 1
+            self.images_here += batch.total
+            seen += batch.rows.stop - batch.rows.start
+            self._show_progress(epoch, loss_sum, seen)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        training_seconds = time.monotonic() - started
+        sums = torch.cat([torch.stack([loss_sum]), self._validate()])
+        if self.workers > 1:
+            distributed.all_reduce(sums)
+        loss, val_loss, noisy_error, clean_error = sums.tolist()
+        count = self.validation.total
+        row = EpochRow(
+            epoch=epoch,
+            images=epoch * self.batches.images,
+            loss=loss / self.batches.images,
+            val_loss=val_loss / count,
+            val_psnr_noisy=_psnr(noisy_error / count),
+            val_psnr_clean=_psnr(clean_error / count),
+            learning_rate=rate,
+            images_per_second=self.batches.images / training_seconds,
+            seconds=self.seconds_before + time.monotonic() - self.started,
+        )
+        if not all(map(math.isfinite, (row.loss, row.val_loss))):
+            raise JobFailed(f"the training diverged in epoch {epoch}: the loss is not finite", hint="lower --lr")
+        self._finish_epoch(row)
+
+    def _step(self, batch: Batch, rate: float) -> Tensor:
+        """One step of the optimiser; returns the sum of this worker's images' losses."""
+        rows = batch.rows.stop - batch.rows.start
+        noisy = draw_noise(self.noise, batch, self.config.seed, self.state.step) if batch.noisy is None else batch.noisy
+        clean = batch.clean
+        if rows == 0:  # a last batch smaller than the number of workers: take part in the step, with weight 0
+            clean = noisy = torch.zeros((1, *batch.clean.shape[1:]), device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.trained(noisy[:, None])
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), clean[:, None])
+        # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
+        (loss * (rows * self.workers / batch.total)).backward()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            # Early on the average follows closely, so that it does not carry the random start along.
+            decay = min(self.recipe.average, (1 + self.state.step) / (10 + self.state.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
+        weighted: Tensor = loss.detach() * rows
+        return weighted
+
+    @torch.no_grad()
+    def _validate(self) -> Tensor:
+        """Sums over this worker's validation images: loss, squared error on noisy ones, squared error on clean ones."""
+        network = self.average or self.network
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for start in range(0, len(self.validation.clean), _VALIDATION_BATCH):
+            clean = self.validation.clean[start : start + _VALIDATION_BATCH, None]
+            for place, shown in ((1, self.validation.noisy[start : start + _VALIDATION_BATCH, None]), (2, clean)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                    logits = network.logits(shown)
+                logits = logits.float()
+                if place == 1:
+                    sums[0] += functional.binary_cross_entropy_with_logits(logits, clean) * len(clean)
+                sums[place] += functional.mse_loss(torch.sigmoid(logits), clean) * len(clean)
+        return sums
+
+    def _finish_epoch(self, row: EpochRow) -> None:
+        state = self.state
+        best = state.best_psnr
+        state.history.append(row)
+        state.epoch = row.epoch
+        if best is None or row.val_psnr_noisy > best:
+            state.best_epoch = row.epoch
+            self.best = weights_of(self.average or self.network)
+        patience = self.recipe.patience
+        state.stopped_early = patience is not None and row.epoch - state.best_epoch >= patience
+        self._report(row)
+        self._show_progress(row.epoch, None, 0)
+
+    def _report(self, row: EpochRow) -> None:
+        """Hands the epoch to Ray Train, with a checkpoint from worker 0."""
+        import ray.train
+
+        metrics = row.to_json()
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        (self.folder / HISTORY_FILE).write_text(history_csv(self.state.history), encoding="utf-8")
+        self._tensorboard(row)
+        with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
+            save_checkpoint(Path(folder), self.state, self.network, self.average, self.best, self.optimiser)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _tensorboard(self, row: EpochRow) -> None:
+        from tensorboardX import SummaryWriter
+
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+        for tag, value in row.to_json().items():
+            if tag not in ("epoch", "images"):
+                self.writer.add_scalar(tag, value, row.epoch)
+        self.writer.flush()
+
+    def _show_progress(self, epoch: int, loss_sum: Tensor | None, seen: int) -> None:
+        now = time.monotonic()
+        if self.rank != 0 or (loss_sum is not None and now - self.progress_at < _PROGRESS_SECONDS):
+            return
+        self.progress_at = now
+        total = self.recipe.epochs * self.batches.images
+        images = self.state.epoch * self.batches.images if loss_sum is None else 0
+        if loss_sum is not None:
+            images = self.state.epoch * self.batches.images + min(seen * self.workers, self.batches.images)
+        elapsed = now - self.started
+        last = self.state.history[-1] if self.state.history else None
+        shown = TrainProgress(
+            epoch=epoch,
+            epochs=self.recipe.epochs,
+            images=images,
+            total_images=total,
+            loss=float(loss_sum) / seen if loss_sum is not None and seen else (last.loss if last else None),
+            psnr=last.val_psnr_noisy if last else None,
+            best_psnr=self.state.best_psnr,
+            images_per_second=self.images_here / elapsed if elapsed > 0 else 0.0,
+            seconds_left=(total - images) * elapsed / self.images_here if self.images_here else None,
+            workers=self.workers,
+            device=self.state.device,
+        )
+        temporary = self.folder / f".{PROGRESS_FILE}"
+        temporary.write_text(json.dumps(shown.to_json()), encoding="utf-8")
+        temporary.replace(self.folder / PROGRESS_FILE)
+
+    def _load(self) -> tuple[Batches, _Validation]:
+        """Reads the data, and noises what is noised once."""
+        import ray
+
+        config, options = self.config, {"batch": self.recipe.batch, "seed": self.config.seed, "rank": self.rank}
+        options["workers"] = self.workers
+        if config.parquet is not None:
+            parquet = config.parquet
+            count = min(parquet.rows, config.max_images or parquet.rows)
+            held_out = held_out_count(count, self.recipe.held_out or 5000)
+            train = cut(parquet.pieces, 0, count - held_out)
+            validation = self._validation(*load_rows(parquet, cut(parquet.pieces, count - held_out, count)))
+            limit = config.resident_limit
+            limit = _quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
+            copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0
+            if (count - held_out) * (parquet.bytes_per_row + copies) > limit:
+                if copies:
+                    raise JobFailed(
+                        f"{count - held_out} images, noised {self.recipe.copies} times, do not fit in {limit} bytes",
+                        hint="use a recipe that draws noise afresh, or --max-images",
+                    )
+                buffer = min(limit // 2, 256 << 20)
+                return StreamedBatches(parquet, train, self.device, buffer_bytes=buffer, **options), validation
+            clean_rows, noisy_rows = load_rows(parquet, train)
+        else:
+            assert config.mnist is not None
+            clean_rows, held = ray.get(list(config.mnist))
+            noisy_rows = None
+            validation = self._validation(held, None)
+        clean = torch.from_numpy(np.require(clean_rows, requirements="W")).to(self.device)
+        noisy = None if noisy_rows is None else torch.from_numpy(noisy_rows).to(self.device)
+        if noisy is None and self.recipe.copies:
+            noisy = noised_copies(self.noise, clean, self.recipe.copies, config.seed)
+        return ResidentBatches(clean, noisy, **options), validation
+
+    def _validation(self, clean: np.ndarray[Any, Any], noisy: np.ndarray[Any, Any] | None) -> _Validation:
+        """Noise is drawn on the CPU for all images, so that it is the same on every device and for any workers."""
+        whole = to_unit(torch.from_numpy(np.require(clean, requirements="W")))
+        if noisy is None:
+            generator = torch.Generator().manual_seed(_VALIDATION_SEED)
+            noised = torch.cat([self.noise.apply(part, generator)[0] for part in torch.split(whole, 1000)])
+        else:
+            noised = to_unit(torch.from_numpy(noisy))
+        rows = share(len(whole), self.rank, self.workers)
+        return _Validation(whole[rows].to(self.device), noised[rows].to(self.device), len(whole))
+
+
+def _psnr(error: float) -> float:
+    return 10.0 * math.log10(1.0 / max(error, 1e-12))
+
+
+def _quarter_of_memory(device: torch.device) -> int:
+    """Bytes: a quarter of the GPU's memory, or of what this machine or container has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1]) // 4
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        memory = min(memory, int(text))
+    return memory // 4

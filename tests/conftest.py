@@ -1,0 +1,102 @@
+"""What several test modules share: a few drawn digits, Parquet files of them, a model folder, MNIST where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch.digits import FOLDER_VARIABLE, draw_digits
+from denoise_batch.images import ImageColumn, Layout, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+    WriteImages = Callable[..., Path]
+
+IMAGE_TYPES: dict[str, tuple[Layout, str, Any]] = {
+    "binary": (Layout.BINARY, "uint8", pa.binary(784)),
+    "variable binary": (Layout.BINARY, "uint8", pa.binary()),
+    "list of uint8": (Layout.LIST, "uint8", pa.list_(pa.uint8())),
+    "list of float32": (Layout.LIST, "float32", pa.list_(pa.float32())),
+    "fixed list of float32": (Layout.LIST, "float32", pa.list_(pa.float32(), 784)),
+    "tensor": (Layout.TENSOR, "uint8", pa.fixed_shape_tensor(pa.uint8(), [28, 28])),
+    "encoded": (Layout.ENCODED, "uint8", pa.binary()),
+}
+"""What `write_images` can write, by name."""
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[Pixels, Pixels]:
+    """300 drawn digits: images (300, 28, 28) and labels (300,), both uint8. Not to be written to."""
+    images, labels = draw_digits(300, seed=5)
+    images.setflags(write=False)
+    labels.setflags(write=False)
+    return images, labels
+
+
+@pytest.fixture(scope="session")
+def write_images() -> WriteImages:
+    """Writes images as Parquet in one of `IMAGE_TYPES`.
+
+    Called as `write_images(path, images, kind="binary", column="image", bad=None, row_group_size=None, **columns)`;
+    gives the path. `bad` marks rows that are null; `columns` are further columns.
+    """
+
+    def write(
+        path: Path,
+        images: NDArray[Any],
+        kind: str = "binary",
+        column: str = "image",
+        bad: NDArray[np.bool_] | None = None,
+        row_group_size: int | None = None,
+        **columns: Any,
+    ) -> Path:
+        layout, dtype, type_ = IMAGE_TYPES[kind]
+        array = encode(images.reshape(len(images), 784), bad, ImageColumn(column, layout, dtype, type_))
+        table = pa.table({column: array, **columns})
+        pq.write_table(table, path, row_group_size=row_group_size)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the seed's network, untrained. Tests that damage it copy it first."""
+    import torch
+
+    from denoise_batch import models
+    from denoise_batch.bundle import BundleCard, save_bundle
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    save_bundle(folder, models.build("seed"), BundleCard("seed"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder of MNIST's IDX files; the test is skipped where DENOISE_BATCH_MNIST does not name one."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        pytest.skip(f"{FOLDER_VARIABLE} is not set")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

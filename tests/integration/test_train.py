@@ -1,0 +1,246 @@
+"""Training with Ray Train: any number of workers, deaths of workers and of the driver, streaming, paired data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch import train as train_module
+from denoise_batch.bundle import read_bundle
+from denoise_batch.drawn_digits import draw_digits
+from denoise_batch.errors import JobFailed, OutputError, ResumeError
+from denoise_batch.history import EpochRow, TrainProgress, read_history
+from denoise_batch.recipes import Precision, TrainSettings
+from denoise_batch.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_session"),
+    pytest.mark.timeout(240),
+]
+
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,500 drawn digits in two files, and the same with noise of our own beside them."""
+    folder = tmp_path_factory.mktemp("digits")
+    images = draw_digits(1500, 3)[0].reshape(-1, 784)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, images.shape).astype(np.float32)
+    noisy = pa.FixedSizeListArray.from_arrays(pa.array((images / np.float32(255) + noise).ravel()), 784)
+    table = pa.table({"image": pa.array([image.tobytes() for image in images], pa.binary(784)), "noisy": noisy})
+    pq.write_table(table.slice(0, 800), folder / "a.parquet", row_group_size=300)
+    pq.write_table(table.slice(800), folder / "b.parquet", row_group_size=250)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    output = tmp_path_factory.mktemp("undisturbed") / "model"
+    return TrainSettings(
+        output=output,
+        data=data,
+        column="image",
+        architecture="seed",
+        epochs=EPOCHS,
+        batch=64,
+        precision=Precision.FLOAT32,
+        workers=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, settings: TrainSettings) -> list[EpochRow]:  # noqa: ARG001
+    """The history of a run of one worker that nothing happened to."""
+    shown: list[TrainProgress] = []
+    bundle = train(settings, shown.append)
+    rows = read_history(bundle.folder / "history.csv")
+    assert shown[-1].images == shown[-1].total_images == rows[-1].images == EPOCHS * 1375
+    assert shown[-1].psnr == pytest.approx(rows[-1].val_psnr_noisy, rel=1e-6)
+    assert shown[-1].workers == 1
+    return rows
+
+
+def _same(rows: list[EpochRow], expected: list[EpochRow]) -> None:
+    """Equal but for float32 rounding, and every epoch is there once."""
+    assert [(row.epoch, row.images) for row in rows] == [(row.epoch, row.images) for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row.val_psnr_noisy == pytest.approx(other.val_psnr_noisy, abs=0.02)
+        assert row.loss == pytest.approx(other.loss, rel=0.002)
+
+
+def _training_folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.training")
+
+
+def _epochs_done(output: Path) -> int:
+    with contextlib.suppress(OSError):
+        return len((_training_folder(output) / "history.csv").read_text().splitlines()) - 1
+    return 0
+
+
+@contextlib.contextmanager
+def _when(condition: Callable[[], bool], act: Callable[[], object]) -> Iterator[list[bool]]:
+    """Acts from a thread as soon as the condition holds."""
+    done: list[bool] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if condition():
+                act()
+                done.append(True)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _own_training_workers() -> list[int]:
+    """The training workers of the Ray that this process started: driver → raylet → worker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if (
+                b"RayTrainWorker" in (entry / "cmdline").read_bytes()
+                and _parent(_parent(int(entry.name))) == os.getpid()
+            ):
+                found.append(int(entry.name))
+    return found
+
+
+def test_the_model_folder_is_complete(undisturbed: list[EpochRow], settings: TrainSettings) -> None:
+    bundle = read_bundle(settings.output)
+    best = max(undisturbed, key=lambda row: row.val_psnr_noisy)
+    assert bundle.metrics["epoch"] == best.epoch
+    assert bundle.metrics["validation_psnr_noisy"] == pytest.approx(best.val_psnr_noisy, rel=1e-6)
+    assert bundle.model["data"]["rows"] == 1500
+    assert bundle.load().parameter_count() == 4385
+    names = {path.name for path in settings.output.iterdir()}
+    assert names == {"model.safetensors", "model.json", "history.csv", "curves.png", "README.md", "tensorboard"}
+    assert [path.name for path in settings.output.parent.iterdir()] == ["model"]  # no training folder is left
+    assert undisturbed[-1].val_psnr_noisy > undisturbed[0].val_psnr_noisy
+    with pytest.raises(OutputError, match="exists"):
+        train(settings, lambda _: None)
+
+
+def test_three_workers_of_which_one_is_killed(
+    undisturbed: list[EpochRow], settings: TrainSettings, tmp_path: Path
+) -> None:
+    """Three do not divide a batch of 64, nor two CPUs."""
+    output = tmp_path / "model"
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.append(max(_own_training_workers()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    with _when(lambda: _epochs_done(output) >= 2 and bool(_own_training_workers()), kill):
+        bundle = train(replace(settings, output=output, workers=3), lambda _: None)
+    assert killed
+    _same(read_history(bundle.folder / "history.csv"), undisturbed)
+
+
+def test_a_killed_driver_goes_on_where_it_was(
+    undisturbed: list[EpochRow], settings: TrainSettings, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    code = (
+        "import sys, json; from pathlib import Path; from denoise_batch.recipes import TrainSettings\n"
+        "from denoise_batch.train import train\n"
+        "fields = json.loads(sys.argv[1])\n"
+        "train(TrainSettings(**fields | {'output': Path(fields['output'])}), lambda progress: None)\n"
+    )
+    ours = replace(settings, output=output, workers=2)
+    fields = {name: value for name, value in vars(ours).items() if value is not None and name != "device"}
+    arguments = json.dumps(fields, default=str)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while _epochs_done(output) < 2:
+            assert driver.poll() is None
+            time.sleep(0.02)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert not output.exists()
+    time.sleep(1)  # its Ray notices that it is gone
+    before = json.loads((_training_folder(output) / "progress.json").read_text())["epoch"]
+
+    with pytest.raises(ResumeError) as refused:
+        train(replace(ours, learning_rate=0.5, seed=1), lambda _: None)
+    assert "recipe.learning_rate was 0.002, now 0.5" in refused.value.message
+    assert "seed was 0, now 1" in refused.value.message
+
+    shown: list[TrainProgress] = []
+    bundle = train(ours, shown.append)
+    assert shown[0].epoch >= min(2, before)
+    _same(read_history(bundle.folder / "history.csv"), undisturbed)
+
+
+def test_streamed_pairs(settings: TrainSettings, tmp_path: Path) -> None:
+    """Rows that do not fit stream from Parquet, on two workers, with the user's own noise."""
+    ours = replace(settings, output=tmp_path / "m", noisy_column="noisy", resident_limit=0, workers=2, epochs=2)
+    bundle = train(ours, lambda _: None)
+    rows = read_history(bundle.folder / "history.csv")
+    assert rows[-1].images == 2 * 1375
+    assert rows[-1].loss < rows[0].loss
+    assert bundle.noise == {"source": "noisy column", "column": "noisy"}
+
+
+def test_the_seed_recipe_and_a_folder_that_could_not_be_written(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished training whose folder could not be written (a full disk, say) is only written the next time."""
+    ours = replace(settings, output=tmp_path / "m", recipe="seed", architecture=None, batch=None, epochs=1)
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "save_bundle", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            train(ours, lambda _: None)
+    trained = (_training_folder(tmp_path / "m") / "history.csv").read_text()
+    shown: list[TrainProgress] = []
+    bundle = train(ours, shown.append)
+    assert (bundle.folder / "history.csv").read_text() == trained
+    assert shown == []
+    assert bundle.metrics["images_trained"] == 4 * 1375
+    assert bundle.model["recipe"]["optimiser"] == "adadelta"
+    assert bundle.load().parameter_count() == 4385
+
+
+def test_a_training_that_diverges_says_so(settings: TrainSettings, tmp_path: Path) -> None:
+    ours = replace(settings, output=tmp_path / "m", recipe="seed", learning_rate=1e30, epochs=2, max_images=200)
+    with pytest.raises(JobFailed, match="diverged in epoch 1"):
+        train(ours, lambda _: None)
+    assert not (tmp_path / "m").exists()

@@ -1,0 +1,180 @@
+"""Global batches: the same for any number of workers, every image once an epoch, noise that goes with the image."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_training_data import digits, numbers, opened, write
+
+from denoise_batch.batches import (
+    Batch,
+    ResidentBatches,
+    StreamedBatches,
+    ahead,
+    draw_noise,
+    mix,
+    noised_copies,
+    seed_of,
+    share,
+    to_unit,
+)
+from denoise_batch.errors import ParquetError
+from denoise_batch.noise import NoiseRecipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@given(st.integers(0, 1000), st.integers(1, 20))
+def test_shares_cover_the_batch(total: int, workers: int) -> None:
+    shares = [share(total, rank, workers) for rank in range(workers)]
+    assert shares[0].start == 0
+    assert shares[-1].stop == total
+    assert all(one.stop == other.start for one, other in pairwise(shares))
+    sizes = [part.stop - part.start for part in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_seeds_differ() -> None:
+    seeds = [seed_of(seed, use, step) for seed in range(3) for use in range(3) for step in range(100)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def _resident(rank: int, workers: int, copies: int = 0) -> ResidentBatches:
+    clean = torch.from_numpy(digits(250).reshape(-1, 28, 28))
+    noisy = torch.cat([to_unit(clean) + copy for copy in range(copies)]) if copies else None
+    return ResidentBatches(clean, noisy, batch=32, seed=5, rank=rank, workers=workers)
+
+
+def _numbers(batch: Batch) -> list[int]:
+    return numbers((batch.clean * 255).round().numpy())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 40])
+def test_workers_share_the_same_global_batches(workers: int) -> None:
+    alone = list(_resident(0, 1).epoch(3))
+    together = list(zip(*(_resident(rank, workers).epoch(3) for rank in range(workers)), strict=True))
+    assert len(alone) == len(together) == 8
+    for whole, parts in zip(alone, together, strict=True):
+        assert torch.equal(torch.cat([part.clean for part in parts]), whole.clean)
+        assert {part.total for part in parts} == {whole.total}
+
+
+def test_every_image_once_an_epoch_in_another_order() -> None:
+    first, second, again = ([n for b in _resident(0, 1).epoch(e) for n in _numbers(b)] for e in (1, 2, 1))
+    assert sorted(first) == list(range(250))
+    assert first == again != second
+
+
+def test_copies_keep_their_clean_image() -> None:
+    batches = _resident(0, 1, copies=4)
+    assert batches.images == 1000
+    seen = np.zeros((250, 4), int)
+    for batch in batches.epoch(1):
+        assert batch.noisy is not None
+        copy = (batch.noisy - batch.clean).mean(dim=(1, 2)).round().int()
+        np.add.at(seen, (_numbers(batch), copy.numpy()), 1)
+    assert (seen == 1).all()
+
+
+def test_noise_of_an_image_is_the_same_for_any_workers() -> None:
+    clean = to_unit(torch.from_numpy(digits(20).reshape(-1, 28, 28)))
+    recipe = NoiseRecipe(clipped=0.5)
+    whole = draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), seed=1, step=9)
+    for rows in (slice(0, 7), slice(7, 7), slice(7, 20)):
+        part = draw_noise(recipe, Batch(clean[rows], None, rows, 20), seed=1, step=9)
+        assert torch.allclose(part, whole[rows], atol=1e-6)
+    assert not torch.equal(draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), seed=1, step=10), whole)
+
+
+def test_noise_has_the_recipes_levels() -> None:
+    flat = Batch(torch.zeros((2000, 28, 28)), None, slice(0, 2000), 2000)
+    noise = draw_noise(NoiseRecipe(half_range=(0.5, 1.5)), flat, seed=0, step=0)
+    ranges = noise.amax(dim=(1, 2))
+    assert 0.45 < ranges.min() < 0.55
+    assert 1.45 < ranges.max() <= 1.5
+    clipped = draw_noise(NoiseRecipe(half_range=(0.5, 1.5), clipped=0.25), flat, seed=0, step=0)
+    assert (clipped.amin(dim=(1, 2)) >= 0).float().mean() == pytest.approx(0.25, abs=0.04)
+
+
+def test_copies_are_noised_apart() -> None:
+    clean = torch.from_numpy(digits(10).reshape(-1, 28, 28))
+    noisy = noised_copies(NoiseRecipe(), clean, 4, seed=0)
+    assert (noisy.shape, noisy.dtype) == ((40, 28, 28), torch.float32)
+    assert torch.equal(noisy, noised_copies(NoiseRecipe(), clean, 4, seed=0))
+    assert not torch.equal(noisy[:10], noisy[10:20])
+
+
+def _streamed(images: Any, rank: int, workers: int, batch: int = 64) -> StreamedBatches:
+    device = torch.device("cpu")
+    return StreamedBatches(
+        images, images.pieces, device, batch=batch, seed=2, rank=rank, workers=workers, buffer_bytes=0
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_streamed_rows_come_once_and_batches_are_whole(tmp_path: Path, workers: int) -> None:
+    images = opened(write(tmp_path, count=5000, groups=333))
+    seen: list[int] = []
+    for parts in zip(*(_streamed(images, rank, workers).epoch(1) for rank in range(workers)), strict=True):
+        assert sum(len(part.clean) for part in parts) == parts[0].total
+        assert [part.rows for part in parts] == [share(parts[0].total, rank, workers) for rank in range(workers)]
+        seen += [number for part in parts for number in _numbers(part)]
+    assert sorted(seen) == list(range(5000))
+
+
+def test_streamed_rows_are_shuffled(tmp_path: Path) -> None:
+    images = opened(write(tmp_path, count=5000, groups=333))
+    epochs = [[n for batch in _streamed(images, 0, 1).epoch(epoch) for n in _numbers(batch)] for epoch in (1, 1, 2)]
+    assert epochs[0] == epochs[1] != epochs[2]
+    # Neighbours in the files are far apart: the buffer holds 1,024 of the 5,000 rows.
+    assert np.mean(np.abs(np.diff(epochs[0])) < 10) < 0.1
+    batches = np.array(epochs[0][:4992]).reshape(-1, 64)
+    assert np.median([len(set(batch // 333)) for batch in batches]) >= 3
+
+
+def test_bad_rows_are_replaced_by_good_ones(tmp_path: Path) -> None:
+    bad = tuple(range(100, 400))
+    images = opened(write(tmp_path, count=2000, groups=150, bad=bad))
+    seen = [n for batch in _streamed(images, 0, 2).epoch(1) for n in _numbers(batch)]
+    assert len(seen) == 1000
+    assert not set(seen) & set(bad)
+
+
+def test_streamed_pairs_stay_paired(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    clean = digits(600)
+    noisy = pa.array(list(clean.astype(np.float32) / 255 - 0.5), pa.list_(pa.float32()))
+    column = pa.array([image.tobytes() for image in clean], pa.binary(784))
+    pq.write_table(pa.table({"clean": column, "noisy": noisy}), tmp_path / "a.parquet", row_group_size=100)
+    images = opened(tmp_path, column="clean", noisy_column="noisy")
+    for batch in _streamed(images, 1, 2).epoch(1):
+        assert batch.noisy is not None
+        assert torch.allclose(batch.noisy, batch.clean - 0.5, atol=1e-6)
+
+
+def test_no_good_row_at_all() -> None:
+    with pytest.raises(ParquetError, match="none of 7 rows"):
+        list(mix(iter([]), 10, 7, np.random.default_rng(0)))
+    assert list(mix(iter([]), 10, 0, np.random.default_rng(0))) == []
+
+
+def test_reading_ahead_keeps_order_and_errors() -> None:
+    def chunks() -> Any:
+        for number in range(10):
+            yield np.full(1, number), None
+        raise ParquetError("damaged", hint="-")
+
+    reading = ahead(chunks())
+    assert [int(next(reading)[0][0]) for _ in range(10)] == list(range(10))
+    with pytest.raises(ParquetError):
+        next(reading)

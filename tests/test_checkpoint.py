@@ -1,0 +1,76 @@
+"""Checkpoints: going on from one is the same as never having stopped."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from denoise_batch.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of
+from denoise_batch.history import EpochRow
+from denoise_batch.models import build
+from denoise_batch.recipes import RECIPES
+from denoise_batch.training_loop import learning_rate, make_optimiser
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROW = EpochRow(1, 100, 0.5, 0.4, 11.0, 12.0, 1e-3, 900.0, 3.25)
+
+
+def _steps(network: nn.Module, optimiser: torch.optim.Optimizer, first: int, last: int) -> None:
+    for step in range(first, last):
+        images = torch.rand((4, 1, 28, 28), generator=torch.Generator().manual_seed(step))
+        loss = nn.functional.binary_cross_entropy_with_logits(network.logits(images), images)  # type: ignore[operator]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_going_on_equals_never_stopping(tmp_path: Path, name: str) -> None:
+    recipe = RECIPES[name]
+    torch.manual_seed(0)
+    network = build(recipe.architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network)
+    optimiser = make_optimiser(recipe, network)
+    _steps(network, optimiser, 0, 3)
+    state = TrainingState(epoch=1, step=3, history=[ROW], best_epoch=1)
+    best = weights_of(average)
+    save_checkpoint(tmp_path, state, network, average, best, optimiser)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+
+    resumed = build(recipe.architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    resumed_average = copy.deepcopy(resumed)
+    resumed_optimiser = make_optimiser(recipe, resumed)
+    found, found_best = load_checkpoint(tmp_path, resumed, resumed_average, resumed_optimiser)
+    assert found == state
+    assert found.best_psnr == 11.0
+    assert all(torch.equal(found_best[key], value) for key, value in best.items())
+    _steps(network, optimiser, 3, 6)
+    _steps(resumed, resumed_optimiser, 3, 6)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
+    for key, value in average.state_dict().items():
+        assert torch.equal(resumed_average.state_dict()[key], value)
+    for parameter, values in resumed_optimiser.state.items():
+        assert all(value.stride() == parameter.stride() for value in values.values() if value.shape == parameter.shape)
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    recipe = RECIPES["default"]
+    rates = [learning_rate(recipe, step, 10_000) for step in range(10_000)]
+    assert rates[0] == pytest.approx(recipe.learning_rate / recipe.warm_up)
+    assert max(rates) == pytest.approx(recipe.learning_rate)
+    assert rates.index(max(rates)) in (recipe.warm_up - 1, recipe.warm_up)
+    assert 0 < rates[-1] < 1e-3 * recipe.learning_rate
+    assert {learning_rate(RECIPES["seed"], step, 100) for step in range(100)} == {1.0}
+
+
+def test_a_short_training_warms_up_for_a_tenth() -> None:
+    rates = [learning_rate(RECIPES["default"], step, 50) for step in range(50)]
+    assert rates.index(max(rates)) in (4, 5)
+    assert learning_rate(RECIPES["default"], 0, 1) > 0

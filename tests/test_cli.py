@@ -1,0 +1,387 @@
+"""The command line: help without heavy imports, errors of two lines with the right exit code, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch import __version__, cli, errors
+from denoise_batch.denoise_unit import OnBadRow
+from denoise_batch.digits import FOLDER_VARIABLE, Source, Split
+from denoise_batch.images import Polarity
+from denoise_batch.infer import COMPRESSIONS
+from denoise_batch.layouts import NUMBERS, Layout
+from denoise_batch.recipes import RECIPES
+from denoise_batch.recipes import Device as TrainDevice
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMANDS = ["demo", "digits", "corrupt", "train", "infer", "evaluate", "preview", "inspect"]
+HEAVY = ["torch", "ray", "numpy", "pyarrow", "scipy", "matplotlib", "pandas"]
+
+# Runs command lines one after another and says, as JSON, what each gave, what it took and which modules are loaded.
+_PROBE = f"""
+import contextlib, io, json, resource, sys
+def seconds():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+answers, before = [], 0.0
+for arguments in json.load(sys.stdin):
+    from denoise_batch import cli
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run(arguments)
+    took, before = seconds() - before, seconds()
+    loaded = [name for name in {HEAVY!r} if name in sys.modules]
+    answers.append([code, out.getvalue(), err.getvalue(), took, loaded])
+print(json.dumps(answers))
+"""
+
+
+class Answer(NamedTuple):
+    """What a command line gave; `seconds` are of processor time, since a busy machine stretches wall time."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    loaded: list[str]
+
+
+def probe(*command_lines: list[object]) -> list[Answer]:
+    """Runs command lines in a process of their own; the first one's time has the start of Python in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE],
+        input=json.dumps([[str(argument) for argument in line] for line in command_lines]),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [Answer(*answer) for answer in json.loads(done.stdout)]
+
+
+def check_refusal(answer: Answer, message: str) -> None:
+    """Asserts one line of error that has `message`, one of hint, exit 2, quickly, with neither torch nor Ray."""
+    lines = answer.err.splitlines()
+    assert len(lines) == 2, answer.err
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert re.match(r"hint: \S", lines[1])
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.seconds < 2.0
+    assert not {"torch", "ray"} & set(answer.loaded)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["infer", "--help"], ["train", "--help"]])
+def test_help_is_light(arguments: list[str]) -> None:
+    (answer,) = probe(list(arguments))
+    assert (answer.code, answer.err, answer.loaded) == (0, "", [])
+    assert answer.out
+    assert answer.seconds < 0.5
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"denoise-batch {__version__}\n"
+
+
+def test_help_lists_the_commands_and_each_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    listed = re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert listed == COMMANDS
+    for command in COMMANDS:
+        assert cli.run([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert re.search(rf"Examples?:\n    denoise-batch {command}\b", text[text.index("Options:") :]), text
+        assert all(line.strip() for line in text[text.rindex("Example") :].splitlines())
+
+
+def test_choices_are_those_of_the_enums() -> None:
+    import inspect as introspection
+
+    hints = {command: introspection.get_annotations(getattr(cli, command), eval_str=True) for command in COMMANDS}
+
+    def choices(command: str, parameter: str) -> set[str]:
+        found: set[str] = set()
+
+        def collect(hint: Any) -> None:
+            for argument in get_args(hint):
+                if isinstance(argument, str):
+                    found.add(argument)
+                else:
+                    collect(argument)
+
+        collect(get_args(hints[command][parameter])[0])
+        return found
+
+    assert choices("infer", "layout") == choices("digits", "layout") == {item.value for item in Layout}
+    assert choices("infer", "dtype") == set(NUMBERS)
+    assert choices("infer", "polarity") == choices("train", "polarity") == {item.value for item in Polarity}
+    assert choices("infer", "on_bad_row") == {item.value for item in OnBadRow}
+    assert choices("infer", "compression") == set(COMPRESSIONS)
+    assert choices("infer", "device") == choices("train", "device") == {item.value for item in TrainDevice}
+    assert choices("train", "recipe") == set(RECIPES)
+    assert choices("digits", "source") == {item.value for item in Source}
+    assert choices("digits", "split") == {item.value for item in Split}
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, digits: Any, write_images: Any, model_folder: Path) -> Path:
+    """A folder with inputs, good and bad, and with models."""
+    folder = tmp_path_factory.mktemp("files")
+    images = digits[0]
+    write_images(folder / "good.parquet", images)
+    write_images(folder / "denoised.parquet", images, denoised=pa.nulls(300, pa.int8()))
+    (folder / "text.parquet").write_text("not Parquet")
+    pq.write_table(pa.table({"label": [1, 2]}), folder / "none.parquet")
+    write_images(folder / "two.parquet", images, column="a", b=pa.array([i.tobytes() for i in images], pa.binary(784)))
+    pq.write_table(pa.table({"image": pa.array([b"x" * 100], pa.binary(100))}), folder / "small.parquet")
+    pq.write_table(pa.table({"image": ["text"]}), folder / "strings.parquet")
+    pq.write_table(pa.table({"image": np.zeros((3, 784)).tolist(), "n": [1, 2, 3]}), folder / "floats.parquet")
+    (folder / "exists.parquet").write_text("precious")
+    shutil.copytree(model_folder, folder / "model")
+    for damage in ("tampered", "cut", "unreadable", "weightless"):
+        shutil.copytree(model_folder, folder / damage)
+    weights = folder / "tampered" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (folder / "cut" / "model.safetensors").write_bytes(content[:1000])
+    (folder / "unreadable" / "model.json").write_text("{")
+    (folder / "weightless" / "model.safetensors").unlink()
+    return folder
+
+
+REFUSED: list[tuple[list[str], str]] = [
+    (["infer", "absent.parquet", "OUT", "--model", "model"], r"absent\.parquet does not exist"),
+    (["infer", "text.parquet", "OUT", "--model", "model"], r"text\.parquet"),
+    (["infer", "none.parquet", "OUT", "--model", "model"], r"no column holds 28×28 images; the columns are: 'label'"),
+    (["infer", "two.parquet", "OUT", "--model", "model"], r"more than one column fits: 'a' and 'b'"),
+    (["infer", "small.parquet", "OUT", "--model", "model"], r"'image' holds 100 bytes a row"),
+    (["infer", "strings.parquet", "OUT", "--model", "model"], r"'image' is of type string"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--column", "nope"], r"'nope'"),
+    (["infer", "denoised.parquet", "OUT", "--model", "model"], r"'denoised'"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--output-column", "image"], r"'image'"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--dtype", "float32"], r"--dtype float32"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--workers", "0"], r"--workers 0"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--max-bad", "7"], r"--max-bad 7"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--batch-size", "0"], r"--batch-size 0"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--polarity", "sideways"], r"'sideways' is not one of"),
+    (["infer", "good.parquet", "OUT", "--model", "model", "--workers", "many"], r"--workers"),
+    (["infer", "good.parquet", "exists.parquet", "--model", "model"], r"exists\.parquet exists"),
+    (["infer", "good.parquet", "OUT", "--model", "absent"], r"absent"),
+    (["infer", "good.parquet", "OUT", "--model", "tampered"], r"tampered"),
+    (["infer", "good.parquet", "OUT", "--model", "cut"], r"cut"),
+    (["infer", "good.parquet", "OUT", "--model", "unreadable"], r"unreadable"),
+    (["infer", "good.parquet", "OUT", "--model", "weightless"], r"weightless"),
+    (["corrupt", "good.parquet", "OUT", "--sigma", "2:1"], r"--sigma 2:1 is not a range"),
+    (["corrupt", "good.parquet", "OUT", "--noise", "-1"], r"--noise"),
+    (["corrupt", "good.parquet", "OUT", "--noise", "nan"], r"--noise nan"),
+    (["corrupt", "good.parquet", "OUT", "--dtype", "float64"], r"'float64' is not one of"),
+    (["corrupt", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),
+    (["digits", "OUT", "--source", "synthetic", "--count", "-3"], r"--count -3"),
+    (["digits", "OUT", "--mnist", "absent"], r"absent"),
+    (["train", "--data", "absent.parquet", "--out", "OUT"], r"absent\.parquet does not exist"),
+    (["train", "--data", "good.parquet", "--epochs", "0", "--out", "OUT"], r"--epochs 0"),
+    (["train", "--data", "good.parquet", "--sigma", "x", "--out", "OUT"], r"--sigma x"),
+    (["train", "--data", "good.parquet", "--lr", "-1", "--out", "OUT"], r"--lr"),
+    (["evaluate", "--model", "absent"], r"absent"),
+    (["evaluate", "--model", "model", "--data", "absent.parquet"], r"absent\.parquet does not exist"),
+    (["preview", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),
+    (["preview", "good.parquet", "OUT", "--rows", "0"], r"--rows 0"),
+    (["inspect", "absent"], r"absent does not exist"),
+    (["demo", "--out", "good.parquet"], r"is a file"),
+    (["infer", "good.parquet"], r"missing argument"),
+    (["infer", "good.parquet", "OUT", "--nope"], r"no such option: --nope"),
+    (["nope"], r"no such command 'nope'"),
+]
+"""Command lines that cannot be met, in the folder `files`, and what their error says."""
+
+
+@pytest.fixture(scope="module")
+def answers(files: Path) -> list[Answer]:
+    """What they give, one after another in one process, so that Python and pyarrow start once."""
+    return probe(*(_placed(files, arguments) for arguments, _ in REFUSED))
+
+
+def _placed(files: Path, arguments: list[str]) -> list[object]:
+    names = {path.name for path in files.iterdir()} | {"absent", "absent.parquet", "OUT"}
+    return [files / argument if argument in names else argument for argument in arguments]
+
+
+@pytest.mark.parametrize("index", range(len(REFUSED)), ids=[" ".join(arguments) for arguments, _ in REFUSED])
+def test_refusals(files: Path, answers: list[Answer], index: int) -> None:
+    check_refusal(answers[index], REFUSED[index][1])
+    assert not (files / "OUT").exists()
+    assert (files / "exists.parquet").read_text() == "precious"
+    assert not [path for path in files.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("index", [0, 1, 3, 15])
+def test_refusals_from_a_cold_start(files: Path, index: int) -> None:
+    arguments, message = REFUSED[index]
+    (answer,) = probe(_placed(files, arguments))
+    check_refusal(answer, message)
+
+
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from denoise_batch import mnist
+
+    def unreachable(*_: object) -> Any:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(mnist, "_fetch", unreachable)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cli.run(["digits", str(tmp_path / "out.parquet")]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: no mirror gave MNIST")
+    assert "--mnist" in hint
+    assert "--source synthetic" in hint
+
+
+def test_an_error_of_ours_is_two_lines_and_a_traceback_only_with_v(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["inspect", str(tmp_path / "absent")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert cli.run(["inspect", str(tmp_path / "absent"), "-v"]) == 2
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "lines"),
+    [
+        (ValueError("one\ntwo"), 1, ["error: unexpected ValueError: one", "hint: run the same command with -v"]),
+        (KeyError(), 1, ["error: unexpected KeyError", "hint: run the same command with -v"]),
+        (OSError(28, "No space left on device", "/x"), 1, ["error: /x: No space left on device", "hint: free some"]),
+        (errors.JobFailed("bad\nrows", hint="look"), 1, ["error: bad rows", "hint: look"]),
+        (KeyboardInterrupt(), 130, ["error: interrupted", "hint: no output was written"]),
+        (errors.Terminated("stopped by SIGTERM", hint=""), 143, ["error: stopped by SIGTERM", "hint: no output"]),
+        (BrokenPipeError(32, "Broken pipe"), 1, ["error: unexpected BrokenPipeError", "hint: run the same"]),
+    ],
+)
+def test_exceptions_become_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    code: int,
+    lines: list[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("denoise_batch.inspection.inspect", fail)
+    assert cli.run(["inspect", "x"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for line, expected in zip(shown.err.splitlines(), lines, strict=True):
+        assert line.startswith(expected)
+
+
+@pytest.mark.parametrize("command", [["infer", "in put.parquet", "out.parquet"], ["train", "--out", "m"]])
+def test_an_interrupted_job_names_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise errors.Interrupted("interrupted", hint="")
+
+    monkeypatch.setattr("denoise_batch.infer.infer", interrupt)
+    monkeypatch.setattr("denoise_batch.train.train", interrupt)
+    assert cli.run(command) == 130
+    hint = capsys.readouterr().err.splitlines()[-1]
+    arguments = " ".join(f"'{word}'" if " " in word else word for word in command)
+    assert hint == f"hint: what is done is kept; go on with: denoise-batch {arguments}"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    out = tmp_path / "drawn.parquet"
+    program = "import sys; from denoise_batch import cli; sys.exit(cli.run(sys.argv[1:]))"
+    arguments = ["digits", str(out), "--source", "synthetic", "--count", "50000000"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert err.splitlines()[-2].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away(files: Path) -> None:
+    program = "import sys; from denoise_batch import cli; sys.exit(cli.run(sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "inspect", str(files / "good.parquet")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 1
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_digits_corrupt_inspect_preview(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clean, noisy, sheet = tmp_path / "clean.parquet", tmp_path / "noisy.parquet", tmp_path / "sheet.png"
+
+    def run(*arguments: object) -> Any:
+        assert cli.run([*map(str, arguments), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert run("digits", clean, "--source", "synthetic", "--count", 100)["rows"] == 100
+    made = run("corrupt", clean, noisy, "--sigma", "0.5", "--noise", "0.2:0.8", "--seed", 7)
+    assert (made["sigma"], made["half_range"], made["seed"]) == ([0.5, 0.5], [0.2, 0.8], 7)
+    table = pq.read_table(noisy)
+    assert set(table["sigma"].to_pylist()) == {0.5}
+    assert run("inspect", noisy, "--verify")["problems"] == []
+    assert run("preview", noisy, sheet, "--rows", 4)["picture"] == str(sheet)
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "clean.parquet"
+    assert cli.run(["digits", str(out), "--source", "synthetic", "--count", "20"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{out}: 20 digits (train)")
+    assert shown.err == "digits: 20 of 20 rows\n"
+
+
+def test_inspect_verify_fails_on_damage(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["corrupt", str(files / "good.parquet"), str(tmp_path / "noisy.parquet")]) == 0
+    content = bytearray((tmp_path / "noisy.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "noisy.parquet").write_bytes(content)
+    assert cli.run(["inspect", str(tmp_path / "noisy.parquet"), "--verify"]) == 1
+    shown = capsys.readouterr()
+    assert "problems:" in shown.out
+    assert "error: " in shown.err

@@ -1,0 +1,224 @@
+"""The degradation over Parquet: what is kept, what a seed fixes, and that the output is whole or not there."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from denoise_batch.corrupt import BLOCK, CorruptSettings, corrupt, degrade_rows
+from denoise_batch.digits import draw_digits
+from denoise_batch.errors import ColumnError, DataChanged, FlagError, MissingFileError, OutputError, ParquetError
+from denoise_batch.images import Layout, decode, find_image_column
+from denoise_batch.noise import NoiseRecipe, blur
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+KINDS = (
+    "binary",
+    "variable binary",
+    "list of uint8",
+    "list of float32",
+    "fixed list of float32",
+    "tensor",
+    "encoded",
+)
+"""The fixture `write_images` knows these."""
+
+
+def run(source: Path | str, out: Path, **options: Any) -> pa.Table:
+    corrupt(CorruptSettings((str(source),), out, **options))
+    return pq.read_table(out, page_checksum_verification=True)
+
+
+def pixels(table: pa.Table, name: str = "image") -> np.ndarray:
+    return decode(table.column(name), find_image_column(table.schema, name, table)).pixels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_is_read_and_its_column_kept(tmp_path: Path, digits: Any, write_images: Any, kind: str) -> None:
+    images, labels = digits
+    source = write_images(tmp_path / "in.parquet", images, kind, column="digit", label=pa.array(labels))
+    before = pq.read_table(source)
+    table = run(source, tmp_path / "out.parquet")
+    assert table.column_names == ["image", "clean", "label", "sigma", "noise"]
+    assert table["clean"].equals(before["digit"])
+    assert table.schema.field("clean").type == before.schema.field("digit").type
+    assert table["label"].equals(before["label"])
+    assert table.schema.field("image").type == pa.list_(pa.float32(), 784)
+    np.testing.assert_array_equal(pixels(table), pixels(run(source, tmp_path / "again.parquet")))
+
+
+def test_the_noise_is_the_seeds(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    images, _ = digits
+    table = run(write_images(tmp_path / "in.parquet", images), tmp_path / "out.parquet")
+    sigma, half_range = table["sigma"].to_numpy(), table["noise"].to_numpy()
+    assert sigma.dtype == half_range.dtype == np.float32
+    assert 0 <= sigma.min() < 0.1
+    assert 1.9 < sigma.max() <= 2
+    assert 0.01 <= half_range.min() < 0.1
+    assert 1.4 < half_range.max() <= 1.5
+    clean = torch.from_numpy(images.astype(np.float32) / np.float32(255))
+    added = pixels(table) - blur(clean, torch.from_numpy(sigma.copy())).view(-1, 784).numpy()
+    assert (np.abs(added) <= half_range[:, None] + 1e-5).all()
+    # 784 uniform values in [-r, r): mean 0, standard deviation r / sqrt(3).
+    assert np.abs(added.std(axis=1) / half_range - 3**-0.5).max() < 0.06
+
+
+def test_rows_do_not_depend_on_files_row_groups_or_rows_after_them(tmp_path: Path, write_images: Any) -> None:
+    images, _ = draw_digits(2 * BLOCK + 77, seed=1)
+    whole = pixels(run(write_images(tmp_path / "whole.parquet", images), tmp_path / "a.parquet"))
+    small_groups = write_images(tmp_path / "groups.parquet", images, row_group_size=190)
+    np.testing.assert_array_equal(whole, pixels(run(small_groups, tmp_path / "b.parquet")))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for index, start in enumerate(range(0, len(images), 333)):
+        write_images(folder / f"{index:03d}.parquet", images[start : start + 333])
+    np.testing.assert_array_equal(whole, pixels(run(folder, tmp_path / "c.parquet")))
+    short = write_images(tmp_path / "short.parquet", images[: BLOCK + 5])
+    np.testing.assert_array_equal(whole[: BLOCK + 5], pixels(run(short, tmp_path / "d.parquet")))
+
+
+def test_another_seed_gives_other_noise(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    first, second = (pixels(run(source, tmp_path / f"{seed}.parquet", seed=seed)) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    # Nothing of one seed's stream appears in the other's.
+    assert abs(np.corrcoef((first - first.mean()).ravel(), (second - second.mean()).ravel())[0, 1]) < 0.5
+
+
+def test_fixed_levels(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    table = run(source, tmp_path / "out.parquet", sigma=(0.0, 0.0), half_range=(0.0, 0.0))
+    np.testing.assert_allclose(pixels(table), digits[0].reshape(-1, 784) / np.float32(255), atol=1e-6)
+
+
+def test_uint8_is_clipped_and_binary(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    table = run(source, tmp_path / "out.parquet", dtype="uint8")
+    assert table.schema.field("image").type == pa.binary(784)
+    assert find_image_column(table.schema, None, table).layout is Layout.BINARY
+    floats = pixels(run(source, tmp_path / "floats.parquet"))
+    assert floats.min() < -0.5
+    assert floats.max() > 1.5
+    np.testing.assert_array_equal(pixels(table), np.rint(floats.clip(0, 1) * 255).astype(np.uint8))
+
+
+def test_bad_rows_stay_as_nulls(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    bad = np.zeros(300, np.bool_)
+    bad[[0, 7, 299]] = True
+    source = write_images(tmp_path / "in.parquet", digits[0], bad=bad)
+    report = corrupt(CorruptSettings((str(source),), tmp_path / "out.parquet"))
+    assert (report.rows, report.bad_rows) == (300, 3)
+    table = pq.read_table(tmp_path / "out.parquet")
+    for name in ("image", "clean", "sigma", "noise"):
+        np.testing.assert_array_equal(table[name].is_null().to_numpy(), bad)
+
+
+def test_what_was_done_stands_in_the_metadata(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    metadata = run(source, tmp_path / "out.parquet", seed=9, sigma=(1.0, 1.5)).schema.metadata
+    note = json.loads(metadata[b"denoise_batch"])
+    assert note == {"command": "corrupt", "seed": 9, "sigma": [1.0, 1.5], "noise": [0.01, 1.5]}
+
+
+def test_other_metadata_and_nested_columns_survive(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    extra = pa.array([{"a.b": [index, None], "c": None} for index in range(300)])
+    source = write_images(tmp_path / "in.parquet", digits[0], nested=extra)
+    before = pq.read_table(source).replace_schema_metadata({"mine": "kept", "huggingface": "{}"})
+    pq.write_table(before, source)
+    table = run(source, tmp_path / "out.parquet")
+    assert table["nested"].equals(before["nested"])
+    assert table.schema.metadata[b"mine"] == b"kept"
+    assert b"huggingface" not in table.schema.metadata
+
+
+def test_no_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    table = run(write_images(tmp_path / "in.parquet", digits[0][:0]), tmp_path / "out.parquet")
+    assert len(table) == 0
+    assert table.column_names == ["image", "clean", "sigma", "noise"]
+
+
+def test_progress_reaches_the_end(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    told: list[tuple[int, int]] = []
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    corrupt(CorruptSettings((str(source),), tmp_path / "out.parquet"), lambda done, total: told.append((done, total)))
+    assert told[-1] == (300, 300)
+
+
+def test_an_existing_output_is_refused_and_replaced_on_request(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source, out = write_images(tmp_path / "in.parquet", digits[0]), tmp_path / "out.parquet"
+    out.write_text("precious")
+    with pytest.raises(OutputError, match="exists"):
+        run(source, out)
+    assert out.read_text() == "precious"
+    assert len(run(source, out, overwrite=True)) == 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source, out = write_images(tmp_path / "in.parquet", digits[0]), tmp_path / "out.parquet"
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        corrupt(CorruptSettings((str(source),), out), stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_requests_that_cannot_be_met(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    with pytest.raises(MissingFileError, match="absent"):
+        run(tmp_path / "absent.parquet", tmp_path / "out.parquet")
+    with pytest.raises(OutputError, match="input as well"):
+        run(source, source, overwrite=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        run(source, tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match="not a writable folder"):
+        run(source, source / "out.parquet")
+    with pytest.raises(OutputError, match="not a local path"):
+        corrupt(CorruptSettings((str(source),), "s3://bucket/out.parquet"))  # type: ignore[arg-type]
+    with pytest.raises(ColumnError, match="absent"):
+        run(source, tmp_path / "out.parquet", column="absent")
+    with pytest.raises(FlagError, match="--seed -1"):
+        run(source, tmp_path / "out.parquet", seed=-1)
+    (tmp_path / "text.parquet").write_text("not Parquet")
+    with pytest.raises(ParquetError, match=r"text\.parquet"):
+        run(tmp_path / "text.parquet", tmp_path / "out.parquet")
+    taken = write_images(tmp_path / "taken.parquet", digits[0], sigma=pa.nulls(300, pa.float32()))
+    with pytest.raises(ColumnError, match="'sigma'"):
+        run(taken, tmp_path / "out.parquet")
+    taken = write_images(tmp_path / "taken.parquet", digits[0], clean=pa.nulls(300))
+    with pytest.raises(ColumnError, match="'clean'"):
+        run(taken, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_file_that_gives_fewer_rows_than_it_promises(
+    tmp_path: Path, digits: Any, write_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    whole = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **_: list(whole(self, batch_size=100))[:2])
+    with pytest.raises(DataChanged, match="200 rows where its footer says 300"):
+        run(source, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_rows_start_at_a_block() -> None:
+    clean = np.zeros((BLOCK + 3, 784), np.float32)
+    recipe = NoiseRecipe()
+    whole = degrade_rows(clean, BLOCK, 4, recipe)
+    tail = degrade_rows(clean[BLOCK:], 2 * BLOCK, 4, recipe)
+    for one, other in zip(whole, tail, strict=True):
+        np.testing.assert_array_equal(one[BLOCK:], other)
+    with pytest.raises(ValueError, match="multiple of 1024"):
+        degrade_rows(clean, 5, 4, recipe)

@@ -1,0 +1,45 @@
+"""History as CSV, and the curves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from denoise_batch.history import EpochRow, draw_curves, history_csv, read_history
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _rows(count: int) -> list[EpochRow]:
+    return [
+        EpochRow(e, 60 * e, 0.5 / e, 0.4 / e, 10 + e / 10, 11 + e / 10, 1e-3, 1000.5, 2.0 * e)
+        for e in range(1, count + 1)
+    ]
+
+
+def test_csv_and_back(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text(history_csv(_rows(3)))
+    back = read_history(tmp_path / "h.csv")
+    assert [row.epoch for row in back] == [1, 2, 3]
+    for row, original in zip(back, _rows(3), strict=True):
+        assert list(row.to_json().values()) == pytest.approx(list(original.to_json().values()), rel=1e-6)
+    assert history_csv([]).startswith("epoch,images,loss,")
+
+
+def test_another_csv_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("epoch,colour\n1,2\n")
+    with pytest.raises(ValueError, match="no history"):
+        read_history(tmp_path / "h.csv")
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_curves_are_drawn_for_any_number_of_epochs(tmp_path: Path, count: int) -> None:
+    draw_curves(_rows(count), tmp_path / "c.png", title="seed · MNIST")
+    with Image.open(tmp_path / "c.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape[1] > 1000
+    assert (pixels < 200).mean() > 0.005

@@ -1,0 +1,188 @@
+"""What a path is, told from its content; and what `verify` finds in damaged ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch.corrupt import CorruptSettings, corrupt
+from denoise_batch.errors import MissingFileError, ModelError, OutputError, ParquetError
+from denoise_batch.inspection import Kind, has_page_checksum, inspect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "dtype"),
+    [
+        ("binary", "binary", "uint8"),
+        ("list of float32", "list", "float32"),
+        ("tensor", "tensor", "uint8"),
+        ("encoded", "encoded", "uint8"),
+    ],
+)
+def test_a_file_of_images(tmp_path: Path, digits: Any, write_images: Any, kind: str, layout: str, dtype: str) -> None:
+    path = write_images(tmp_path / "in.parquet", digits[0], kind, row_group_size=200, label=pa.array(digits[1]))
+    found = inspect(str(path))
+    assert found.kind is Kind.PARQUET
+    assert not found.problems
+    assert (found.facts["files"], found.facts["rows"]) == (1, 300)
+    assert found.facts["row_groups"] == {"count": 2, "smallest": 100, "largest": 200}
+    image = {"name": "image", "layout": layout, "dtype": dtype, "polarity": "light-on-dark"}
+    assert found.facts["image_column"] == image
+    assert list(found.facts["columns"]) == ["image", "label"]
+    assert found.facts["bytes"] == path.stat().st_size
+    assert json.loads(json.dumps(found.to_json()))["kind"] == "parquet"
+
+
+def test_lines_are_for_people(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    path = write_images(tmp_path / "in.parquet", digits[0])
+    lines = inspect(str(path), verify=True).lines()
+    assert lines[0] == f"{path}: Parquet"
+    assert "  rows: 300" in lines
+    assert "    layout: binary" in lines
+    assert lines[-1] == "verified: no problems"
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_page_checksums_are_seen(
+    tmp_path: Path, digits: Any, checksums: bool, compression: str, dictionary: bool
+) -> None:
+    rows = [image.tobytes() for image in digits[0]]
+    path = tmp_path / "in.parquet"
+    table = pa.table({"image": pa.array(rows, pa.binary(784))})
+    pq.write_table(table, path, write_page_checksum=checksums, compression=compression, use_dictionary=dictionary)
+    facts = inspect(str(path)).facts
+    assert facts["page_checksums"] is checksums
+    assert facts["compression"] == ("uncompressed" if compression == "none" else compression)
+
+
+def test_a_page_header_that_is_none() -> None:
+    assert not has_page_checksum(b"")
+    assert not has_page_checksum(b"\xff" * 64)
+    assert not has_page_checksum(b"\x15\x80")
+
+
+def test_a_folder_with_a_foreign_file_and_a_damaged_one(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        write_images(tmp_path / name, digits[0])
+    (tmp_path / "c.parquet").write_bytes(b"not Parquet")
+    (tmp_path / "d.parquet").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("hello")
+    write_images(tmp_path / "e.parquet", digits[0], column="other")
+    found = inspect(str(tmp_path))
+    assert (found.facts["files"], found.facts["rows"], found.facts["skipped_files"]) == (5, 900, 1)
+    problems = "\n".join(found.problems)
+    assert "c.parquet" in problems
+    assert "d.parquet: it is empty (0 bytes)" in problems
+    assert "e.parquet: its columns differ" in problems
+
+
+def test_verify_counts_bad_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    images = digits[0].astype(np.float32) / 255
+    images[3, 0, 0] = np.nan
+    bad = np.zeros(300, np.bool_)
+    bad[[1, 2]] = True
+    path = write_images(tmp_path / "in.parquet", images, "list of float32", bad=bad)
+    told: list[tuple[int, int]] = []
+    found = inspect(str(path), verify=True, progress=lambda done, total: told.append((done, total)))
+    assert found.facts["bad_rows"] == {"null": 2, "not_finite": 1}
+    assert not found.problems
+    assert told[-1] == (300, 300)
+
+
+def test_verify_finds_a_flipped_bit(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    path = tmp_path / "noisy.parquet"
+    corrupt(CorruptSettings((str(source),), path))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not inspect(str(path)).problems
+    (problem,) = inspect(str(path), verify=True).problems
+    assert "noisy.parquet" in problem
+
+
+def test_what_corrupt_noted(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0])
+    corrupt(CorruptSettings((str(source),), tmp_path / "noisy.parquet", seed=3))
+    facts = inspect(str(tmp_path / "noisy.parquet")).facts
+    assert facts["made_by"]["seed"] == 3
+    assert facts["image_column"]["name"] == "image"
+
+
+def test_parquet_without_images(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "in.parquet")
+    found = inspect(str(tmp_path / "in.parquet"), verify=True)
+    assert found.facts["image_column"].startswith("none: no column holds 28×28 images")
+    assert not found.problems
+
+
+def test_parquet_without_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    found = inspect(str(write_images(tmp_path / "in.parquet", digits[0][:0])), verify=True)
+    assert found.facts["rows"] == 0
+    assert found.facts["image_column"]["name"] == "image"
+
+
+def test_a_model_folder(model_folder: Path) -> None:
+    found = inspect(str(model_folder))
+    assert found.kind is Kind.MODEL
+    assert found.facts["architecture"] == "seed"
+    assert len(found.facts["sha256"]) == 64
+    assert found.lines()[0] == f"{model_folder}: a model folder"
+
+
+def test_a_model_folder_that_was_tampered_with(tmp_path: Path, model_folder: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError):
+        inspect(str(folder))
+    (folder / "model.json").unlink()
+    with pytest.raises(ModelError, match=r"no model\.json"):
+        inspect(str(folder))
+
+
+def test_what_cannot_be_inspected(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="does not exist"):
+        inspect(str(tmp_path / "absent"))
+    with pytest.raises(MissingFileError, match="neither a model folder nor"):
+        inspect(str(tmp_path))
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ParquetError, match="not Parquet"):
+        inspect(str(tmp_path / "text"))
+
+
+def test_an_unfinished_run(tmp_path: Path) -> None:
+    (tmp_path / ".out.denoise-batch").mkdir()
+    with pytest.raises(MissingFileError, match="is not finished") as raised:
+        inspect(str(tmp_path / "out"))
+    assert "same `denoise-batch infer` command" in raised.value.hint
+
+
+def test_a_finished_output(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    out = tmp_path / "out.parquet"
+    write_images(out, digits[0])
+    described = tmp_path / "_out.parquet.manifest"
+    described.mkdir()
+    (described / "manifest.json").write_text(json.dumps({"format": 1, "rows_in": 300, "files": [{}, {}]}))
+    found = inspect(str(out))
+    assert found.kind is Kind.OUTPUT
+    assert (found.facts["rows_in"], found.facts["files"]) == (300, 2)
+    (problem,) = inspect(str(out), verify=True).problems
+    assert "_SUCCESS is missing" in problem
+    (described / "manifest.json").write_text("{")
+    with pytest.raises(OutputError, match="damaged manifest"):
+        inspect(str(out))

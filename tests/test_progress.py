@@ -1,0 +1,89 @@
+"""One line of progress: rewritten on a terminal, now and then elsewhere, and always the last one."""
+
+from __future__ import annotations
+
+import io
+
+from denoise_batch.history import TrainProgress
+from denoise_batch.infer import InferProgress
+from denoise_batch.progress import Progress, duration, infer_line, training_line
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class _Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_gets_a_line_every_few_seconds_and_the_last() -> None:
+    stream, clock = io.StringIO(), _Clock()
+    with Progress(stream, clock) as progress:
+        for second in range(13):
+            clock.now = float(second)
+            progress.update(f"at {second}")
+    assert stream.getvalue() == "at 5\nat 10\nat 12\n"
+
+
+def test_a_terminal_has_one_line_with_a_bar() -> None:
+    stream, clock = _Terminal(), _Clock()
+    with Progress(stream, clock) as progress:
+        progress.update("first", 0.0)
+        progress.update("too soon", 0.2)
+        clock.now = 1.0
+        progress.update("half", 0.5)
+    text = stream.getvalue()
+    assert text.startswith("\r\x1b[K[....................] first\r\x1b[K")
+    assert "too soon" not in text
+    assert text.endswith("\r\x1b[K[##########..........] half\n")
+
+
+def test_a_note_takes_the_place_of_the_line() -> None:
+    stream, clock = _Terminal(), _Clock()
+    with Progress(stream, clock) as progress:
+        progress.update("line")
+        progress.update("dropped")
+        progress.note("note")
+        clock.now = 1.0
+        progress.update("new")
+    assert stream.getvalue() == "\r\x1b[Kline\r\x1b[Knote\n\r\x1b[Knew\n"
+
+
+def test_nothing_to_show() -> None:
+    stream = io.StringIO()
+    with Progress(stream):
+        pass
+    assert stream.getvalue() == ""
+
+
+def test_a_closed_stream_does_not_stop_a_job() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    stream.close()
+    progress.update("line")
+    progress.close()
+
+
+def test_lines_for_training_and_denoising() -> None:
+    now = TrainProgress(2, 10, 500, 1000, 0.1234, 17.5, 17.5, 1234.5, 75.0, 1, "cpu")
+    assert training_line(now) == ("train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, 1 min 15 s left", 0.5)
+    first = TrainProgress(1, 10, 0, 1000, None, None, None, 0.0, None, 1, "cpu")
+    assert training_line(first) == ("train: epoch 1/10", 0.0)
+    infer = InferProgress("denoising", 1, 4, 250, 1000, 3, 2000.0, 4.0)
+    assert infer_line(infer) == ("infer: denoising, 250 of 1,000 rows, 2,000 images/s, 3 bad, 4.0 s left", 0.25)
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.04, 9.94, 42, 61, 3599, 7384)] == [
+        "0.0 s",
+        "9.9 s",
+        "42 s",
+        "1 min 01 s",
+        "59 min 59 s",
+        "2 h 03 min",
+    ]

@@ -1,0 +1,163 @@
+"""Clean digits from Parquet: found, checked, cut into pieces, read without the bad rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.recipes import TrainSettings
+from denoise_batch.training_data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of
+
+
+def digits(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """(count, 784) uint8: light blobs on dark, the row's number in pixels 400 and 401."""
+    pixels = np.zeros((count, 784), np.uint8)
+    pixels[:, 300:500] = np.random.default_rng(seed).integers(0, 256, (count, 200))
+    pixels[:, 400], pixels[:, 401] = np.divmod(np.arange(count), 256)
+    return pixels
+
+
+def numbers(clean: np.ndarray[Any, Any]) -> list[int]:
+    """The rows' numbers that `digits` wrote."""
+    flat = clean.reshape(-1, 784).astype(int)
+    return (flat[:, 400] * 256 + flat[:, 401]).tolist()
+
+
+def binary(pixels: np.ndarray[Any, Any], bad: tuple[int, ...] = ()) -> pa.Array:
+    return pa.array([None if row in bad else image.tobytes() for row, image in enumerate(pixels)], pa.binary(784))
+
+
+def write(folder: Path, count: int = 1000, groups: int = 90, bad: tuple[int, ...] = (), files: int = 2) -> Path:
+    table = pa.table({"image": binary(digits(count), bad)})
+    step = -(-count // files)
+    for file in range(files):
+        pq.write_table(table.slice(file * step, step), folder / f"{file}.parquet", row_group_size=groups)
+    return folder
+
+
+def opened(data: Path, **fields: Any) -> Any:
+    return open_parquet(TrainSettings(output=Path("m"), data=data, **fields))
+
+
+def test_rows_come_in_file_order_without_the_bad_ones(tmp_path: Path) -> None:
+    images = opened(write(tmp_path, bad=(3, 700)))
+    assert images.rows == 1000
+    clean, noisy = load_rows(images, images.pieces)
+    assert (clean.shape, clean.dtype, noisy) == ((998, 28, 28), np.uint8, None)
+    assert numbers(clean) == [row for row in range(1000) if row not in (3, 700)]
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
+    images = opened(write(tmp_path))
+    clean, _ = load_rows(images, cut(images.pieces, 85, 605))
+    assert numbers(clean) == list(range(85, 605))
+    assert max(len(chunk) for chunk, _ in read_rows(images, images.pieces, chunk=17)) == 17
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=10), st.integers(0, 220), st.integers(0, 220))
+def test_cut_is_a_slice_of_the_rows(groups: list[int], start: int, stop: int) -> None:
+    pieces = [Piece(0, group, 0, rows) for group, rows in enumerate(groups)]
+    line = [(piece.row_group, row) for piece in pieces for row in range(piece.start, piece.stop)]
+    found = cut(pieces, start, stop)
+    assert [(piece.row_group, row) for piece in found for row in range(piece.start, piece.stop)] == line[start:stop]
+    again = cut(found, 2, 5)
+    assert [(piece.row_group, row) for piece in again for row in range(piece.start, piece.stop)] == line[start:stop][
+        2:5
+    ]
+    assert rows_of(found) == max(0, min(stop, len(line)) - start)
+
+
+def test_paired_columns_stay_paired(tmp_path: Path) -> None:
+    clean = digits(300)
+    noisy = clean.astype(np.float32) / 255 + 1.5
+    lists = pa.array(list(noisy), pa.list_(pa.float32()))
+    lists = pa.array(
+        [None if row == 5 else image for row, image in enumerate(lists.to_pylist())], pa.list_(pa.float32())
+    )
+    pq.write_table(pa.table({"clean": binary(clean, (9,)), "noisy": lists}), tmp_path / "a.parquet")
+    images = opened(tmp_path / "a.parquet", column="clean", noisy_column="noisy")
+    assert images.bytes_per_row == 784 * 5
+    got_clean, got_noisy = load_rows(images, images.pieces)
+    assert got_noisy is not None
+    assert numbers(got_clean) == [row for row in range(300) if row not in (5, 9)]
+    np.testing.assert_allclose(got_noisy, got_clean / 255 + 1.5, atol=1e-6)  # beyond 1, and not clipped
+
+
+def test_dark_ink_on_light_paper_is_turned(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"scan": binary(255 - digits(100))}), tmp_path / "a.parquet")
+    images = opened(tmp_path)
+    assert images.polarity == "dark-on-light"
+    assert numbers(load_rows(images, images.pieces)[0]) == list(range(100))
+
+
+def test_clean_floats_are_clipped_to_targets(tmp_path: Path) -> None:
+    pixels = digits(50).astype(np.float32) / 250  # up to 1.02
+    column = pa.array(list(pixels), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    images = opened(tmp_path)
+    clean, _ = load_rows(images, images.pieces)
+    assert clean.dtype == np.float32
+    assert clean.max() == 1.0
+
+
+def test_identity_tells_data_apart(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    before = opened(folder).identity()
+    assert opened(folder).identity() == before
+    pq.write_table(pa.table({"image": binary(digits(20, seed=1))}), folder / "1.parquet")
+    assert opened(folder).identity() != before
+
+
+def test_missing_and_damaged_data(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        opened(tmp_path / "nothing")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
+    with pytest.raises(ParquetError, match=r"a\.parquet"):
+        opened(tmp_path)
+
+
+def test_too_few_rows(tmp_path: Path) -> None:
+    with pytest.raises(ParquetError, match="holds 1 rows"):
+        opened(write(tmp_path, count=1, files=1))
+
+
+def test_files_of_different_schemas(tmp_path: Path) -> None:
+    write(tmp_path, files=1)
+    pq.write_table(pa.table({"picture": binary(digits(5))}), tmp_path / "b.parquet")
+    with pytest.raises(ColumnError, match=r"b\.parquet has no such column"):
+        opened(tmp_path)
+
+
+def test_a_missing_column(tmp_path: Path) -> None:
+    with pytest.raises(ColumnError):
+        opened(write(tmp_path), column="picture")
+
+
+def test_no_good_row(tmp_path: Path) -> None:
+    images = opened(write(tmp_path, count=40))
+    pq.write_table(pa.table({"image": binary(digits(20), tuple(range(20)))}), tmp_path / "0.parquet", row_group_size=90)
+    with pytest.raises(ParquetError, match="none of 20 rows"):
+        load_rows(images, images.pieces[:1])
+
+
+def test_a_file_that_goes_or_shrinks(tmp_path: Path) -> None:
+    images = opened(write(tmp_path))
+    pq.write_table(pa.table({"image": binary(digits(30))}), tmp_path / "0.parquet")
+    with pytest.raises(ParquetError, match="30 rows could be read"):
+        list(read_rows(images, images.pieces))
+    (tmp_path / "0.parquet").unlink()
+    with pytest.raises(MissingFileError, match="is gone"):
+        list(read_rows(images, images.pieces))
+
+
+@pytest.mark.parametrize(("images", "held_out", "expected"), [(60_000, 5000, 5000), (2400, 5000, 200), (2, 5000, 1)])
+def test_how_many_are_held_out(images: int, held_out: int, expected: int) -> None:
+    assert held_out_count(images, held_out) == expected
