@@ -112,7 +112,7 @@ def stock(source: Path, out: Path, model: Path) -> dict[str, float]:
 
 
 def ours(source: Path, out: Path, model: Path) -> dict[str, float]:
-    from denoise_batch.infer import InferSettings, infer
+    from denoise_batch.inference.infer import InferSettings, infer
 
     report = infer(InferSettings((str(source),), str(out), model=model))
     return {"rows": report.rows_out, "denoising": report.denoising_seconds}

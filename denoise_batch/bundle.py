@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch import storage
 from denoise_batch.errors import ModelError, OutputError
-from denoise_batch.history import EpochRow, draw_curves, history_csv
 from denoise_batch.model_card import model_card
+from denoise_batch.training.history import EpochRow, draw_curves, history_csv
 
 if TYPE_CHECKING:
     from torch import nn

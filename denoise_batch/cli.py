@@ -165,7 +165,7 @@ def digits(
 ) -> None:
     """Write clean digits to Parquet, with columns `image` (uint8) and `label`."""
     from denoise_batch.digits import Source, Split, make_digits
-    from denoise_batch.layouts import Layout
+    from denoise_batch.images.layouts import Layout
 
     with Progress() as progress:
         report = make_digits(
@@ -316,8 +316,8 @@ def train(
     An interrupted training goes on where it was when the same command is given again.
     """
     levels = [None if text is None else _levels(flag, text) for flag, text in (("--sigma", sigma), ("--noise", noise))]
-    from denoise_batch.recipes import Device as TrainDevice
-    from denoise_batch.recipes import TrainSettings
+    from denoise_batch.training.recipes import Device as TrainDevice
+    from denoise_batch.training.recipes import TrainSettings
 
     settings = TrainSettings(
         output=out,
@@ -345,7 +345,7 @@ def train(
         verbose=verbose,
     )
     settings.resolve()
-    from denoise_batch.train import train as run
+    from denoise_batch.training.train import train as run
 
     with Progress() as progress:
         bundle = run(settings, lambda now: progress.update(*training_line(now)))
@@ -413,11 +413,11 @@ def infer(
     OUT has every column of IN unchanged, in the same order of rows, and `denoised`. It appears by one rename once it
     is complete. An interrupted run goes on where it was when the same command is given again.
     """
-    from denoise_batch.denoise_unit import OnBadRow
     from denoise_batch.images import Polarity
-    from denoise_batch.infer import InferSettings, OutputShape
-    from denoise_batch.infer import infer as run
-    from denoise_batch.layouts import Layout
+    from denoise_batch.images.layouts import Layout
+    from denoise_batch.inference.denoise_unit import OnBadRow
+    from denoise_batch.inference.infer import InferSettings, OutputShape
+    from denoise_batch.inference.infer import infer as run
 
     shape = OutputShape.AUTO
     if directory is not None:
@@ -493,8 +493,8 @@ def evaluate(
     bundles = [find_bundle(model) for model in (models or (None,))]
     if data is not None:
         storage.list_inputs((data,))
-    from denoise_batch.evaluate import evaluate as run
-    from denoise_batch.evaluate import format_table, load_clean_images
+    from denoise_batch.evaluation.evaluate import evaluate as run
+    from denoise_batch.evaluation.evaluate import format_table, load_clean_images
 
     images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit)
     if figures is not None and digit >= len(images):
@@ -503,7 +503,7 @@ def evaluate(
         evaluation = run(bundles, images, description=description, seed=seed, device=device, progress=progress.update)
         drawn: list[Path] = []
         if figures is not None:
-            from denoise_batch.evaluation_figures import draw_evaluation
+            from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
             drawn = draw_evaluation(evaluation, bundles, images, figures, digit=digit, device=device)
     content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
@@ -542,7 +542,7 @@ def preview(
     verbose: Verbose = False,
 ) -> None:
     """Draw a contact sheet: noisy, denoised and clean images of random rows, and of the worst ones."""
-    from denoise_batch.preview import preview as run
+    from denoise_batch.evaluation.preview import preview as run
 
     shown = run(source, out, column=column, denoised=denoised, clean=clean, count=rows, worst=worst, seed=seed)
     _result(shown.to_json(), [shown.summary()], as_json=as_json)

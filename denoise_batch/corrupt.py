@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, DataChanged, FlagError, OutputError
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
-from denoise_batch.plan import make_plan
+from denoise_batch.inference.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from denoise_batch.buffers import Pixels
+    from denoise_batch.images.buffers import Pixels
+    from denoise_batch.inference.plan import Plan
     from denoise_batch.noise import NoiseRecipe
-    from denoise_batch.plan import Plan
 
 BLOCK = 1024
 """Rows that share one random generator. Part of what a seed means: another number here gives other noise."""

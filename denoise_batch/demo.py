@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from denoise_batch.digits import DigitsReport, Source, Split
-    from denoise_batch.history import TrainProgress
-    from denoise_batch.infer import InferProgress
+    from denoise_batch.inference.infer import InferProgress
     from denoise_batch.progress import Progress
+    from denoise_batch.training.history import TrainProgress
 
 TRAINING_IMAGES = 20_000
 EPOCHS = 5
@@ -215,8 +215,8 @@ class _Steps:
         self._do("digits", [str(path), *drawn, "--split", split.value, "--count", str(count)], work)
 
     def train(self) -> None:
-        from denoise_batch.recipes import TrainSettings
-        from denoise_batch.train import train
+        from denoise_batch.training.recipes import TrainSettings
+        from denoise_batch.training.train import train
 
         data, model = self.out / "train.parquet", self.out / "model"
         arguments = ["--data", str(data), "--out", str(model), "--epochs", str(self.settings.epochs)]
@@ -252,7 +252,7 @@ class _Steps:
         self._do("corrupt", [str(clean), str(noisy), "--seed", str(self.settings.seed)], work)
 
     def infer(self) -> None:
-        from denoise_batch.infer import InferSettings, infer
+        from denoise_batch.inference.infer import InferSettings, infer
 
         noisy, denoised, model = self.out / "noisy.parquet", self.out / "denoised.parquet", self.out / "model"
 
@@ -268,8 +268,8 @@ class _Steps:
 
     def evaluate(self) -> None:
         from denoise_batch.bundle import read_bundle
-        from denoise_batch.evaluate import evaluate, format_table, load_clean_images
-        from denoise_batch.evaluation_figures import draw_evaluation
+        from denoise_batch.evaluation.evaluate import evaluate, format_table, load_clean_images
+        from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
         clean, figures = self.out / "test.parquet", self.out / "figures"
 
@@ -289,7 +289,7 @@ class _Steps:
         self._do("evaluate", [*arguments, "--figures", str(figures)], work)
 
     def preview(self) -> None:
-        from denoise_batch.preview import preview
+        from denoise_batch.evaluation.preview import preview
 
         denoised, picture = self.out / "denoised.parquet", self.out / "preview.png"
 

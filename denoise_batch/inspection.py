@@ -129,7 +129,7 @@ def _model(folder: Path) -> Inspection:
 
 
 def _manifest_of(path: Path) -> dict[str, Any] | None:
-    from denoise_batch.manifest import read_manifest
+    from denoise_batch.inference.manifest import read_manifest
 
     try:
         return read_manifest(path) if path.exists() else None
@@ -138,7 +138,7 @@ def _manifest_of(path: Path) -> dict[str, Any] | None:
 
 
 def _output(path: Path, content: dict[str, Any], *, verify: bool) -> Inspection:
-    from denoise_batch import manifest
+    from denoise_batch.inference import manifest
 
     problems = manifest.verify(path) if verify else []
     # Lists of every file are for machines, which read the manifest itself.
@@ -153,8 +153,8 @@ def _output(path: Path, content: dict[str, Any], *, verify: bool) -> Inspection:
 def _parquet(path: str, *, verify: bool, progress: Callable[[int, int], None] | None) -> Inspection:
     import pyarrow as pa
 
-    from denoise_batch import footers
-    from denoise_batch.run_folder import work_folder
+    from denoise_batch.inference import footers
+    from denoise_batch.inference.run_folder import work_folder
 
     try:
         listing = storage.list_inputs((path,))
@@ -219,8 +219,8 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     import numpy as np
     import pyarrow as pa
 
-    from denoise_batch import footers
     from denoise_batch.images import decode, find_image_column, find_polarity
+    from denoise_batch.inference import footers
 
     places = [
         (file.path, group, tuple(schema.names))

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import xxhash
 
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.layouts import Layout
+from denoise_batch.images.layouts import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from denoise_batch.layouts import ImageColumn
+    from denoise_batch.images.layouts import ImageColumn
 
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 96 << 20  # of Arrow memory; bounds what a writer holds

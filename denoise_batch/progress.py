@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from denoise_batch.history import TrainProgress
-    from denoise_batch.infer import InferProgress
+    from denoise_batch.inference.infer import InferProgress
+    from denoise_batch.training.history import TrainProgress
 
 _TERMINAL_SECONDS = 0.1
 _LOG_SECONDS = 5.0

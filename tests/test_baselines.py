@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
-from denoise_batch import baselines
-from denoise_batch.baselines import Filter, classical_filter
+from denoise_batch.evaluation import baselines
+from denoise_batch.evaluation.baselines import Filter, classical_filter
 
 
 @pytest.fixture(scope="module")

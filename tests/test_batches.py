@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_training_data import digits, numbers, opened, write
 
-from denoise_batch.batches import (
+from denoise_batch.errors import ParquetError
+from denoise_batch.noise import NoiseRecipe
+from denoise_batch.training.batches import (
     Batch,
     ResidentBatches,
     StreamedBatches,
@@ -24,8 +26,6 @@ from denoise_batch.batches import (
     share,
     to_unit,
 )
-from denoise_batch.errors import ParquetError
-from denoise_batch.noise import NoiseRecipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from denoise_batch.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of
-from denoise_batch.history import EpochRow
 from denoise_batch.models import build
-from denoise_batch.recipes import RECIPES
-from denoise_batch.training_loop import learning_rate, make_optimiser
+from denoise_batch.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of
+from denoise_batch.training.history import EpochRow
+from denoise_batch.training.loop import learning_rate, make_optimiser
+from denoise_batch.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import __version__, cli, errors
-from denoise_batch.denoise_unit import OnBadRow
 from denoise_batch.digits import FOLDER_VARIABLE, Source, Split
 from denoise_batch.images import Polarity
-from denoise_batch.infer import COMPRESSIONS
-from denoise_batch.layouts import NUMBERS, Layout
-from denoise_batch.recipes import RECIPES
-from denoise_batch.recipes import Device as TrainDevice
+from denoise_batch.images.layouts import NUMBERS, Layout
+from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.infer import COMPRESSIONS
+from denoise_batch.training.recipes import RECIPES
+from denoise_batch.training.recipes import Device as TrainDevice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,7 +246,7 @@ def test_refusals_from_a_cold_start(files: Path, index: int) -> None:
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from denoise_batch import mnist
+    from denoise_batch.digits import mnist
 
     def unreachable(*_: object) -> Any:
         raise OSError("Network is unreachable")
@@ -307,8 +307,8 @@ def test_an_interrupted_job_names_the_command_that_goes_on(
     def interrupt(*_: object, **__: object) -> None:
         raise errors.Interrupted("interrupted", hint="")
 
-    monkeypatch.setattr("denoise_batch.infer.infer", interrupt)
-    monkeypatch.setattr("denoise_batch.train.train", interrupt)
+    monkeypatch.setattr("denoise_batch.inference.infer.infer", interrupt)
+    monkeypatch.setattr("denoise_batch.training.train.train", interrupt)
     assert cli.run(command) == 130
     hint = capsys.readouterr().err.splitlines()[-1]
     arguments = " ".join(f"'{word}'" if " " in word else word for word in command)

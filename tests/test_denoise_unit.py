@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import denoise_unit as module
 from denoise_batch import output_file, storage
-from denoise_batch.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.images import Polarity, decode, encode
-from denoise_batch.layouts import Layout, output_column
-from denoise_batch.ledger import Failure, Receipt
-from denoise_batch.plan import Plan, make_plan
+from denoise_batch.images.layouts import Layout, output_column
+from denoise_batch.inference import denoise_unit as module
+from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.inference.plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.digits import Source, Split, draw_digits, load_mnist, make_digits, write_digits
+from denoise_batch.digits.mnist import FOLDER_VARIABLE
 from denoise_batch.errors import FlagError, MissingFileError, OutputError, ResourceExhausted
 from denoise_batch.images import decode, find_image_column
-from denoise_batch.layouts import Layout
-from denoise_batch.mnist import FOLDER_VARIABLE
+from denoise_batch.images.layouts import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

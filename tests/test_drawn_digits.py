@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from denoise_batch.drawn_digits import BLOCK, draw_digits
+from denoise_batch.digits.drawn_digits import BLOCK, draw_digits
+from denoise_batch.digits.hands import HANDS
+from denoise_batch.digits.mnist import FOLDER_VARIABLE, Split, load_mnist
 from denoise_batch.errors import FlagError
-from denoise_batch.hands import HANDS
-from denoise_batch.mnist import FOLDER_VARIABLE, Split, load_mnist
 
 
 @pytest.fixture(scope="module")

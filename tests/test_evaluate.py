@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from denoise_batch import metrics
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
-from denoise_batch.evaluate import Evaluation, evaluate, format_table, load_clean_images
-from denoise_batch.protocol import CONDITIONS, degrade_images
+from denoise_batch.evaluation import metrics
+from denoise_batch.evaluation.evaluate import Evaluation, evaluate, format_table, load_clean_images
+from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,7 +161,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, images: np.ndarray) -> None
 
 
 def test_a_large_dataset_is_sampled(tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    from denoise_batch import evaluate as module
+    from denoise_batch.evaluation import evaluate as module
 
     monkeypatch.setattr(module, "_DATASET_IMAGES", 5)
     loaded, description = load_clean_images(_write(tmp_path / "a.parquet", image=images))

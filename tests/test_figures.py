@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denoise_batch.evaluate import Evaluation, Row, Scores
-from denoise_batch.figures import Section, Tile, contact_sheet, metric_curves, seed_figure_digits, seed_figure_levels
-from denoise_batch.protocol import CONDITIONS
+from denoise_batch.evaluation.evaluate import Evaluation, Row, Scores
+from denoise_batch.evaluation.figures import (
+    Section,
+    Tile,
+    contact_sheet,
+    metric_curves,
+    seed_figure_digits,
+    seed_figure_levels,
+)
+from denoise_batch.evaluation.protocol import CONDITIONS
 
 if TYPE_CHECKING:
     from pathlib import Path

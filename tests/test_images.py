@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from denoise_batch.buffers import _build
 from denoise_batch.errors import ColumnError, FlagError
 from denoise_batch.images import (
     BadReason,
@@ -36,6 +35,7 @@ from denoise_batch.images import (
     output_column,
     to_model_input,
 )
+from denoise_batch.images.buffers import _build
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from denoise_batch.errors import ResumeError
-from denoise_batch.ledger import Failure, Ledger, Receipt
+from denoise_batch.inference.ledger import Failure, Ledger, Receipt
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,19 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import manifest, run_folder, storage
-from denoise_batch.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError
 from denoise_batch.images import Polarity, encode
-from denoise_batch.layouts import Layout, output_column
-from denoise_batch.ledger import Receipt
-from denoise_batch.plan import make_plan
+from denoise_batch.images.layouts import Layout, output_column
+from denoise_batch.inference import manifest, run_folder
+from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch.inference.ledger import Receipt
+from denoise_batch.inference.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from denoise_batch.run_folder import RunFolder
+    from denoise_batch.inference.run_folder import RunFolder
 
 IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from denoise_batch import metrics
+from denoise_batch.evaluation import metrics
 
 
 def _images(count: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from denoise_batch import mnist
+from denoise_batch.digits import mnist
+from denoise_batch.digits.mnist import FOLDER_VARIABLE, Split, find_mnist, load_mnist
 from denoise_batch.errors import DenoiseBatchError, MissingFileError, NetworkError, OutputError
-from denoise_batch.mnist import FOLDER_VARIABLE, Split, find_mnist, load_mnist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ import pytest
 from denoise_batch import output_file
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
-from denoise_batch.layouts import Layout, output_column
+from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.output_file import OutputFile, file_digest
 
 if TYPE_CHECKING:

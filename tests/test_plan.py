@@ -12,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from denoise_batch import footers, plan, storage
-from denoise_batch.denoise_unit import read_unit
+from denoise_batch import storage
 from denoise_batch.errors import ColumnError, ParquetError
-from denoise_batch.footers import Footer
 from denoise_batch.images import Polarity, encode
-from denoise_batch.layouts import Layout, output_column
-from denoise_batch.plan import Plan, make_plan
+from denoise_batch.images.layouts import Layout, output_column
+from denoise_batch.inference import footers, plan
+from denoise_batch.inference.denoise_unit import read_unit
+from denoise_batch.inference.footers import Footer
+from denoise_batch.inference.plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +120,7 @@ def test_a_parser_that_crashes_or_hangs_names_its_file(tmp_path: Path, monkeypat
     # A child that dies at one file stands in for a footer that crashes its parser; the others are still read.
     script = tmp_path / "child.py"
     script.write_text(
-        "import os, time\nimport denoise_batch.footers as f\nreal = f._read_footer\n"
+        "import os, time\nimport denoise_batch.inference.footers as f\nreal = f._read_footer\n"
         "def read(path):\n"
         "    if path.endswith('crash.parquet'): os.kill(os.getpid(), 11)\n"
         "    if path.endswith('hang.parquet'): time.sleep(60)\n"

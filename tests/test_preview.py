@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
-from denoise_batch.preview import preview
+from denoise_batch.evaluation.preview import preview
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 
-from denoise_batch.history import TrainProgress
-from denoise_batch.infer import InferProgress
+from denoise_batch.inference.infer import InferProgress
 from denoise_batch.progress import Progress, duration, infer_line, training_line
+from denoise_batch.training.history import TrainProgress
 
 
 class _Terminal(io.StringIO):

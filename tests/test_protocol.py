@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from denoise_batch import protocol
-from denoise_batch.baselines import GRIDS, Filter
+from denoise_batch.evaluation import protocol
+from denoise_batch.evaluation.baselines import GRIDS, Filter
 
 LEVELS = {condition.key: condition for condition in protocol.CONDITIONS}
 
@@ -72,7 +72,7 @@ def test_settings_are_chosen_by_squared_error(clean: np.ndarray, monkeypatch: py
 
 @pytest.mark.skipif(not os.environ.get("DENOISE_BATCH_MNIST"), reason="DENOISE_BATCH_MNIST is not set")
 def test_the_settings_are_those_chosen_on_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
-    from denoise_batch.mnist import Split, find_mnist, load_mnist
+    from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
 
     images, _ = load_mnist(find_mnist(), Split.TRAIN)
     # One condition: all eight take half a minute on a busy machine.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from denoise_batch.errors import FlagError
-from denoise_batch.recipes import RECIPES, Keep, Optimiser, Precision, Schedule, TrainSettings
+from denoise_batch.training.recipes import RECIPES, Keep, Optimiser, Precision, Schedule, TrainSettings
 
 SETTINGS = TrainSettings(output=Path("model"))
 
@@ -69,6 +69,6 @@ def test_impossible_settings_are_refused(fields: dict[str, object], flag: str) -
 
 
 def test_no_torch_and_no_ray_before_the_request_is_checked() -> None:
-    code = "import sys, denoise_batch.train, denoise_batch.recipes; print({'torch', 'ray'} & set(sys.modules))"
+    code = "import sys; from denoise_batch.training import recipes, train; print({'torch', 'ray'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "set()"

@@ -12,8 +12,8 @@ import pytest
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, FlagError, OutputError, ResumeError
 from denoise_batch.images import Polarity
-from denoise_batch.plan import Plan, make_plan
-from denoise_batch.run_folder import check_output, open_run, work_folder
+from denoise_batch.inference.plan import Plan, make_plan
+from denoise_batch.inference.run_folder import check_output, open_run, work_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

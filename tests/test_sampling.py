@@ -11,7 +11,7 @@ import pytest
 
 from denoise_batch.errors import MissingFileError, ParquetError
 from denoise_batch.images import find_image_column
-from denoise_batch.sampling import Dataset, Sample, open_dataset, sample_rows
+from denoise_batch.images.sampling import Dataset, Sample, open_dataset, sample_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

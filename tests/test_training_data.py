@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
-from denoise_batch.recipes import TrainSettings
-from denoise_batch.training_data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of
+from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of
+from denoise_batch.training.recipes import TrainSettings
 
 
 def digits(count: int, seed: int = 0) -> np.ndarray[Any, Any]:

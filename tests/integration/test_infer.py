@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import manifest, models
+from denoise_batch import models
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
-from denoise_batch.denoise_unit import OnBadRow
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import JobFailed, OutputError, ResumeError
 from denoise_batch.images import decode, encode
-from denoise_batch.infer import InferProgress, InferSettings, OutputShape, infer
-from denoise_batch.layouts import Layout, output_column
-from denoise_batch.ledger import Ledger
-from denoise_batch.run_folder import work_folder
+from denoise_batch.images.layouts import Layout, output_column
+from denoise_batch.inference import manifest
+from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.infer import InferProgress, InferSettings, OutputShape, infer
+from denoise_batch.inference.ledger import Ledger
+from denoise_batch.inference.run_folder import work_folder
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -206,7 +207,7 @@ def test_a_killed_actor_costs_an_attempt_and_nothing_else(tmp_path: Path, source
 _DRIVER = """
 import os, sys, time
 from pathlib import Path
-from denoise_batch.infer import InferSettings, infer
+from denoise_batch.inference.infer import InferSettings, infer
 def progress(p):
     print(p.phase, p.units, flush=True)
 if __name__ == "__main__":

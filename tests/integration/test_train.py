@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import train as train_module
 from denoise_batch.bundle import read_bundle
-from denoise_batch.drawn_digits import draw_digits
+from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import JobFailed, OutputError, ResumeError
-from denoise_batch.history import EpochRow, TrainProgress, read_history
-from denoise_batch.recipes import Precision, TrainSettings
-from denoise_batch.train import train
+from denoise_batch.training import train as train_module
+from denoise_batch.training.history import EpochRow, TrainProgress, read_history
+from denoise_batch.training.recipes import Precision, TrainSettings
+from denoise_batch.training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -172,8 +172,8 @@ def test_a_killed_driver_goes_on_where_it_was(
 ) -> None:
     output = tmp_path / "model"
     code = (
-        "import sys, json; from pathlib import Path; from denoise_batch.recipes import TrainSettings\n"
-        "from denoise_batch.train import train\n"
+        "import sys, json; from pathlib import Path; from denoise_batch.training.recipes import TrainSettings\n"
+        "from denoise_batch.training.train import train\n"
         "fields = json.loads(sys.argv[1])\n"
         "train(TrainSettings(**fields | {'output': Path(fields['output'])}), lambda progress: None)\n"
     )

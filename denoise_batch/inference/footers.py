@@ -107,7 +107,7 @@ def _ask(requests: list[dict[str, Any]], processes: int | None) -> list[dict[str
 def _serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers from one child; where it dies or hangs, the last answer names its fate and the rest is left out."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "denoise_batch.footers"],
+        [sys.executable, "-m", "denoise_batch.inference.footers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

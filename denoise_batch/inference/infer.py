@@ -18,23 +18,24 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import errors, manifest, storage
+from denoise_batch import errors, storage
 from denoise_batch.bundle import Bundle, find_bundle
 from denoise_batch.cluster import connect, refuse_unsafe_switches
-from denoise_batch.denoise_unit import Assignment, OnBadRow, UnitOptions
 from denoise_batch.errors import FlagError, JobFailed, ResourceExhausted
 from denoise_batch.images import Polarity
-from denoise_batch.layouts import ImageColumn, Layout, output_column
-from denoise_batch.ledger import Failure, Receipt
-from denoise_batch.plan import make_plan
-from denoise_batch.run_folder import DATA, RunFolder, check_output, open_run, work_folder
-from denoise_batch.unit_pool import ModelToLoad, living_nodes, pool_size, process_units
+from denoise_batch.images.layouts import ImageColumn, Layout, output_column
+from denoise_batch.inference import manifest
+from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions
+from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.inference.plan import make_plan
+from denoise_batch.inference.run_folder import DATA, RunFolder, check_output, open_run, work_folder
+from denoise_batch.inference.unit_pool import ModelToLoad, living_nodes, pool_size, process_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from denoise_batch.plan import Plan
+    from denoise_batch.inference.plan import Plan
 
 WAVE = 10_000
 """Units given to Ray Data at a time: each costs the driver an object, so Ray never holds more than a wave."""

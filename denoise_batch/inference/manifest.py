@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 
 from denoise_batch import __version__, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
-from denoise_batch.ledger import DIGEST, Receipt
+from denoise_batch.inference.ledger import DIGEST, Receipt
+from denoise_batch.inference.run_folder import DATA, part_name
 from denoise_batch.output_file import OutputFile, Written, file_digest
-from denoise_batch.run_folder import DATA, part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from denoise_batch.layouts import ImageColumn
-    from denoise_batch.plan import Plan
-    from denoise_batch.run_folder import RunFolder
+    from denoise_batch.images.layouts import ImageColumn
+    from denoise_batch.inference.plan import Plan
+    from denoise_batch.inference.run_folder import RunFolder
 
 SUCCESS = "_SUCCESS"
 FOLDER = "_denoise_batch"

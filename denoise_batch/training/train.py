@@ -22,17 +22,17 @@ from denoise_batch import errors, storage
 from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
 from denoise_batch.cluster import connect
 from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, ResumeError
-from denoise_batch.history import TrainProgress
-from denoise_batch.recipes import Device, Recipe
-from denoise_batch.training_data import held_out_count, open_parquet
+from denoise_batch.training.data import held_out_count, open_parquet
+from denoise_batch.training.history import TrainProgress
+from denoise_batch.training.recipes import Device, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from denoise_batch.checkpoint import TrainingState
-    from denoise_batch.recipes import TrainSettings
-    from denoise_batch.training_data import ParquetImages
-    from denoise_batch.training_loop import LoopConfig
+    from denoise_batch.training.checkpoint import TrainingState
+    from denoise_batch.training.data import ParquetImages
+    from denoise_batch.training.loop import LoopConfig
+    from denoise_batch.training.recipes import TrainSettings
 
 MAX_FAILURES = 5
 """How often the workers are started again after one of them died, in one run."""
@@ -80,7 +80,7 @@ def train(settings: TrainSettings, progress: Callable[[TrainProgress], None]) ->
                 config = _loop_config(settings, recipe, folder, parquet, mnist, place)
                 _fit(config, place, folder, progress)
         from denoise_batch import models
-        from denoise_batch.checkpoint import read_finished
+        from denoise_batch.training.checkpoint import read_finished
 
         state, weights = read_finished(folder / "finished")
         network = models.build(recipe.architecture, recipe.parameters)
@@ -214,7 +214,7 @@ def _loop_config(
 ) -> LoopConfig:
     import ray
 
-    from denoise_batch.training_loop import LoopConfig
+    from denoise_batch.training.loop import LoopConfig
 
     shared = None
     if mnist is not None:
@@ -246,7 +246,7 @@ def _fit(config: LoopConfig, place: _Place, folder: Path, progress: Callable[[Tr
     import ray.train
     import ray.train.torch
 
-    from denoise_batch.training_loop import train_worker
+    from denoise_batch.training.loop import train_worker
 
     trainer = ray.train.torch.TorchTrainer(
         train_worker,

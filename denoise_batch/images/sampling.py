@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import footers, storage
+from denoise_batch import storage
 from denoise_batch.errors import ParquetError
 from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, to_model_input
+from denoise_batch.inference import footers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

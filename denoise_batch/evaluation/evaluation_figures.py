@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from denoise_batch.denoiser import Denoiser
-from denoise_batch.figures import metric_curves, seed_figure_digits, seed_figure_levels
+from denoise_batch.evaluation.figures import metric_curves, seed_figure_digits, seed_figure_levels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from denoise_batch.bundle import Bundle
-    from denoise_batch.evaluate import Evaluation
+    from denoise_batch.evaluation.evaluate import Evaluation
 
 _DIGITS = 8  # columns of the second figure
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from denoise_batch.encoded import UndecodableImage, WrongImageSize, decode_image, encode_png
-from denoise_batch.layouts import PIXELS, SHAPES, SIDE, ImageColumn, Layout, is_variable_binary
+from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image, encode_png
+from denoise_batch.images.layouts import PIXELS, SHAPES, SIDE, ImageColumn, Layout, is_variable_binary
 
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.uint8]

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
-from denoise_batch.footers import Footer, Unreadable, read_footers, read_samples
 from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, to_model_input
+from denoise_batch.inference.footers import Footer, Unreadable, read_footers, read_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from denoise_batch.images import ImageColumn
-    from denoise_batch.recipes import TrainSettings
+    from denoise_batch.training.recipes import TrainSettings
 
     Images = NDArray[Any]
     """(n, 28, 28) uint8, 0..255, or float32; 0 is background."""

@@ -22,7 +22,9 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from denoise_batch import models, storage
-from denoise_batch.batches import (
+from denoise_batch.errors import DenoiseBatchError, JobFailed
+from denoise_batch.noise import NoiseRecipe
+from denoise_batch.training.batches import (
     Batch,
     ResidentBatches,
     StreamedBatches,
@@ -32,18 +34,22 @@ from denoise_batch.batches import (
     share,
     to_unit,
 )
-from denoise_batch.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of, write_finished
-from denoise_batch.errors import DenoiseBatchError, JobFailed
-from denoise_batch.history import EpochRow, TrainProgress, history_csv
-from denoise_batch.noise import NoiseRecipe
-from denoise_batch.recipes import Keep, Optimiser, Precision, Recipe, Schedule
-from denoise_batch.training_data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.checkpoint import (
+    TrainingState,
+    load_checkpoint,
+    save_checkpoint,
+    weights_of,
+    write_finished,
+)
+from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.history import EpochRow, TrainProgress, history_csv
+from denoise_batch.training.recipes import Keep, Optimiser, Precision, Recipe, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoise_batch.batches import Batches
     from denoise_batch.models.network import DenoisingNetwork
+    from denoise_batch.training.batches import Batches
 
 PROGRESS_FILE = "progress.json"
 FAILURE_FILE = "failure.json"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from denoise_batch.digits.hands import HANDS
 from denoise_batch.errors import FlagError
-from denoise_batch.hands import HANDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
-from denoise_batch.ledger import Ledger
-from denoise_batch.plan import Plan
+from denoise_batch.inference.ledger import Ledger
+from denoise_batch.inference.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.errors import DenoiseBatchError, FlagError
-from denoise_batch.ledger import Failure, Receipt
-from denoise_batch.plan import PlannedFile, Unit
+from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
+from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.inference.plan import PlannedFile, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from denoise_batch.layouts import PIXELS, SIDE
+from denoise_batch.images.layouts import PIXELS, SIDE
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from denoise_batch.buffers import (
+from denoise_batch.errors import ColumnError
+from denoise_batch.images.buffers import (
     FAR_OUTSIDE,
     BadReason,
     Decoded,
@@ -31,9 +32,8 @@ from denoise_batch.buffers import (
     storage_of,
     structure,
 )
-from denoise_batch.encoded import UndecodableImage, WrongImageSize, decode_image, looks_encoded
-from denoise_batch.errors import ColumnError
-from denoise_batch.layouts import (
+from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image, looks_encoded
+from denoise_batch.images.layouts import (
     PIXELS,
     SIDE,
     TAKEN,

@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
-from denoise_batch.ledger import Failure, Receipt
+from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.output_file import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from denoise_batch.layouts import ImageColumn
-    from denoise_batch.plan import PlannedFile, Unit
+    from denoise_batch.images.layouts import ImageColumn
+    from denoise_batch.inference.plan import PlannedFile, Unit
 
     Forward = Callable[[Any], Any]
 

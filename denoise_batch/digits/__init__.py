@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from denoise_batch import storage
 from denoise_batch.corrupt import check_output
-from denoise_batch.drawn_digits import draw_digits
+from denoise_batch.digits.drawn_digits import draw_digits
+from denoise_batch.digits.mnist import FOLDER_VARIABLE, MIRRORS, Split, find_mnist, load_mnist
 from denoise_batch.errors import FlagError, OutputError, ResourceExhausted
-from denoise_batch.mnist import FOLDER_VARIABLE, MIRRORS, Split, find_mnist, load_mnist
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from denoise_batch.layouts import Layout
+    from denoise_batch.images.layouts import Layout
 
     Batch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -112,7 +112,7 @@ def make_digits(
         NetworkError: MNIST can neither be found nor downloaded.
         ResourceExhausted: the disk is full.
     """
-    from denoise_batch.layouts import Layout
+    from denoise_batch.images.layouts import Layout
 
     layout = layout or Layout.BINARY
     check_output(out, overwrite=overwrite)

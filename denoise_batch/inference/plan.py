@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import footers, storage
+from denoise_batch import storage
 from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity
-from denoise_batch.layouts import ImageColumn, Layout, image_column
+from denoise_batch.images.layouts import ImageColumn, Layout, image_column
+from denoise_batch.inference import footers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from denoise_batch.footers import Footer
+    from denoise_batch.inference.footers import Footer
     from denoise_batch.storage import InputFile
 
 UNIT_ROWS = 131_072

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from denoise_batch import metrics, storage
-from denoise_batch.baselines import Filter, classical_filter
+from denoise_batch import storage
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import FlagError, RequestError
+from denoise_batch.evaluation import metrics
+from denoise_batch.evaluation.baselines import Filter, classical_filter
+from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, FILTER_SETTINGS, NOISE_SEED, Condition, degrade_images
 from denoise_batch.images import Polarity, check_float_range, find_image_column, find_polarity, to_model_input
-from denoise_batch.protocol import BLOCK, CONDITIONS, FILTER_SETTINGS, NOISE_SEED, Condition, degrade_images
-from denoise_batch.sampling import open_dataset, sample_rows
+from denoise_batch.images.sampling import open_dataset, sample_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -152,7 +153,7 @@ def load_clean_images(
     if limit is not None and limit < 1:
         raise FlagError(f"--limit {limit} leaves no image", hint="give a number above 0")
     if path is None:
-        from denoise_batch.mnist import Split, find_mnist, load_mnist
+        from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
 
         def downloaded(done: int, total: int) -> None:
             if progress is not None:

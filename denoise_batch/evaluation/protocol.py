@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from denoise_batch import metrics
-from denoise_batch.baselines import GRIDS, Filter, classical_filter
+from denoise_batch.evaluation import metrics
+from denoise_batch.evaluation.baselines import GRIDS, Filter, classical_filter
 from denoise_batch.noise import SEED_LEVELS, NoiseRecipe
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 
 from denoise_batch.errors import ParquetError
 from denoise_batch.noise import SIDE, NoiseRecipe, blur, clip_to_uint8
-from denoise_batch.training_data import Piece, cut, read_rows, rows_of
+from denoise_batch.training.data import Piece, cut, read_rows, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from denoise_batch.training_data import ParquetImages
+    from denoise_batch.training.data import ParquetImages
 
 _ORDER, _NOISE, _COPIES, _BUFFER = range(4)  # what a seed is for, so that no two streams of numbers are the same
 

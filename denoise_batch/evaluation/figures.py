@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from denoise_batch.evaluate import Evaluation
+    from denoise_batch.evaluation.evaluate import Evaluation
 
     Image = npt.NDArray[np.float32]
     Denoise = Callable[[Image], Image]
@@ -146,7 +146,7 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
 
     The shaded part lies beyond the seed's training range. A PSNR that is infinite (the undegraded input) is not drawn.
     """
-    from denoise_batch.protocol import CONDITIONS
+    from denoise_batch.evaluation.protocol import CONDITIONS
 
     levels = [condition for condition in CONDITIONS if condition.key.startswith("i=")]
     models = [model["method"] for model in evaluation.models]

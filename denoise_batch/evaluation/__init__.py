@@ -1,0 +1,1 @@
+"""How good is a model: the table (`evaluate`), what it rests on (`protocol`, `metrics`, `baselines`), pictures."""

@@ -1,0 +1,1 @@
+"""Training with Ray Train: what a training does (`recipes`), the driver (`train`), the workers (`loop`)."""
