@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from denoise_batch.digits import DigitsReport, Source, Split
     from denoise_batch.inference.infer import InferProgress
     from denoise_batch.progress import Progress
-    from denoise_batch.training.history import TrainProgress
+    from denoise_batch.training.progress import TrainProgress
 
 TRAINING_IMAGES = 20_000
 EPOCHS = 5

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from denoise_batch.inference.infer import InferProgress
-    from denoise_batch.training.history import TrainProgress
+    from denoise_batch.training.progress import TrainProgress
 
 _TERMINAL_SECONDS = 0.1
 _LOG_SECONDS = 5.0

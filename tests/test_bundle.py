@@ -17,9 +17,9 @@ import torch
 
 from denoise_batch import bundle as bundle_module
 from denoise_batch.bundle import BundleCard, find_bundle, read_bundle, save_bundle
+from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.models import build
-from denoise_batch.training.history import EpochRow, read_history
 
 if TYPE_CHECKING:
     from collections.abc import Callable

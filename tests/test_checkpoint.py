@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from denoise_batch.bundle.history import EpochRow
 from denoise_batch.models import build
 from denoise_batch.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of
-from denoise_batch.training.history import EpochRow
 from denoise_batch.training.loop import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denoise_batch.training.history import EpochRow, draw_curves, history_csv, read_history
+from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv, read_history
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import io
 
 from denoise_batch.inference.infer import InferProgress
 from denoise_batch.progress import Progress, duration, infer_line, training_line
-from denoise_batch.training.history import TrainProgress
+from denoise_batch.training.progress import TrainProgress
 
 
 class _Terminal(io.StringIO):

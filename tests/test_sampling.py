@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.errors import MissingFileError, ParquetError
+from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, sample_rows
 from denoise_batch.images import find_image_column
-from denoise_batch.images.sampling import Dataset, Sample, open_dataset, sample_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,8 +24,8 @@ from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.baselines import Filter, classical_filter
 from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, FILTER_SETTINGS, NOISE_SEED, Condition, degrade_images
+from denoise_batch.evaluation.sampling import open_dataset, sample_rows
 from denoise_batch.images import Polarity, check_float_range, find_image_column, find_polarity, to_model_input
-from denoise_batch.images.sampling import open_dataset, sample_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,8 +18,8 @@ from denoise_batch import storage
 from denoise_batch.errors import ColumnError, FlagError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
+from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, sample_rows
 from denoise_batch.images import ImageColumn, check_float_range, find_image_column
-from denoise_batch.images.sampling import Dataset, Sample, open_dataset, sample_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from denoise_batch import storage
-from denoise_batch.training.history import EpochRow
+from denoise_batch.bundle.history import EpochRow
 
 if TYPE_CHECKING:
     from pathlib import Path

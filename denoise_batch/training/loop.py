@@ -22,6 +22,7 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from denoise_batch import models, storage
+from denoise_batch.bundle.history import EpochRow, history_csv
 from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import (
@@ -42,7 +43,7 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
-from denoise_batch.training.history import EpochRow, TrainProgress, history_csv
+from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Optimiser, Precision, Recipe, Schedule
 
 if TYPE_CHECKING:

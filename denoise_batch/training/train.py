@@ -23,7 +23,7 @@ from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
 from denoise_batch.cluster import connect
 from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, ResumeError
 from denoise_batch.training.data import held_out_count, open_parquet
-from denoise_batch.training.history import TrainProgress
+from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Device, Recipe
 
 if TYPE_CHECKING:

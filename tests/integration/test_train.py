@@ -20,15 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import JobFailed, OutputError, ResumeError
 from denoise_batch.training import train as train_module
-from denoise_batch.training.history import EpochRow, TrainProgress, read_history
 from denoise_batch.training.recipes import Precision, TrainSettings
 from denoise_batch.training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from denoise_batch.training.progress import TrainProgress
 
 pytestmark = [
     pytest.mark.usefixtures("ray_session"),

@@ -1,4 +1,4 @@
-"""What a training records: one row an epoch (history.csv, curves.png), and the progress that it shows meanwhile."""
+"""What a training records: one row an epoch, as history.csv and curves.png."""
 
 from __future__ import annotations
 
@@ -37,40 +37,6 @@ class EpochRow:
     learning_rate: float
     images_per_second: float
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """Where a training stands.
-
-    Attributes:
-        epoch: the running epoch, 1 for the first.
-        epochs: of the whole training.
-        images: trained on since the start.
-        total_images: of the whole training.
-        loss: mean over the running epoch so far, or None before its first step.
-        psnr: the last validation PSNR on noisy images, in dB, or None before the first.
-        best_psnr: the best so far, or None.
-        images_per_second: of the running attempt, or 0 before its first step.
-        seconds_left: estimate, or None where there is none yet.
-        workers: training processes.
-        device: `cpu` or the GPU's name.
-    """
-
-    epoch: int
-    epochs: int
-    images: int
-    total_images: int
-    loss: float | None
-    psnr: float | None
-    best_psnr: float | None
-    images_per_second: float
-    seconds_left: float | None
-    workers: int
-    device: str
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from denoise_batch.training.history import EpochRow
+    from denoise_batch.bundle.history import EpochRow
 
 
 def model_card(model: dict[str, Any], history: Sequence[EpochRow] = ()) -> str:

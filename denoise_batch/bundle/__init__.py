@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch import storage
+from denoise_batch.bundle.card import model_card
+from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
-from denoise_batch.model_card import model_card
-from denoise_batch.training.history import EpochRow, draw_curves, history_csv
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ MODEL_FILE = "model.json"
 DEFAULT_FOLDER = Path("denoise-model")
 """Where `train` puts its model, and where other commands look first."""
 
-SHIPPED_FOLDER = Path(__file__).parent / "pretrained" / "bounds-unet"
+SHIPPED_FOLDER = Path(__file__).parent.parent / "pretrained" / "bounds-unet"
 """The model inside the package."""
 
 PIXELS = {"shape": [28, 28], "dtype": "float32", "background": 0.0, "ink": 1.0, "input_clipped": False}

@@ -1,0 +1,40 @@
+"""How far a training is, as the workers tell the driver and the driver its caller."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where a training stands.
+
+    Attributes:
+        epoch: the running epoch, 1 for the first.
+        epochs: of the whole training.
+        images: trained on since the start.
+        total_images: of the whole training.
+        loss: mean over the running epoch so far, or None before its first step.
+        psnr: the last validation PSNR on noisy images, in dB, or None before the first.
+        best_psnr: the best so far, or None.
+        images_per_second: of the running attempt, or 0 before its first step.
+        seconds_left: estimate, or None where there is none yet.
+        workers: training processes.
+        device: `cpu` or the GPU's name.
+    """
+
+    epoch: int
+    epochs: int
+    images: int
+    total_images: int
+    loss: float | None
+    psnr: float | None
+    best_psnr: float | None
+    images_per_second: float
+    seconds_left: float | None
+    workers: int
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
