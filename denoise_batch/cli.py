@@ -153,7 +153,7 @@ def digits(
         Literal["train", "test"], typer.Option(help="MNIST's 60,000 training or 10,000 test images.")
     ] = "train",
     count: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first N. Default: all of MNIST, 60000 drawn ones.")
+        int | None, typer.Option(metavar="N", help="Only the first N. Default: as many as MNIST has.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of drawn digits: the same seed draws the same digits.")] = 0,
     layout: Annotated[
@@ -470,6 +470,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="The column of clean images. Default: `clean`, else found, as for infer."),
     ] = None,
+    polarity: PolarityChoice = "auto",
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use at most N images.")] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the noise; keep it, and your table compares with published ones.")
@@ -493,12 +494,15 @@ def evaluate(
     bundles = [find_bundle(model) for model in (models or (None,))]
     if data is not None:
         storage.list_inputs((data,))
-    from denoise_batch.evaluation.evaluate import evaluate as run
-    from denoise_batch.evaluation.evaluate import format_table, load_clean_images
+    from denoise_batch.evaluation.clean_images import load_clean_images
+    from denoise_batch.images import Polarity
 
-    images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit)
+    images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity))
     if figures is not None and digit >= len(images):
         raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
+    from denoise_batch.evaluation.evaluate import evaluate as run
+    from denoise_batch.evaluation.evaluate import format_table
+
     with Progress() as progress:
         evaluation = run(bundles, images, description=description, seed=seed, device=device, progress=progress.update)
         drawn: list[Path] = []

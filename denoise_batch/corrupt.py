@@ -107,7 +107,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         DataChanged: a file gave another number of rows than its footer promised.
     """
     started = time.monotonic()
-    check_output(settings.output, overwrite=settings.overwrite)
+    storage.check_output_file(settings.output, overwrite=settings.overwrite)
     if not 0 <= settings.seed < 2**63:
         raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number of at least 0")
     listing = storage.list_inputs(settings.inputs)
@@ -141,25 +141,6 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         settings.half_range,
         settings.seed,
     )
-
-
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuses an output file that cannot be written.
-
-    Raises:
-        OutputError: it is a folder, exists without `overwrite`, or its folder is a file or not writable.
-    """
-    if storage.is_uri(str(output)):
-        raise OutputError(f"{output} is not a local path", hint="write to a local file and copy it from there")
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder", hint="give the name of a file, such as noisy.parquet")
-    if output.exists() and not overwrite:
-        raise storage.output_exists(output)
-    parent = output.absolute().parent
-    while not parent.exists():  # missing folders are made
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
 
 
 def degrade_rows(clean: Pixels, start: int, seed: int, recipe: NoiseRecipe) -> tuple[Pixels, Pixels, Pixels]:

@@ -169,7 +169,7 @@ def _choose_digits(settings: DemoSettings, progress: Progress) -> tuple[Source, 
                     f"download MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else None
                 ),
             )
-        except NetworkError as error:
+        except (NetworkError, OutputError) as error:
             if settings.source == "mnist":
                 raise
             progress.note(f"note: drawn digits instead of MNIST, because {error.message}")
@@ -268,7 +268,8 @@ class _Steps:
 
     def evaluate(self) -> None:
         from denoise_batch.bundle import read_bundle
-        from denoise_batch.evaluation.evaluate import evaluate, format_table, load_clean_images
+        from denoise_batch.evaluation.clean_images import load_clean_images
+        from denoise_batch.evaluation.evaluate import evaluate, format_table
         from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
         clean, figures = self.out / "test.parquet", self.out / "figures"

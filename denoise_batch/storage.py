@@ -291,6 +291,36 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
     _sync(out.parent)
 
 
+def check_output_file(output: Path, *, overwrite: bool) -> None:
+    """Refuses an output file that cannot be written; missing folders above it are no reason.
+
+    Raises:
+        OutputError: it is a folder, exists without `overwrite`, or its folder is a file or not writable.
+    """
+    if is_uri(str(output)):
+        raise OutputError(
+            f"{redact(str(output))} is not a local path", hint="write a local file, then copy it"
+        )
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder", hint="give the name of a file, such as noisy.parquet")
+    if output.exists() and not overwrite:
+        raise output_exists(output)
+    check_parent(output)
+
+
+def check_parent(output: Path) -> None:
+    """Refuses an output whose folder cannot be written, or cannot be made.
+
+    Raises:
+        OutputError: the nearest folder above it is a file or not writable.
+    """
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
+
+
 def output_exists(out: Path) -> OutputError:
     return OutputError(f"{out} exists", hint="give --overwrite to replace it, or another output")
 

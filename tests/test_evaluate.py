@@ -14,7 +14,8 @@ import torch
 
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
 from denoise_batch.evaluation import metrics
-from denoise_batch.evaluation.evaluate import Evaluation, evaluate, format_table, load_clean_images
+from denoise_batch.evaluation.clean_images import load_clean_images
+from denoise_batch.evaluation.evaluate import Evaluation, evaluate, format_table
 from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, images: np.ndarray) -> None
 
 
 def test_a_large_dataset_is_sampled(tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    from denoise_batch.evaluation import evaluate as module
+    from denoise_batch.evaluation import clean_images as module
 
     monkeypatch.setattr(module, "_DATASET_IMAGES", 5)
     loaded, description = load_clean_images(_write(tmp_path / "a.parquet", image=images))

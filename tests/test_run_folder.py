@@ -113,7 +113,9 @@ def test_an_output_that_exists_or_has_no_place_is_refused(tmp_path: Path, source
     with pytest.raises(OutputError, match="exists"):
         check(source, tmp_path / "out")
     assert check(source, tmp_path / "out", overwrite=True) == tmp_path / "out"
-    with pytest.raises(OutputError, match="does not exist"):
-        check(source, tmp_path / "gone" / "out")
+    assert check(source, tmp_path / "made" / "on" / "demand") == tmp_path / "made" / "on" / "demand"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="not a writable folder"):
+        check(source, tmp_path / "file" / "out")
     with pytest.raises(FlagError, match="object stores"):
         check_output("s3://bucket/out", storage.list_inputs([str(source)]), overwrite=False)

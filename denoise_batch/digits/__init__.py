@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise_batch import storage
-from denoise_batch.corrupt import check_output
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.digits.mnist import FOLDER_VARIABLE, MIRRORS, Split, find_mnist, load_mnist
 from denoise_batch.errors import FlagError, OutputError, ResourceExhausted
@@ -115,7 +114,7 @@ def make_digits(
     from denoise_batch.images.layouts import Layout
 
     layout = layout or Layout.BINARY
-    check_output(out, overwrite=overwrite)
+    storage.check_output_file(out, overwrite=overwrite)
     if count is not None and count < 1:
         raise FlagError(f"--count {count} is impossible", hint="give a whole number of at least 1")
     note: dict[str, object] = {"command": "digits", "source": source, "split": split}
@@ -182,7 +181,7 @@ def write_digits(
     from denoise_batch.images import encode, output_column
     from denoise_batch.output_file import OutputFile
 
-    check_output(out, overwrite=overwrite)
+    storage.check_output_file(out, overwrite=overwrite)
     column = output_column(None, "image", layout)
     schema = pa.schema([column.field, pa.field("label", pa.uint8())], {"denoise_batch": json.dumps(note)})
     done = 0

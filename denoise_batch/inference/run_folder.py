@@ -71,7 +71,7 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     """The output's absolute path, once nothing speaks against writing it.
 
     Raises:
-        OutputError: it exists, lies inside an input, holds an input, or its folder is missing or read-only.
+        OutputError: it exists, lies inside an input, holds an input, or its folder cannot be written.
     """
     if storage.is_uri(out):
         if not out.lower().startswith("file://"):
@@ -95,10 +95,7 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
             raise OutputError(
                 f"output {path} lies inside the input folder {folder}", hint="give an output outside the input"
             )
-    if not path.parent.is_dir():
-        raise OutputError(f"folder {path.parent} does not exist", hint="make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"folder {path.parent} is not writable", hint="check its permissions")
+    storage.check_parent(path)
     if os.path.lexists(path) and not overwrite:
         raise storage.output_exists(path)
     return path

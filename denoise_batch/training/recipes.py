@@ -164,7 +164,7 @@ class TrainSettings:
         architecture, epochs, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace the
             recipe's.
         seed: of the weights, the order of the images and the noise.
-        workers: training processes; None takes one for each GPU, or one on CPUs.
+        workers: training processes; None takes one for each GPU, or on CPUs one for each core, at most four.
         device: where they compute.
         resident_limit: bytes of images that a worker may hold; beyond, they stream from Parquet at every epoch. None
             takes a quarter of the memory.

@@ -45,6 +45,11 @@ _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
 }
+_WORKER_ENVIRONMENT = {
+    # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+_MOST_CPU_WORKERS = 4
 _POLL_SECONDS = 0.5
 _SETTINGS_FILE = "settings.json"
 _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
@@ -192,7 +197,8 @@ def _place(settings: TrainSettings, resources: dict[str, Any]) -> _Place:
     gpus, cores = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
     nodes = max(1, sum(name.startswith("node:") and name != "node:__internal_head__" for name in resources))
     gpu = settings.device is Device.CUDA or (settings.device is Device.AUTO and gpus > 0)
-    workers = settings.workers or (max(1, gpus) if gpu else 1)
+    # A core each: processes of one thread stand a busy machine better than threads that wait for each other.
+    workers = settings.workers or (max(1, gpus) if gpu else min(cores, _MOST_CPU_WORKERS))
     if gpu and workers > gpus:
         raise FlagError(
             f"--workers {workers} on GPUs, but Ray sees {gpus}", hint="lower --workers, or give --device cpu"
@@ -257,6 +263,7 @@ def _fit(config: LoopConfig, place: _Place, folder: Path, progress: Callable[[Tr
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(folder),
+            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             failure_config=ray.train.FailureConfig(
                 max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES
             ),
