@@ -100,8 +100,7 @@ def train(settings: TrainSettings, progress: Callable[[TrainProgress], None]) ->
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent} is not a folder", hint="make it first, or give another --out")
+    storage.check_parent(output)
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
