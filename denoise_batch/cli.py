@@ -301,7 +301,10 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the order of the images and the noise.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Training processes. Default: one for each GPU, or one on CPUs.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Training processes. Default: one for each GPU, or for each core, at most four."
+        ),
     ] = None,
     device: Device = "auto",
     address: Address = None,

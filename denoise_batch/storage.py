@@ -298,9 +298,7 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
         OutputError: it is a folder, exists without `overwrite`, or its folder is a file or not writable.
     """
     if is_uri(str(output)):
-        raise OutputError(
-            f"{redact(str(output))} is not a local path", hint="write a local file, then copy it"
-        )
+        raise OutputError(f"{redact(str(output))} is not a local path", hint="write a local file, then copy it")
     if output.is_dir():
         raise OutputError(f"{output} is a folder", hint="give the name of a file, such as noisy.parquet")
     if output.exists() and not overwrite:
