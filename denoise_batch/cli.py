@@ -664,7 +664,9 @@ class _Session:
         return next((argument for argument in self.arguments if not argument.startswith("-")), "")
 
     def again(self) -> str:
-        return shlex.join([PROGRAM, *self.arguments])
+        from denoise_batch.storage import redact
+
+        return shlex.join([PROGRAM, *map(redact, self.arguments)])
 
 
 _session = _Session()

@@ -68,6 +68,9 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
     try:
         with _muted(not verbose):
             ray.init(address=address, **quiet, **here)
+    except SystemExit as error:  # what ray.init makes of a SIGTERM that comes while it runs
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"Ray at {address} cannot be used: {str(error).strip().splitlines()[0]}",

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import storage
-from denoise_batch.errors import ColumnError, DataChanged, FlagError, OutputError
+from denoise_batch.errors import ColumnError, DataChanged, FlagError
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.plan import make_plan
 
@@ -111,10 +111,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
     if not 0 <= settings.seed < 2**63:
         raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number of at least 0")
     listing = storage.list_inputs(settings.inputs)
-    target = settings.output.resolve()
-    for file in listing.files:
-        if not storage.is_uri(file.path) and Path(file.path).resolve() == target:
-            raise OutputError(f"{settings.output} is the input as well", hint="give another output")
+    storage.check_apart(settings.output, listing)
     # White noise and blur are the same for dark ink on white as for light on dark, so the polarity may stay what it is.
     plan = make_plan(listing.files, settings.column, Polarity.LIGHT_ON_DARK, SIGMA)
     schema = _output_schema(plan, settings)

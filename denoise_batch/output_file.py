@@ -183,7 +183,7 @@ def _dictionary_pays(column: ImageColumn) -> bool:
 def _leaves_without(schema: pa.Schema, columns: set[str]) -> list[str]:
     """Paths of the Parquet leaves of all other columns, as the writer's options name them."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), buffer)
+    pq.ParquetWriter(buffer, schema).close()  # an empty table cannot be made of tensors with a permutation
     with pq.ParquetFile(pa.BufferReader(buffer.getvalue())) as file:
         arrow_leaves = [file.schema.column(index).path for index in range(len(file.schema))]
     # A column's own name may hold a dot; `a.b` is a leaf of column `a` only where no column is called `a.b`.

@@ -11,9 +11,11 @@ import ctypes
 import errno
 import fcntl
 import glob
+import itertools
 import os
 import re
 import shutil
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +73,10 @@ def redact(path: str) -> str:
     if match is None:
         return path
     rest = path[match.end() :].split("?", 1)[0]
-    authority, slash, tail = rest.partition("/")
-    return match.group(0) + authority.rsplit("@", 1)[-1] + slash + tail
+    authority = rest.partition("/")[0]
+    if "@" in authority or ":" in authority:  # a secret may hold a slash: then the @ stands behind it
+        rest = rest.rpartition("@")[2]
+    return match.group(0) + rest
 
 
 def locate(path: str) -> tuple[Any, str]:
@@ -165,10 +169,15 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
     if path.exists():
         return [_local_file(path, "")]
     if glob.has_magic(local):
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         matches = [Path(match) for match in sorted(glob.glob(local, recursive=True))]  # noqa: PTH207 (any depth, absolute or not)
         found: list[InputFile] = []
         for match in matches:
-            found += _list_folder(match, skipped) if match.is_dir() else [_local_file(match, "")]
+            parts = match.relative_to(fixed).parts
+            if match.is_dir():
+                found += _list_folder(match, skipped, _hive_folder(parts, str(match)))
+            else:
+                found.append(_local_file(match, _hive_folder(parts[:-1], str(match))))
         return found
     raise MissingFileError(f"{given} does not exist", hint="check the path; relative paths start at the current folder")
 
@@ -180,7 +189,7 @@ def _local_file(path: Path, folder: str) -> InputFile:
     return InputFile(str(path.absolute()), folder, status.st_size, status.st_mtime_ns)
 
 
-def _list_folder(root: Path, skipped: list[str]) -> list[InputFile]:
+def _list_folder(root: Path, skipped: list[str], above: str = "") -> list[InputFile]:
     found: list[InputFile] = []
     # Links to folders are followed, as readers do; one that leads back up would never end.
     visited: set[str] = set()
@@ -190,7 +199,8 @@ def _list_folder(root: Path, skipped: list[str]) -> list[InputFile]:
         if real in visited:
             continue
         visited.add(real)
-        hive = _hive_folder(Path(parent).relative_to(root).parts, parent)
+        below = _hive_folder(Path(parent).relative_to(root).parts, parent)
+        hive = "/".join(part for part in (above, below) if part)
         for name in names:
             if _hidden(name):
                 continue
@@ -208,6 +218,8 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     scheme = _SCHEME.match(given)
     prefix = scheme.group(0) if scheme else ""
     query = "?" + given.split("?", 1)[1] if "?" in given else ""
+    authority = given[len(prefix) :].split("/", 1)[0]
+    user = authority.rpartition("@")[0] + "@" if "@" in authority else ""
     info = filesystem.get_file_info(inner)
     if info.is_file:
         return [InputFile(given, "", info.size, info.mtime_ns or 0)]
@@ -218,7 +230,7 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
         parts = entry.path[len(inner.rstrip("/")) + 1 :].split("/")
         if not entry.is_file or any(_hidden(part) for part in parts):
             continue
-        uri = f"{prefix}{entry.path}{query}"
+        uri = f"{prefix}{user}{urllib.parse.quote(entry.path, safe='/=')}{query}"
         if _looks_like_parquet(parts[-1]):
             found.append(InputFile(uri, _hive_folder(tuple(parts[:-1]), redact(uri)), entry.size, entry.mtime_ns or 0))
         else:
@@ -306,6 +318,26 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
     check_parent(output)
 
 
+def check_apart(output: Path, listing: Listing) -> None:
+    """Refuses an output that is an input, holds one or lies in a listed folder, links followed.
+
+    Raises:
+        OutputError: it does.
+    """
+    real = Path(os.path.realpath(output))
+    for file in listing.files:
+        if is_uri(file.path):
+            continue
+        source = Path(os.path.realpath(file.path))
+        if real == source or real in source.parents:
+            raise OutputError(f"output {output} is, or holds, the input {file.path}", hint="give another output")
+    for folder in listing.folders:
+        if Path(os.path.realpath(folder)) in real.parents:
+            raise OutputError(
+                f"output {output} lies inside the input folder {folder}", hint="give an output outside the input"
+            )
+
+
 def check_parent(output: Path) -> None:
     """Refuses an output whose folder cannot be written, or cannot be made.
 
@@ -358,10 +390,16 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a small file so that it holds all of `content` or does not exist, and survives a power cut."""
+def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Writes a small file so that it holds all of `content` or does not exist, and survives a power cut.
+
+    Args:
+        private: nobody else may read it.
+    """
     temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)
+    mode = 0o600 if private else 0o666  # less the umask
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

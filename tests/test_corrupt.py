@@ -178,7 +178,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, digits: Any, write_images: 
     source = write_images(tmp_path / "in.parquet", digits[0])
     with pytest.raises(MissingFileError, match="absent"):
         run(tmp_path / "absent.parquet", tmp_path / "out.parquet")
-    with pytest.raises(OutputError, match="input as well"):
+    with pytest.raises(OutputError, match="is, or holds, the input"):
         run(source, source, overwrite=True)
     with pytest.raises(OutputError, match="is a folder"):
         run(source, tmp_path, overwrite=True)

@@ -33,14 +33,15 @@ def build(
 ) -> Path:
     """Runs everything but Ray: plan, units, ledger, output."""
     source = root / "in"
-    source.mkdir()
+    source.mkdir(exist_ok=True)
     pixels = np.zeros((rows, 784), np.uint8)
     pixels[:, 300:500] = 200
     marks = np.zeros(rows, np.uint8)
     marks[3] = int(bad)
     for number in range(files):
         table = pa.table({"id": list(range(number * rows, (number + 1) * rows)), "image": encode(pixels, marks, IMAGE)})
-        pq.write_table(table, source / f"{number}.parquet")
+        if not (source / f"{number}.parquet").exists():
+            pq.write_table(table, source / f"{number}.parquet")
     listing = storage.list_inputs([str(source)])
     out = run_folder.check_output(str(root / "out"), listing, overwrite=False)
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
@@ -161,6 +162,36 @@ def test_a_crash_while_the_result_is_put_together_can_be_repeated(tmp_path: Path
 
 def _never() -> Any:
     raise AssertionError("an unfinished run is not planned anew")
+
+
+def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: Path) -> None:
+    """The process dies between the swap of --overwrite and the deletion of what OUT was before."""
+
+    class Crash(Exception):
+        pass
+
+    old = build(tmp_path)
+    swapped = {path.name: path.read_bytes() for path in old.glob("*.parquet")}
+    old.rename(tmp_path / "old")
+
+    def swap(run: RunFolder) -> None:
+        column = output_column(run.plan.column, "denoised")
+        built = manifest.build_folder(run, column, "zstd", {})
+        built.rename(tmp_path / "out")
+        (tmp_path / "old").rename(built)
+        # The same names and rows, other bytes: as another model would have made them.
+        for path in built.glob("*.parquet"):
+            path.write_bytes(swapped[path.name][::-1])
+        raise Crash
+
+    with pytest.raises(Crash):
+        build(tmp_path, then=swap)
+    listing = storage.list_inputs([str(tmp_path / "in")])
+    identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
+    with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=True) as run:
+        assert run.resumed
+        assert not run.ledger.receipts
+        assert [path for path in run.built.rglob("*") if path.is_file()] == []
 
 
 def test_files_that_no_receipt_names_are_never_picked_up(tmp_path: Path) -> None:

@@ -80,6 +80,14 @@ def test_a_disk_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
             file.finish()
 
 
+def test_tensors_with_a_permutation_are_written(tmp_path: Path) -> None:
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((5, 2, 2), np.float32))
+    batch, path = pa.RecordBatch.from_arrays([tensor], names=["tensor"]), tmp_path / "a.parquet"
+    with OutputFile(path, batch.schema, [], compression="zstd") as file:
+        file.write(batch)
+        assert file.finish().rows == 5
+
+
 def test_a_name_is_never_used_twice(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"")

@@ -17,7 +17,7 @@ from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import footers, plan
-from denoise_batch.inference.denoise_unit import read_unit
+from denoise_batch.inference.denoise_unit import open_parquet, read_unit
 from denoise_batch.inference.footers import Footer
 from denoise_batch.inference.plan import Plan, make_plan
 
@@ -200,6 +200,29 @@ def test_dark_digits_on_light_are_found(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
     assert planned(tmp_path / "a.parquet").polarity is Polarity.DARK_ON_LIGHT
     assert planned(tmp_path / "a.parquet", polarity=Polarity.LIGHT_ON_DARK).polarity is Polarity.LIGHT_ON_DARK
+
+
+def test_polarity_is_not_guessed_where_no_image_was_seen(tmp_path: Path) -> None:
+    image = pa.concat_arrays([pa.nulls(64, pa.binary(784)), digits(1000)])
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    with pytest.raises(ColumnError, match="polarity is not known"):
+        planned(tmp_path / "a.parquet")
+    assert planned(tmp_path / "a.parquet", polarity=Polarity.DARK_ON_LIGHT).polarity is Polarity.DARK_ON_LIGHT
+
+
+def test_a_row_weighs_what_it_takes_in_memory(tmp_path: Path) -> None:
+    text = pa.array(["x" * 100_000] * 100)  # one entry of a dictionary in the file
+    assert planned(write(tmp_path / "a.parquet", 100, text=text)).files[0].row_bytes > 100_000
+
+
+def test_times_beyond_nanoseconds_are_kept(tmp_path: Path) -> None:
+    far = pa.array([253402214400000000] * 10, pa.timestamp("us"))  # 9999-12-31, Spark's endless
+    table = pa.table({"image": digits(10), "until": far})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    made = planned(tmp_path / "a.parquet")
+    assert made.schema.field("until").type == pa.timestamp("us")
+    with open_parquet(str(tmp_path / "a.parquet")) as file:
+        assert file.read()["until"].equals(pa.chunked_array([far]))
 
 
 def test_zero_rows_plan_no_units(tmp_path: Path) -> None:

@@ -92,6 +92,40 @@ def test_a_crash_in_planning_is_planned_again(tmp_path: Path, source: Path) -> N
     assert start(source, out) == (False, 1)
 
 
+def test_a_damaged_ledger_can_be_started_afresh(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    start(source, out)
+    (work_folder(out) / "ledger" / "000001.jsonl").write_bytes(b"no digest here\n")
+    with pytest.raises(ResumeError, match="line 1 is damaged"):
+        start(source, out)
+    assert start(source, out, overwrite=True) == (True, 1)
+
+
+def test_a_refused_request_does_not_cost_another_ones_progress(tmp_path: Path, source: Path) -> None:
+    listing = storage.list_inputs([str(source)])
+    out = tmp_path / "out"
+    start(source, out)
+
+    def refuse() -> Plan:
+        raise ColumnError("no", hint="no")
+
+    with pytest.raises(ColumnError), open_run(out, listing.files, {"model_sha256": "b"}, refuse, overwrite=True):
+        pass
+    assert start(source, out) == (True, 2)
+
+
+def test_overwrite_never_deletes_a_folder_of_something_else(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match="infer did not write"):
+        check(source, tmp_path / "home", overwrite=True)
+
+
+def test_what_a_plan_file_says_is_private(tmp_path: Path, source: Path) -> None:
+    start(source, tmp_path / "out")  # URIs of inputs may hold credentials
+    assert (work_folder(tmp_path / "out") / "plan.json").stat().st_mode & 0o077 == 0
+
+
 def check(source: Path, out: Path, *, overwrite: bool = False) -> Path:
     return check_output(str(out), storage.list_inputs([str(source)]), overwrite=overwrite)
 

@@ -83,6 +83,13 @@ def test_globs_and_single_files(tmp_path: Path) -> None:
     assert not storage.list_inputs([str(tmp_path / "a.*")]).single_file
 
 
+def test_hive_folders_of_a_glob_are_kept(tmp_path: Path) -> None:
+    _touch(tmp_path, "h/year=1/a.parquet", "h/year=2/m=3/b.parquet")
+    for pattern, folders in (("h/year=*/*.parquet", {"year=1"}), ("h/year=*", {"year=1", "year=2/m=3"})):
+        listing = storage.list_inputs([str(tmp_path / pattern)])
+        assert {file.folder for file in listing.files} == folders, pattern
+
+
 def test_what_is_missing_or_named_twice_is_refused(tmp_path: Path) -> None:
     _touch(tmp_path, "a.parquet")
     with pytest.raises(MissingFileError, match="does not exist"):
@@ -102,6 +109,8 @@ def test_file_uris_are_read_like_paths(tmp_path: Path) -> None:
 def test_secrets_in_uris_are_not_shown() -> None:
     uri = "s3://KEY:SECRET@bucket/folder/a.parquet?endpoint_override=localhost&token=abc"
     assert storage.redact(uri) == "s3://bucket/folder/a.parquet"
+    assert storage.redact("s3://AKIA:ab/cd@bucket/x") == "s3://bucket/x"
+    assert storage.redact("s3://bucket/a@b.parquet") == "s3://bucket/a@b.parquet"
     with pytest.raises(FlagError) as error:
         storage.locate("nonsense://user:password@host/x")
     assert "password" not in str(error.value)

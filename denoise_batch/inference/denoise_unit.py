@@ -7,6 +7,7 @@ the stages and one row group in the writer, whatever the input's row groups are.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import queue
 import threading
@@ -170,8 +171,8 @@ def _denoise(assignment: Assignment, options: UnitOptions, forward: Forward, fin
                     if options.on_bad_row is OnBadRow.FAIL:
                         raise _bad_row(assignment, bad_rows[0], bad_codes[0])
                 done += batch.num_rows
-                writing.append(pool.submit(write, out))
-                if len(writing) > 1:
+                writing.extend(pool.submit(write, part) for part in out)
+                while len(writing) > 1:
                     writing.popleft().result()
             for future in writing:
                 future.result()
@@ -200,8 +201,8 @@ def _denoise(assignment: Assignment, options: UnitOptions, forward: Forward, fin
 
 def _denoise_batch(
     batch: pa.RecordBatch, schema: pa.Schema, options: UnitOptions, forward: Forward, clock: dict[str, float]
-) -> tuple[pa.RecordBatch, Any]:
-    """The batch with its new column, without the rows that are set aside; and the code of every row's fault."""
+) -> tuple[list[pa.RecordBatch], Any]:
+    """The batch with its new column, in pieces between rows that are set aside; and the code of every row's fault."""
     decoded = decode(batch.column(options.column.name), options.column)
     begun = time.monotonic()
     clean = forward(to_model_input(decoded.pixels, options.polarity))
@@ -211,9 +212,12 @@ def _denoise_batch(
     # The same flip that makes a scan light on dark makes the result dark on light again.
     column = encode(to_model_input(clean, options.polarity), decoded.bad, options.output)
     out = pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)
-    if options.on_bad_row is OnBadRow.QUARANTINE and decoded.bad.any():
-        out = out.filter(pa.array(decoded.bad == 0))
-    return out, decoded.bad
+    if options.on_bad_row is not OnBadRow.QUARANTINE or not decoded.bad.any():
+        return [out], decoded.bad
+    # Slices, not a filter: there is none for some types.
+    ends = [-1, *np.flatnonzero(decoded.bad).tolist(), out.num_rows]
+    pieces = [out.slice(low + 1, high - low - 1) for low, high in itertools.pairwise(ends) if high - low > 1]
+    return pieces, decoded.bad
 
 
 def _bad_row(assignment: Assignment, row: int, code: int) -> JobFailed:
@@ -245,6 +249,7 @@ def _check_unchanged(file: PlannedFile) -> None:
 def open_parquet(path: str) -> pq.ParquetFile:
     """Opens a local path or URI for reading in a stream, checking page checksums where there are any."""
     options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _READ_BUFFER, "page_checksum_verification": True}
+    options["coerce_int96_timestamp_unit"] = "us"  # nanoseconds cannot hold Spark's year 9999: it would wrap
     if storage.is_uri(path):
         filesystem, inner = storage.locate(path)
         return pq.ParquetFile(inner, filesystem=filesystem, **options)

@@ -188,10 +188,12 @@ def _open(path: str) -> Any:
 
     from denoise_batch import storage
 
+    # As in denoise_unit.open_parquet, so that planned and read types are the same.
+    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20, "coerce_int96_timestamp_unit": "us"}
     if storage.is_uri(path):
         filesystem, inner = storage.locate(path)
-        return pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 20)
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        return pq.ParquetFile(inner, filesystem=filesystem, **options)
+    return pq.ParquetFile(path, **options)
 
 
 def _first_line(error: BaseException) -> str:

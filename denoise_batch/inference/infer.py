@@ -10,6 +10,7 @@ by one rename. Run it again after any crash: what is committed is not done again
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +30,7 @@ from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptio
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.inference.run_folder import DATA, RunFolder, check_output, open_run, work_folder
-from denoise_batch.inference.unit_pool import ModelToLoad, living_nodes, pool_size, process_units
+from denoise_batch.inference.unit_pool import ModelToLoad, cores_of_a_node, living_nodes, pool_size, process_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ WAVE = 10_000
 """Units given to Ray Data at a time: each costs the driver an object, so Ray never holds more than a wave."""
 
 ATTEMPTS = 3
+ASSIGNMENTS = 10
+"""Most times a unit is given out in one session: one that takes its whole node along would come back for ever."""
+
 COMPRESSIONS = ("zstd", "lz4", "snappy", "none")
 _NAMED_AT_MOST = 10
 
@@ -252,6 +256,7 @@ class _Job:
         self.rows_done = self.rows_before
         self.bad = sum(run.ledger.bad_rows().values())
         self.attempts: dict[int, int] = {}
+        self.assigned: dict[int, int] = {}
         self.failed_attempts = 0
         self.first_start: float | None = None
         self.last_receipt = 0.0
@@ -279,6 +284,7 @@ class _Job:
     def publish(self, started: float, *, single: bool) -> InferReport:
         """Reconciles rows, puts the result together and shows it."""
         self._report("publishing")
+        self._check_bad()
         run, compression = self.run, self.settings.compression
         manifest.reconcile(run)
         report = self._make_report(started)
@@ -306,7 +312,11 @@ class _Job:
                 return pool.submit(
                     manifest.merge, parts, run.built / DATA, run.plan.column, self.output, self.settings.compression
                 ).result()
-            except BrokenProcessPool as error:
+            except (KeyboardInterrupt, Exception) as error:
+                for child in list(pool._processes.values()):
+                    child.kill()  # else leaving the block waits for the whole merge
+                if not isinstance(error, BrokenProcessPool):
+                    raise
                 raise JobFailed(
                     f"{run.out}: the process that joins the parts into one file died",
                     hint="run the same command again, or give --directory, which needs no joining",
@@ -317,7 +327,9 @@ class _Job:
         return [
             unit
             for unit in range(len(self.run.plan))
-            if unit not in committed and self.attempts.get(unit, 0) < ATTEMPTS
+            if unit not in committed
+            and self.attempts.get(unit, 0) < ATTEMPTS
+            and self.assigned.get(unit, 0) < ASSIGNMENTS
         ]
 
     def _run_wave(self, wave: list[int], resources: dict[str, Any]) -> None:
@@ -332,8 +344,9 @@ class _Job:
             settings.on_bad_row,
             settings.compression,
         )
-        size = pool_size(resources, settings.workers, settings.device, len(wave))
-        model = ModelToLoad(str(self.bundle.folder.absolute()), self.bundle.sha256, settings.batch_size)
+        size = pool_size(resources, settings.workers, settings.device, len(self.run.plan), cores_of_a_node())
+        device = settings.device if size.gpus else "cpu"
+        model = ModelToLoad(str(self.bundle.folder.absolute()), self.bundle.sha256, settings.batch_size, device)
         for answer in process_units([self._assign(unit) for unit in wave], options, model, size, verbose=self.verbose):
             answered.add(answer.unit)
             if isinstance(answer, Receipt):
@@ -350,8 +363,10 @@ class _Job:
     def _assign(self, index: int) -> Assignment:
         plan, unit = self.run.plan, self.run.plan.unit(index)
         attempt = self.attempts.get(index, 0) + 1
-        # The session keeps a file of this attempt apart from one that an orphan of an earlier driver may still write.
-        name = f"unit-{index:07d}.s{self.run.ledger.session:04d}.a{attempt}.parquet"
+        # Session and assignment (attempts that a lost node took along count too) keep this file apart from what any
+        # orphan may still write.
+        self.assigned[index] = self.assigned.get(index, 0) + 1
+        name = f"unit-{index:07d}.s{self.run.ledger.session:04d}.a{self.assigned[index]}.parquet"
         return Assignment(unit, plan.files[unit.file], attempt, name)
 
     def _commit(self, receipt: Receipt) -> None:
@@ -386,7 +401,8 @@ class _Job:
     def _name_failure(self, index: int) -> str:
         unit = self.run.plan.unit(index)
         path = storage.redact(self.run.plan.files[unit.file].path)
-        reason = self.run.ledger.failures[index][-1].reason
+        failures = self.run.ledger.failures.get(index)
+        reason = failures[-1].reason if failures else "every node that worked on it was lost"
         return f"unit {index} ({path}, rows {unit.start}–{unit.start + unit.rows - 1}): {reason}"
 
     def _report(self, phase: str) -> None:
@@ -441,6 +457,8 @@ def _named_resources(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
+            raise
         raise ResourceExhausted(
             f"{folder}: {error.strerror or error}", hint="make room, then run the same command again to go on"
         ) from error

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from denoise_batch.storage import InputFile
 
 UNIT_ROWS = 131_072
+_MOST_PIECES = 16  # of one row group
 _SAMPLES = 16  # row groups looked at for layout, float range and polarity
 _SAMPLE_ROWS = 64
 _UNIT_FIELDS = ("file", "first_group", "last_group", "skip", "rows", "start")
@@ -63,7 +64,7 @@ class PlannedFile:
     """An input file as it was when the plan was made.
 
     Attributes:
-        row_bytes: the largest uncompressed bytes of a row in any of its row groups, as its footer says.
+        row_bytes: the most bytes that a row takes, by the footer and the first rows.
     """
 
     path: str
@@ -114,7 +115,7 @@ class Plan:
             "layout": self.column.layout.value,
             "polarity": self.polarity.value,
         }
-        storage.write_file(folder / "plan.json", json.dumps(content).encode())
+        storage.write_file(folder / "plan.json", json.dumps(content).encode(), private=True)  # URIs may hold secrets
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
@@ -142,19 +143,22 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     schema = _common_schema(files, read, column)
     if output_column in schema.names:
         raise ColumnError(
-            f"the input has a column {output_column!r} already", hint="name the new column with --output-column"
+            f"the input has a column {output_column!r} already",
+            hint="give the new one another name (infer: --output-column), or drop it",
         )
     samples = _sample(files, read, schema)
     image = find_image_column(schema, column, _first_rows(samples))
+    # Footers count bytes as they are encoded: a long text that many rows share weighs next to nothing there.
+    measured = max((-(-table.nbytes // table.num_rows) for table in samples if table.num_rows), default=0)
     return Plan(
         tuple(
-            PlannedFile(file.path, file.folder, file.size, file.mtime_ns, footer.rows, footer.row_bytes)
+            PlannedFile(file.path, file.folder, file.size, file.mtime_ns, footer.rows, max(footer.row_bytes, measured))
             for file, footer in zip(files, read, strict=True)
         ),
         _cut(read, split=image.layout is Layout.BINARY),
         schema,
         image,
-        _look(samples, image, polarity),
+        _look(samples, image, polarity, sum(footer.rows for footer in read)),
     )
 
 
@@ -239,10 +243,18 @@ def _first_rows(samples: Sequence[pa.Table]) -> pa.Table | None:
     return filled[0] if filled else None
 
 
-def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity) -> Polarity:
+def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int) -> Polarity:
     rows = pa.chunked_array([chunk for table in samples for chunk in table[column.name].chunks], column.type)
     check_float_range(rows, column)
-    return find_polarity(decode(rows, column).good_pixels) if polarity is Polarity.AUTO else polarity
+    if polarity is not Polarity.AUTO:
+        return polarity
+    good = decode(rows, column).good_pixels
+    if total and not len(good):
+        raise ColumnError(
+            f"column {column.name!r}: none of the rows looked at has a usable image, so its polarity is not known",
+            hint="say it with --polarity light-on-dark or --polarity dark-on-light",
+        )
+    return find_polarity(good)
 
 
 def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
@@ -254,8 +266,10 @@ def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np
         groups = footer.row_groups
         while group < len(groups):
             if split and groups[group] >= 2 * UNIT_ROWS:
-                for skip in range(0, groups[group], UNIT_ROWS):
-                    rows = min(UNIT_ROWS, groups[group] - skip)
+                # Each piece reads past those before it: not too many of them.
+                piece = max(UNIT_ROWS, -(-groups[group] // _MOST_PIECES))
+                for skip in range(0, groups[group], piece):
+                    rows = min(piece, groups[group] - skip)
                     cut.append((index, group, group, skip, rows, start + skip))
                 start += groups[group]
                 group += 1

@@ -14,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
-from denoise_batch.inference.ledger import Ledger
+from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.plan import Plan
+from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,8 +61,11 @@ class RunFolder:
         return self.folder / "output"
 
     def discard(self) -> None:
-        """Deletes the folder, once OUT is shown."""
-        storage.remove(self.folder)
+        """Deletes the folder, once OUT is shown; what cannot be deleted is no reason to fail."""
+        done = self.folder.with_name(f"{self.folder.name}.done-{os.getpid()}")
+        # Moved away in one step, so that nobody finds the plan of a run that is being deleted.
+        self.folder.rename(done)
+        shutil.rmtree(done, ignore_errors=True)
 
 
 def work_folder(out: Path) -> Path:
@@ -83,21 +88,15 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     path = Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
     if path.is_symlink():
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
-    real = Path(os.path.realpath(path))
-    for file in listing.files:
-        if storage.is_uri(file.path):
-            continue
-        source = Path(os.path.realpath(file.path))
-        if real == source or real in source.parents:
-            raise OutputError(f"output {path} is, or holds, the input {file.path}", hint="give another output")
-    for folder in listing.folders:
-        if Path(os.path.realpath(folder)) in real.parents:
-            raise OutputError(
-                f"output {path} lies inside the input folder {folder}", hint="give an output outside the input"
-            )
+    storage.check_apart(path, listing)
     storage.check_parent(path)
     if os.path.lexists(path) and not overwrite:
         raise storage.output_exists(path)
+    if path.is_dir() and any(path.iterdir()) and not (path / "_denoise_batch" / "manifest.json").is_file():
+        raise OutputError(
+            f"{path} is a folder that infer did not write: --overwrite would delete all that is in it",
+            hint="name a file or a new folder, or remove it yourself",
+        )
     return path
 
 
@@ -129,19 +128,30 @@ def open_run(
         plan = _plan_of(folder, files, identity, overwrite=overwrite)
         resumed = plan is not None
         if plan is None:
-            _clear(folder)
             try:
                 plan = make_plan()
-                (folder / "staging").mkdir()
-                plan.save(folder)
-                storage.write_file(folder / "identity.json", json.dumps(identity).encode())
             except RequestError:
-                storage.remove(folder)
+                if not (folder / "identity.json").exists():  # else it is another request's unfinished run
+                    storage.remove(folder)
                 raise
-        with Ledger(folder / "ledger") as ledger:
+            _clear(folder)
+            (folder / "staging").mkdir()
+            plan.save(folder)
+            storage.write_file(folder / "identity.json", json.dumps(identity).encode())
+        with _open_ledger(folder, overwrite=overwrite) as ledger:
             run = RunFolder(folder, out, plan, ledger, identity, resumed)
             _drop_strays(run)
             yield run
+
+
+def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
+    try:
+        return Ledger(folder / "ledger")
+    except ResumeError:
+        if not overwrite:
+            raise
+        storage.remove(folder / "ledger")  # without receipts every unit is done again
+        return Ledger(folder / "ledger")
 
 
 def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> Plan | None:
@@ -201,21 +211,43 @@ def _drop_strays(run: RunFolder) -> None:
 
     A worker of a driver that died may still be writing: its file then has no name any more, which does no harm.
     """
-    named = set()
+    named: set[str] = set()
+    kept: set[Path] = set()
     for receipt in list(run.ledger.receipts.values()):
         staged = run.staging / receipt.file
-        if (staged.exists() and staged.stat().st_size == receipt.bytes) or built_already(run, receipt.unit):
+        moved = _moved(run, receipt)
+        listed = not receipt.bad_file or (run.staging / receipt.bad_file).exists()
+        if listed and (moved or (staged.exists() and staged.stat().st_size == receipt.bytes)):
             named |= {receipt.file, receipt.bad_file}
+            kept |= {moved} if moved else set()
         else:
             run.ledger.withdraw(receipt.unit, "its finished file is gone")
     for entry in run.staging.iterdir():
         if entry.name not in named:
             storage.remove(entry)
+    # What else stands there is half of a description, or the OLD output of a swap that was cut short.
+    if run.built.is_dir():
+        for path in [path for path in run.built.rglob("*") if path.is_symlink() or not path.is_dir()]:
+            if path not in kept:
+                storage.remove(path)
+        if (run.built / DATA).is_dir():
+            storage.remove(run.built / DATA)
+    else:
+        storage.remove(run.built)
 
 
-def built_already(run: RunFolder, unit: int) -> bool:
-    """Whether a unit's file was moved to its final name by a run that died while putting the result together."""
-    return (run.built / part_name(run.plan, unit)).exists() or (len(run.plan) == 1 and (run.built / DATA).exists())
+def _moved(run: RunFolder, receipt: Receipt) -> Path | None:
+    """A unit's file under its final name, moved there by a run that died while putting the result together.
+
+    The digest decides: after a swap the old output stands there, under the same names.
+    """
+    candidates = [run.built / part_name(run.plan, receipt.unit)]
+    if len(run.plan) == 1:
+        candidates.append(run.built / DATA)
+    for path in candidates:
+        if path.is_file() and path.stat().st_size == receipt.bytes and file_digest(path) == receipt.digest:
+            return path
+    return None
 
 
 def part_name(plan: Plan, unit: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.errors import DenoiseBatchError, FlagError
+from denoise_batch.errors import DenoiseBatchError, FlagError, JobFailed
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
@@ -47,15 +47,18 @@ class ModelToLoad:
     folder: str
     sha256: str
     batch: int | None
+    device: str
 
 
-def pool_size(resources: dict[str, Any], workers: int | None, device: str, units: int) -> PoolSize:
+def pool_size(resources: dict[str, Any], workers: int | None, device: str, units: int, node_cores: int) -> PoolSize:
     """One actor for each GPU, or one single-threaded actor for each core; never more actors than units.
 
     Args:
         resources: `ray.cluster_resources()`.
         workers: a number of actors asked for, or None.
         device: `auto`, `cpu` or `cuda`.
+        units: of the whole run, so that a resumed or retried part of it computes with the same threads.
+        node_cores: of the smallest node: an actor lives on one.
 
     Raises:
         FlagError: `cuda` was asked for and no node has a GPU.
@@ -66,7 +69,7 @@ def pool_size(resources: dict[str, Any], workers: int | None, device: str, units
     cores = max(1, int(resources.get("CPU", 1)))
     most = gpus or cores
     actors = max(1, min(workers or most, most, units))
-    threads = max(1, cores // actors)
+    threads = max(1, min(cores // actors, node_cores))
     # Less than the whole: a pool that takes every CPU leaves none for Ray Data's other operators, and hangs.
     return PoolSize(actors, threads, 0.9 if gpus else threads - 0.1, 1.0 if gpus else 0.0)
 
@@ -107,9 +110,13 @@ def process_units(
                 # A dead actor is replaced (Ray's default), but its unit is not given to the next one for ever.
                 max_task_retries=0,
             )
-            for row in answers.iter_rows():
-                kind, record = json.loads(row["answer"])
-                yield Receipt(**record) if kind == "receipt" else Failure(**record)
+            # Nothing is fetched ahead: an answer would wait for the next one before it could be committed.
+            for batch in answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+                for answer in batch.column("answer").to_pylist():
+                    kind, record = json.loads(answer)
+                    yield Receipt(**record) if kind == "receipt" else Failure(**record)
+    except ray.exceptions.RayError as error:
+        raise _actors_failed(error) from error
     finally:
         (
             context.max_errored_blocks,
@@ -137,8 +144,7 @@ class DenoiseUnit:
         if bundle.sha256 != model.sha256:
             raise DenoiseBatchError(f"{model.folder} changed since the run was planned", hint="put the model back")
         self._options = options
-        device = "cuda" if size.gpus else "cpu"
-        self._denoiser = Denoiser(bundle, device=device, threads=size.threads, batch=model.batch)
+        self._denoiser = Denoiser(bundle, device=model.device, threads=size.threads, batch=model.batch)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         import pyarrow as pa
@@ -149,6 +155,28 @@ class DenoiseUnit:
         result = denoise_unit(Assignment(unit, file, **fields), self._options, self._denoiser, fingerprint)
         kind = "receipt" if isinstance(result, Receipt) else "failure"
         return {"answer": [json.dumps([kind, result.to_json()])]}
+
+
+def _actors_failed(error: BaseException) -> DenoiseBatchError:
+    """Ray's word that actors could not start, as the error of ours that caused it or as one that names it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DenoiseBatchError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return JobFailed(
+        f"the workers failed: {lines[-1] if lines else type(error).__name__}",
+        hint="what is done is kept; run with -v for Ray's own log",
+    )
+
+
+def cores_of_a_node() -> int:
+    """CPU cores of the smallest living node that has any."""
+    import ray
+
+    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return min((cores for cores in found if cores), default=1)
 
 
 def living_nodes() -> set[str]:

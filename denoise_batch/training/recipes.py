@@ -218,6 +218,8 @@ class TrainSettings:
             raise FlagError(f"--seed {self.seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
         if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise FlagError(f"--lr {self.learning_rate:g} is impossible", hint="give a number above 0")
+        if self.clipped is not None and not 0.0 <= self.clipped <= 1.0:
+            raise FlagError(f"--clipped {self.clipped:g} is not a share", hint="give a number from 0 to 1")
         if self.polarity not in ("auto", "light-on-dark", "dark-on-light"):
             raise FlagError(
                 f"--polarity {self.polarity} is impossible", hint="give auto, light-on-dark or dark-on-light"

@@ -157,6 +157,9 @@ def test_too_many_bad_rows_fail_the_job_resumes_included(tmp_path: Path, source:
     for _ in range(2):
         with pytest.raises(JobFailed, match=r"rows are bad so far \(.* null\), more than --max-bad 0.01 allows"):
             infer(settings)
+    # Nor may the same request be met once all units are done.
+    with pytest.raises(JobFailed, match="rows are bad"):
+        infer(settings)
     report = infer(replace(settings, max_bad=0.04))
     assert (report.rows_out, report.bad_rows) == (4 * ROWS, {"null": 180})
     assert report.resumed_units > 0
