@@ -32,6 +32,8 @@ from denoise_batch.progress import Progress, duration, infer_line, training_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from denoise_batch.inference.infer import InferProgress
+
 PROGRAM = "denoise-batch"
 RESUMABLE = ("train", "infer")
 
@@ -351,6 +353,7 @@ def train(
     from denoise_batch.training.train import train as run
 
     with Progress() as progress:
+        progress.note("train: starting Ray and the workers")
         bundle = run(settings, lambda now: progress.update(*training_line(now)))
     _result(
         {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
@@ -445,7 +448,15 @@ def infer(
         address=address,
     )
     with Progress() as progress:
-        report = run(settings, lambda now: progress.update(*infer_line(now)), verbose=verbose)
+
+        def show(now: InferProgress) -> None:
+            if now.phase == "starting" and now.units == 0 and not started:
+                started.append(now)
+                progress.note(f"infer: {now.total_rows:,} rows in {now.total_units:,} units; starting Ray")
+            progress.update(*infer_line(now))
+
+        started: list[InferProgress] = []
+        report = run(settings, show, verbose=verbose)
     _result(report.to_json(), report.summary_lines(), as_json=as_json)
 
 
