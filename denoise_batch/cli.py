@@ -353,8 +353,11 @@ def train(
     from denoise_batch.training.train import train as run
 
     with Progress() as progress:
-        progress.note("train: starting Ray and the workers")
-        bundle = run(settings, lambda now: progress.update(*training_line(now)))
+        bundle = run(
+            settings,
+            lambda now: progress.update(*training_line(now)),
+            starting=lambda: progress.note("train: starting Ray and the workers"),
+        )
     _result(
         {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
         [f"{bundle.folder}: {bundle.architecture}", *(f"  {key}: {value}" for key, value in bundle.metrics.items())],

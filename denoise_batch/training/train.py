@@ -56,12 +56,18 @@ _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address
 """Settings that may change between an interrupted run and the one that goes on from it."""
 
 
-def train(settings: TrainSettings, progress: Callable[[TrainProgress], None]) -> Bundle:
+def train(
+    settings: TrainSettings,
+    progress: Callable[[TrainProgress], None],
+    *,
+    starting: Callable[[], None] = lambda: None,
+) -> Bundle:
     """Trains, or goes on with an unfinished training of the same settings, and writes the model folder.
 
     Args:
         settings: what to train on what.
         progress: called with the newest state about twice a second, from a thread of its own.
+        starting: called once, when the request is found sound and Ray starts, which takes seconds.
 
     Returns:
         The model folder, written and checked.
@@ -80,6 +86,7 @@ def train(settings: TrainSettings, progress: Callable[[TrainProgress], None]) ->
     with storage.exclusive(folder):
         _enter(folder, settings, recipe, parquet)
         if not (folder / "finished").exists():
+            starting()
             with connect(address=settings.address, verbose=settings.verbose) as resources:
                 place = _place(settings, resources)
                 config = _loop_config(settings, recipe, folder, parquet, mnist, place)
