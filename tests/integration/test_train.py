@@ -204,7 +204,8 @@ def test_a_killed_driver_goes_on_where_it_was(
 
     shown: list[TrainProgress] = []
     bundle = train(ours, shown.append)
-    assert shown[0].epoch >= min(2, before)
+    # Nothing is done again. (Nothing may be left either: its workers live a moment longer than a killed driver.)
+    assert all(progress.epoch >= min(2, before) for progress in shown)
     _same(read_history(bundle.folder / "history.csv"), undisturbed)
 
 
