@@ -2,7 +2,7 @@
 
 A folder OUT holds `part-*.parquet` (below hive folders, if the input had any), `_SUCCESS` and `_denoise_batch/` with
 `manifest.json`, `report.json` and, where rows were bad, `bad_rows.parquet`. For a single file OUT the latter stand in
-`_OUT.manifest/` beside it. Readers skip both names. `_SUCCESS` holds the manifest's digest.
+`_OUT.manifest/` beside it. PyArrow skips both names. `_SUCCESS` holds the manifest's digest.
 """
 
 from __future__ import annotations
