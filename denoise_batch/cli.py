@@ -32,7 +32,7 @@ from denoise_batch.progress import Progress, duration, infer_line, training_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from denoise_batch.inference.infer import InferProgress
+    from denoise_batch.inference.report import InferProgress
 
 PROGRAM = "denoise-batch"
 RESUMABLE = ("train", "infer")

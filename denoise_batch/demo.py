@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from denoise_batch.digits import DigitsReport, Source, Split
-    from denoise_batch.inference.infer import InferProgress
+    from denoise_batch.inference.report import InferProgress
     from denoise_batch.progress import Progress
     from denoise_batch.training.progress import TrainProgress
 

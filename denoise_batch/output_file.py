@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 96 << 20  # of Arrow memory; bounds what a writer holds
 _READ_BLOCK = 8 << 20
+_SLACK = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,9 @@ class OutputFile:
             self._writer.close()  # or its destructor would, and complain
 
     def write(self, batch: pa.RecordBatch) -> None:
+        # A short slice would keep all that it was cut from in memory until its row group is full.
+        if batch.get_total_buffer_size() > 4 * batch.nbytes + _SLACK:
+            batch = _compacted(batch)
         self._held.append(batch)
         self._held_rows += batch.num_rows
         self._held_bytes += batch.nbytes
@@ -165,6 +169,14 @@ class OutputFile:
             self._writer.write_table(table, row_group_size=self._held_rows)
             self._rows += self._held_rows
         self._held, self._held_rows, self._held_bytes = [], 0, 0
+
+
+def _compacted(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A copy that holds its own rows alone: Arrow's stream format cuts buffers to what is used."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
 
 
 def file_digest(path: Path) -> str:

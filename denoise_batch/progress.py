@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from denoise_batch.inference.infer import InferProgress
+    from denoise_batch.inference.report import InferProgress
     from denoise_batch.training.progress import TrainProgress
 
 _TERMINAL_SECONDS = 0.1

@@ -22,7 +22,7 @@ from denoise_batch.digits import FOLDER_VARIABLE, Source, Split
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import NUMBERS, Layout
 from denoise_batch.inference.denoise_unit import OnBadRow
-from denoise_batch.inference.infer import COMPRESSIONS
+from denoise_batch.inference.request import COMPRESSIONS
 from denoise_batch.training.recipes import RECIPES
 from denoise_batch.training.recipes import Device as TrainDevice
 

@@ -14,7 +14,7 @@ from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.inference import manifest, run_folder
+from denoise_batch.inference import assembly, manifest, run_folder
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import make_plan
@@ -66,8 +66,8 @@ def build(
             run.ledger.commit(receipt)
         if then is not None:
             then(run)
-        manifest.reconcile(run)
-        storage.publish(manifest.build_folder(run, column, "zstd", {"rate": 1.0}), out, overwrite=False)
+        assembly.reconcile(run)
+        storage.publish(assembly.build_folder(run, column, "zstd", {"rate": 1.0}), out, overwrite=False)
         run.discard()
     return out
 
@@ -154,7 +154,7 @@ def test_a_crash_while_the_result_is_put_together_can_be_repeated(tmp_path: Path
         assert run.resumed
         assert sorted(run.ledger.receipts) == [0, 1, 2]
         column = output_column(run.plan.column, "denoised")
-        storage.publish(manifest.build_folder(run, column, "zstd", {}), out, overwrite=False)
+        storage.publish(assembly.build_folder(run, column, "zstd", {}), out, overwrite=False)
         run.discard()
     assert manifest.verify(out) == []
     assert pq.read_table(out)["id"].to_pylist() == list(range(60))
@@ -176,7 +176,7 @@ def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: 
 
     def swap(run: RunFolder) -> None:
         column = output_column(run.plan.column, "denoised")
-        built = manifest.build_folder(run, column, "zstd", {})
+        built = assembly.build_folder(run, column, "zstd", {})
         built.rename(tmp_path / "out")
         (tmp_path / "old").rename(built)
         # The same names and rows, other bytes: as another model would have made them.
@@ -188,8 +188,12 @@ def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: 
         build(tmp_path, then=swap)
     listing = storage.list_inputs([str(tmp_path / "in")])
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
+    with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=False) as run:
+        assert run.shown  # the run knows its own output again, and has only to be discarded
+    storage.remove(tmp_path / "out")
     with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=True) as run:
         assert run.resumed
+        assert not run.shown
         assert not run.ledger.receipts
         assert [path for path in run.built.rglob("*") if path.is_file()] == []
 

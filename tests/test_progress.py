@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from denoise_batch.inference.infer import InferProgress
+from denoise_batch.inference.report import InferProgress
 from denoise_batch.progress import Progress, duration, infer_line, training_line
 from denoise_batch.training.progress import TrainProgress
 

@@ -1,4 +1,4 @@
-"""One unit of work: read → decode → model → encode → write, the stages overlapped by threads.
+"""One unit of work: read → decode → forward → encode → write → verify, reading and writing in threads of their own.
 
 Runs inside a worker and knows nothing of Ray. Memory is bounded by bytes in flight: a few chunks of rows between
 the stages and one row group in the writer, whatever the input's row groups are.
@@ -6,6 +6,7 @@ the stages and one row group in the writer, whatever the input's row groups are.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -27,7 +28,7 @@ from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.ledger import Failure, Receipt
-from denoise_batch.output_file import OutputFile
+from denoise_batch.output_file import OutputFile, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ _CHUNK_BYTES = 12 << 20  # of decoded Parquet and float32 pixels in one chunk
 _CHUNK_ROWS = 4096
 _MODEL_ROW_BYTES = 784 * 4 * 3  # float32 pixels in, out, and one copy
 _READ_BUFFER = 8 << 20
+_STAGES = ("read", "decode", "forward", "encode", "write", "verify")
 _Item = TypeVar("_Item")
 
 
@@ -86,16 +88,21 @@ class Assignment:
 
 
 def denoise_unit(
-    assignment: Assignment, options: UnitOptions, forward: Forward, fingerprint: str = ""
+    assignment: Assignment,
+    options: UnitOptions,
+    forward: Forward,
+    fingerprint: str | Callable[[], str] = "",
+    on_rows: Callable[[int], None] = lambda _: None,
 ) -> Receipt | Failure:
     """Makes one unit's output file, or says why not; never raises for what data, files or disks do.
 
     Args:
         forward: (n, 784) float32 noisy pixels → (n, 784) float32 denoised.
-        fingerprint: goes into the receipt.
+        fingerprint: goes into the receipt; asked for at the end, where `forward` may change it.
+        on_rows: told the rows denoised so far, now and then.
     """
     try:
-        return _denoise(assignment, options, forward, fingerprint)
+        return _denoise(assignment, options, forward, fingerprint, on_rows)
     except DataChanged as error:
         return _failure(assignment, error.message, error)
     except JobFailed as error:
@@ -139,9 +146,15 @@ def _resource(error: OSError, options: UnitOptions) -> ResourceExhausted | None:
     return ResourceExhausted(f"{options.staging}: {what}", hint="make room, then run the same command again to go on")
 
 
-def _denoise(assignment: Assignment, options: UnitOptions, forward: Forward, fingerprint: str) -> Receipt:
+def _denoise(
+    assignment: Assignment,
+    options: UnitOptions,
+    forward: Forward,
+    fingerprint: str | Callable[[], str],
+    on_rows: Callable[[int], None],
+) -> Receipt:
     unit, started = assignment.unit, time.monotonic()
-    clock = {"read": 0.0, "forward": 0.0, "write": 0.0}
+    clock = dict.fromkeys(_STAGES, 0.0)
     _check_unchanged(assignment.file)
     bad_rows: list[int] = []
     bad_codes: list[int] = []
@@ -152,33 +165,39 @@ def _denoise(assignment: Assignment, options: UnitOptions, forward: Forward, fin
         images = (options.column, options.output)
         with (
             OutputFile(target, schema, images, compression=options.compression) as file,
+            _Quarantine(target, source.schema_arrow, options) as quarantine,
             ThreadPoolExecutor(1) as pool,  # left first, so that nothing writes any more when the file is given up
         ):
 
             def write(batch: pa.RecordBatch) -> None:
-                begun = time.monotonic()
-                file.write(batch)
-                clock["write"] += time.monotonic() - begun
+                with _timed(clock, "write"):
+                    file.write(batch)
 
             writing: deque[Future[None]] = deque()
             done = 0
             for batch in _prefetched(read_unit(source, unit, chunk), clock, "read"):
-                out, codes = _denoise_batch(batch, schema, options, forward, clock)
+                column, codes = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
+                out = [pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)]
                 if len(found):
                     bad_rows += (unit.start + done + found).tolist()
                     bad_codes += codes[found].tolist()
                     if options.on_bad_row is OnBadRow.FAIL:
                         raise _bad_row(assignment, bad_rows[0], bad_codes[0])
+                    if options.on_bad_row is OnBadRow.QUARANTINE:
+                        out = _between(out[0], found)
+                        quarantine.write(batch, found)
                 done += batch.num_rows
+                on_rows(done)
                 writing.extend(pool.submit(write, part) for part in out)
                 while len(writing) > 1:
                     writing.popleft().result()
             for future in writing:
                 future.result()
-            written = file.finish()
+            with _timed(clock, "verify"):
+                written, aside = file.finish(), quarantine.finish()
     _check_unchanged(assignment.file)
-    set_aside = len(bad_rows) if options.on_bad_row is OnBadRow.QUARANTINE else 0
+    set_aside = aside.rows if aside else 0
     if done != unit.rows or written.rows + set_aside != unit.rows:
         raise DenoiseBatchError(
             f"{unit.rows} rows were planned, {done} read, {written.rows} written, {set_aside} set aside", hint=""
@@ -194,30 +213,70 @@ def _denoise(assignment: Assignment, options: UnitOptions, forward: Forward, fin
         digest=written.digest,
         bad={BadReason.from_code(int(r)).value: int(c) for r, c in zip(reasons, counts, strict=True)},
         bad_file=_write_bad_rows(target, bad_rows, bad_codes) if bad_rows else "",
+        quarantine_file=quarantine.path.name if aside else "",
+        quarantine_bytes=aside.bytes if aside else 0,
+        quarantine_digest=aside.digest if aside else "",
         seconds={stage: round(s, 3) for stage, s in clock.items()} | {"total": round(time.monotonic() - started, 3)},
-        fingerprint=fingerprint,
+        fingerprint=fingerprint if isinstance(fingerprint, str) else fingerprint(),
     )
 
 
 def _denoise_batch(
-    batch: pa.RecordBatch, schema: pa.Schema, options: UnitOptions, forward: Forward, clock: dict[str, float]
-) -> tuple[list[pa.RecordBatch], Any]:
-    """The batch with its new column, in pieces between rows that are set aside; and the code of every row's fault."""
-    decoded = decode(batch.column(options.column.name), options.column)
-    begun = time.monotonic()
-    clean = forward(to_model_input(decoded.pixels, options.polarity))
-    clock["forward"] += time.monotonic() - begun
+    batch: pa.RecordBatch, options: UnitOptions, forward: Forward, clock: dict[str, float]
+) -> tuple[pa.Array, Any]:
+    """The batch's new column, and the code of every row's fault."""
+    with _timed(clock, "decode"):
+        decoded = decode(batch.column(options.column.name), options.column)
+        noisy = to_model_input(decoded.pixels, options.polarity)
+    with _timed(clock, "forward"):
+        clean = forward(noisy)
     if not np.isfinite(clean).all():
         raise DenoiseBatchError("the model gave a pixel that is not a number", hint="")
-    # The same flip that makes a scan light on dark makes the result dark on light again.
-    column = encode(to_model_input(clean, options.polarity), decoded.bad, options.output)
-    out = pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)
-    if options.on_bad_row is not OnBadRow.QUARANTINE or not decoded.bad.any():
-        return [out], decoded.bad
-    # Slices, not a filter: there is none for some types.
-    ends = [-1, *np.flatnonzero(decoded.bad).tolist(), out.num_rows]
-    pieces = [out.slice(low + 1, high - low - 1) for low, high in itertools.pairwise(ends) if high - low > 1]
-    return pieces, decoded.bad
+    with _timed(clock, "encode"):
+        # The same flip that makes a scan light on dark makes the result dark on light again.
+        return encode(to_model_input(clean, options.polarity), decoded.bad, options.output), decoded.bad
+
+
+def _between(batch: pa.RecordBatch, rows: Any) -> list[pa.RecordBatch]:
+    """The batch without some rows, in pieces: slices, not a filter, which some types do not have."""
+    ends = [-1, *rows.tolist(), batch.num_rows]
+    return [batch.slice(low + 1, high - low - 1) for low, high in itertools.pairwise(ends) if high - low > 1]
+
+
+@contextlib.contextmanager
+def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    clock[stage] += time.monotonic() - begun
+
+
+class _Quarantine:
+    """The file of rows that are set aside, as they were; begun with the first of them."""
+
+    def __init__(self, target: Path, schema: pa.Schema, options: UnitOptions) -> None:
+        self.path = target.with_suffix(".quarantine.parquet")
+        self._schema, self._options = schema, options
+        self._file: OutputFile | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Quarantine:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def write(self, batch: pa.RecordBatch, rows: Any) -> None:
+        if self._file is None and len(rows):
+            images, compression = (self._options.column,), self._options.compression
+            self._file = self._stack.enter_context(OutputFile(self.path, self._schema, images, compression=compression))
+        if self._file is None:
+            return
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+            if len(run):
+                self._file.write(batch.slice(int(run[0]), len(run)))
+
+    def finish(self) -> Written | None:
+        return self._file.finish() if self._file else None
 
 
 def _bad_row(assignment: Assignment, row: int, code: int) -> JobFailed:

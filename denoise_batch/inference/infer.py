@@ -2,9 +2,9 @@
 
     report = infer(InferSettings(inputs=("in.parquet",), output="out.parquet"))
 
-Plan (`plan`) → units → Ray Data feeds them in waves to actors (`unit_pool`), which write staged files and give back
-receipts → the driver commits each receipt to the ledger → when all are there, the result is put together and shown
-by one rename. Run it again after any crash: what is committed is not done again.
+Request (`request`) → plan (`plan`) → units → Ray Data feeds them in waves to actors (`unit_pool`), which write staged
+files and give back receipts → the driver commits each receipt to the ledger → when all are there, the result is put
+together (`assembly`) and shown by one rename. Run it again after any crash: what is committed is not done again.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors, storage
-from denoise_batch.bundle import Bundle, find_bundle
-from denoise_batch.cluster import connect, refuse_unsafe_switches
-from denoise_batch.errors import FlagError, JobFailed, ResourceExhausted
-from denoise_batch.images import Polarity
-from denoise_batch.images.layouts import ImageColumn, Layout, output_column
-from denoise_batch.inference import manifest
-from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions
+from denoise_batch.cluster import connect
+from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.inference import assembly
+from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
-from denoise_batch.inference.plan import make_plan
-from denoise_batch.inference.run_folder import DATA, RunFolder, check_output, open_run, work_folder
-from denoise_batch.inference.unit_pool import ModelToLoad, cores_of_a_node, living_nodes, pool_size, process_units
+from denoise_batch.inference.manifest import file_sidecar
+from denoise_batch.inference.report import InferProgress, InferReport
+from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
+from denoise_batch.inference.run_folder import DATA, RunFolder, open_run, work_folder
+from denoise_batch.inference.unit_pool import (
+    ModelToLoad,
+    Working,
+    cores_of_a_node,
+    living_nodes,
+    pool_size,
+    process_units,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-    from denoise_batch.inference.plan import Plan
+__all__ = ["InferProgress", "InferReport", "InferSettings", "OutputShape", "infer", "resume_hint"]
 
 WAVE = 10_000
 """Units given to Ray Data at a time: each costs the driver an object, so Ray never holds more than a wave."""
@@ -45,122 +49,10 @@ ATTEMPTS = 3
 ASSIGNMENTS = 10
 """Most times a unit is given out in one session: one that takes its whole node along would come back for ever."""
 
-COMPRESSIONS = ("zstd", "lz4", "snappy", "none")
+HOPELESS = 10
+"""Workers that die before the session's first receipt, before it is the machine that is at fault and not the data."""
+
 _NAMED_AT_MOST = 10
-
-
-class OutputShape(StrEnum):
-    """What OUT is."""
-
-    AUTO = "auto"
-    """As the input: one file in, one file out; anything else, a folder."""
-    DIRECTORY = "directory"
-    SINGLE_FILE = "single-file"
-
-
-@dataclass(frozen=True)
-class InferSettings:
-    """A request. Result options change the output and belong to the run's identity; run options may change on resume.
-
-    Attributes:
-        inputs: files, folders, globs or URIs.
-        output: the file or folder to make.
-        model: a model folder; None takes ./denoise-model, else the one that ships.
-        column, output_column, layout, dtype, polarity, on_bad_row, shape, compression: result options.
-        max_bad: share of all rows, 0..1, that may be bad.
-        overwrite: replace OUT, and discard an unfinished run of another request.
-        workers: actors; None is one for each GPU, else one for each CPU core.
-        device: `auto`, `cpu` or `cuda`.
-        batch_size: images a forward pass; None suits the device.
-        address: a Ray cluster.
-    """
-
-    inputs: tuple[str, ...]
-    output: str
-    model: Path | None = None
-    column: str | None = None
-    output_column: str = "denoised"
-    layout: Layout | None = None
-    dtype: str | None = None
-    polarity: Polarity = Polarity.AUTO
-    on_bad_row: OnBadRow = OnBadRow.NULL
-    shape: OutputShape = OutputShape.AUTO
-    compression: str = "zstd"
-    max_bad: float = 0.01
-    overwrite: bool = False
-    workers: int | None = None
-    device: str = "auto"
-    batch_size: int | None = None
-    address: str | None = None
-
-
-@dataclass(frozen=True)
-class InferProgress:
-    """How far a run is.
-
-    Attributes:
-        phase: `starting`, `denoising` or `publishing`.
-        rows: rows done, those of earlier sessions included.
-        rate: rows a second of this session, since its first receipt was under way.
-        seconds_left: None while unknown.
-    """
-
-    phase: str
-    units: int
-    total_units: int
-    rows: int
-    total_rows: int
-    bad_rows: int
-    rate: float = 0.0
-    seconds_left: float | None = None
-
-
-@dataclass(frozen=True)
-class InferReport:
-    """What was done.
-
-    Attributes:
-        rows_in, rows_out, bad_rows: of the whole output, earlier sessions included.
-        seconds: wall time of this session; `denoising` runs from the first unit's start to the last receipt.
-        rows_done: rows denoised in this session.
-        stages: seconds of worker time by stage, over all units.
-    """
-
-    output: str
-    model: str
-    model_sha256: str
-    column: str
-    polarity: str
-    files: int
-    units: int
-    rows_in: int
-    rows_out: int
-    bad_rows: dict[str, int]
-    resumed_units: int
-    failed_attempts: int
-    rows_done: int
-    seconds: float
-    denoising_seconds: float
-    rate: float
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def summary_lines(self) -> list[str]:
-        bad = sum(self.bad_rows.values())
-        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.bad_rows.items())
-        lines = [
-            f"{self.output}: {self.rows_out:,} rows from {self.files:,} file{'s' if self.files != 1 else ''}",
-            f"model {self.model}",
-            f"column {self.column!r}, {self.polarity}",
-            f"{self.rows_done:,} rows in {self.seconds:.1f} s, {self.rate:,.0f} images/s once started",
-        ]
-        if bad:
-            lines.append(f"{bad:,} bad rows ({reasons}), listed in {manifest.BAD_ROWS} beside the manifest")
-        if self.resumed_units:
-            lines.append(f"{self.resumed_units:,} of {self.units:,} units were done by an earlier run")
-        return lines
 
 
 def infer(
@@ -179,62 +71,26 @@ def infer(
         DataChanged, ResourceExhausted, Interrupted: as they say; what is done is kept.
     """
     started = time.monotonic()
-    _check(settings)
-    refuse_unsafe_switches()
-    bundle = find_bundle(settings.model)
-    listing = storage.list_inputs(settings.inputs)
-    out = check_output(settings.output, listing, overwrite=settings.overwrite)
-    single = settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
-    identity = {
-        "model_sha256": bundle.sha256,
-        "architecture": bundle.architecture,
-        "column": settings.column,
-        "output_column": settings.output_column,
-        "layout": settings.layout.value if settings.layout else None,
-        "dtype": settings.dtype,
-        "polarity": settings.polarity.value,
-        "on_bad_row": settings.on_bad_row.value,
-        "single_file": single,
-        "compression": settings.compression,
-    }
-
-    def plan_it() -> Plan:
-        plan = make_plan(listing.files, settings.column, settings.polarity, settings.output_column)
-        output_column(plan.column, settings.output_column, settings.layout, settings.dtype)  # refuses what does not fit
-        return plan
-
-    with open_run(out, listing.files, identity, plan_it, overwrite=settings.overwrite) as run:
-        output = output_column(run.plan.column, settings.output_column, settings.layout, settings.dtype)
-        job = _Job(run, settings, bundle, output, progress, verbose)
+    request = look_at(settings)
+    with (
+        _named_resources(request.out),
+        open_run(
+            request.out, request.listing.files, request.identity, request.plan, overwrite=settings.overwrite
+        ) as run,
+    ):
+        job = _Job(run, request, progress, started, verbose)
+        if run.shown:
+            run.discard()
+            return job.report(already_complete=True)
         if len(run.ledger.receipts) < len(run.plan):
             job.run_units()
-        return job.publish(started, single=single)
+        return job.publish()
 
 
 def resume_hint(output: str) -> str | None:
     """How far the unfinished run at `output` is, for the line printed after an interruption; None if there is none."""
-    from pathlib import Path
-
     folder = work_folder(Path(output).absolute())
     return str(folder) if (folder / "identity.json").exists() else None
-
-
-def _check(settings: InferSettings) -> None:
-    for flag, value, low in (("--workers", settings.workers, 1), ("--batch-size", settings.batch_size, 1)):
-        if value is not None and value < low:
-            raise FlagError(f"{flag} {value} is impossible", hint=f"give {low} or more")
-    if not 0.0 <= settings.max_bad <= 1.0:
-        raise FlagError(f"--max-bad {settings.max_bad:g} is not a share of the rows", hint="give a number from 0 to 1")
-    if settings.compression not in COMPRESSIONS:
-        raise FlagError(
-            f"--compression {settings.compression!r} is unknown", hint=f"there are: {', '.join(COMPRESSIONS)}"
-        )
-    if settings.device not in {"auto", "cpu", "cuda"}:
-        raise FlagError(f"--device {settings.device!r} is unknown", hint="there are: auto, cpu, cuda")
-    if not settings.output_column:
-        raise FlagError("--output-column is empty", hint="give the new column a name")
-    if not settings.inputs:
-        raise FlagError("no input was given", hint="name a Parquet file, a folder or a glob")
 
 
 class _Job:
@@ -243,21 +99,21 @@ class _Job:
     def __init__(
         self,
         run: RunFolder,
-        settings: InferSettings,
-        bundle: Bundle,
-        output: ImageColumn,
+        request: Request,
         progress: Callable[[InferProgress], None],
+        started: float,
         verbose: bool,
     ) -> None:
-        self.run, self.settings, self.bundle, self.output = run, settings, bundle, output
-        self.progress, self.verbose = progress, verbose
+        self.run, self.request, self.settings = run, request, request.settings
+        self.output = request.output_column(run.plan)
+        self.progress, self.started, self.verbose = progress, started, verbose
         self.resumed = len(run.ledger.receipts)
         self.rows_before = run.ledger.rows_in
         self.rows_done = self.rows_before
         self.bad = sum(run.ledger.bad_rows().values())
         self.attempts: dict[int, int] = {}
         self.assigned: dict[int, int] = {}
-        self.failed_attempts = 0
+        self.under_way: dict[int, int] = {}
         self.first_start: float | None = None
         self.last_receipt = 0.0
 
@@ -281,24 +137,23 @@ class _Job:
                 hint="the others are done and kept; run the same command again to try only these",
             )
 
-    def publish(self, started: float, *, single: bool) -> InferReport:
+    def publish(self) -> InferReport:
         """Reconciles rows, puts the result together and shows it."""
         self._report("publishing")
         self._check_bad()
         run, compression = self.run, self.settings.compression
-        manifest.reconcile(run)
-        report = self._make_report(started)
-        with _named_resources(run.folder):
-            if single:
-                merged = self._merge() if len(run.plan) > 1 else None
-                data, described = manifest.build_file(run, self.output, compression, report.to_json(), merged)
-                # The description first: while it stands alone there is no output, and the next run replaces it.
-                storage.publish(described, manifest.file_sidecar(run.out), overwrite=True)
-                storage.publish(data, run.out, overwrite=self.settings.overwrite)
-            else:
-                built = manifest.build_folder(run, self.output, compression, report.to_json())
-                storage.publish(built, run.out, overwrite=self.settings.overwrite)
-                storage.remove(manifest.file_sidecar(run.out))  # of a single file that stood here before
+        assembly.reconcile(run)
+        report = self.report()
+        if self.request.single:
+            merged = self._merge() if len(run.plan) > 1 else None
+            data, described = assembly.build_file(run, self.output, compression, report.to_json(), merged)
+            # The description first: while it stands alone there is no output, and the next run replaces it.
+            storage.publish(described, file_sidecar(run.out), overwrite=True)
+            storage.publish(data, run.out, overwrite=self.settings.overwrite)
+        else:
+            built = assembly.build_folder(run, self.output, compression, report.to_json())
+            storage.publish(built, run.out, overwrite=self.settings.overwrite)
+            storage.remove(file_sidecar(run.out))  # of a single file that stood here before
         run.discard()
         return report
 
@@ -310,7 +165,7 @@ class _Job:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
                 return pool.submit(
-                    manifest.merge, parts, run.built / DATA, run.plan.column, self.output, self.settings.compression
+                    assembly.merge, parts, run.built / DATA, run.plan.column, self.output, self.settings.compression
                 ).result()
             except (KeyboardInterrupt, Exception) as error:
                 for child in list(pool._processes.values()):
@@ -346,14 +201,23 @@ class _Job:
         )
         size = pool_size(resources, settings.workers, settings.device, len(self.run.plan), cores_of_a_node())
         device = settings.device if size.gpus else "cpu"
-        model = ModelToLoad(str(self.bundle.folder.absolute()), self.bundle.sha256, settings.batch_size, device)
+        bundle = self.request.bundle
+        model = ModelToLoad(str(bundle.folder.absolute()), bundle.sha256, settings.batch_size, device)
+        begun: set[int] = set()
         for answer in process_units([self._assign(unit) for unit in wave], options, model, size, verbose=self.verbose):
+            if isinstance(answer, Working):
+                begun.add(answer.unit)
+                self._note_progress(answer)
+                self._check_hopeless(len(begun - answered), size.actors)
+                continue
             answered.add(answer.unit)
+            self.under_way.pop(answer.unit, None)
             if isinstance(answer, Receipt):
                 self._commit(answer)
             else:
                 self._fail(answer)
         # A unit without an answer took its worker down with it. Where a node went, the units were not to blame.
+        self.under_way.clear()
         if nodes <= living_nodes():
             for unit in wave:
                 if unit not in answered:
@@ -376,17 +240,30 @@ class _Job:
         self.rows_done += receipt.rows_in
         self.bad += sum(receipt.bad.values())
         self.last_receipt = time.monotonic()
-        begun = self.last_receipt - receipt.seconds["total"]
-        self.first_start = begun if self.first_start is None else min(self.first_start, begun)
         self._check_bad()
         self._report("denoising")
 
     def _fail(self, failure: Failure) -> None:
         self.run.ledger.fail(failure)
         self.attempts[failure.unit] = self.attempts.get(failure.unit, 0) + 1
-        self.failed_attempts += 1
         if failure.final:
             raise getattr(errors, failure.kind)(failure.reason, hint=failure.hint)
+
+    def _note_progress(self, answer: Working) -> None:
+        if self.first_start is None:
+            self.first_start = time.monotonic()
+        if answer.unit not in self.run.ledger.receipts:
+            self.under_way[answer.unit] = answer.rows
+            self._report("denoising")
+
+    def _check_hopeless(self, unanswered: int, actors: int) -> None:
+        """Stops where worker after worker dies and none gets anything done: it would go on for hours."""
+        dead = unanswered - actors
+        if dead >= HOPELESS and not self.last_receipt:
+            raise ResourceExhausted(
+                f"{dead} workers died, each on another unit, and none finished one: most often memory ran out",
+                hint="give fewer --workers or a smaller --batch-size, then run the same command again to go on",
+            )
 
     def _check_bad(self) -> None:
         allowed = self.settings.max_bad * self.run.plan.rows
@@ -406,53 +283,49 @@ class _Job:
         return f"unit {index} ({path}, rows {unit.start}–{unit.start + unit.rows - 1}): {reason}"
 
     def _report(self, phase: str) -> None:
-        done = self.rows_done - self.rows_before
-        elapsed = self.last_receipt - (self.first_start or 0.0)
-        rate = done / elapsed if done and elapsed > 0 else 0.0
-        left = (self.run.plan.rows - self.rows_done) / rate if rate else None
-        self.progress(
-            InferProgress(
-                phase,
-                len(self.run.ledger.receipts),
-                len(self.run.plan),
-                self.rows_done,
-                self.run.plan.rows,
-                self.bad,
-                rate,
-                left,
-            )
-        )
+        rows = self.rows_done + sum(self.under_way.values())
+        elapsed = time.monotonic() - self.first_start if self.first_start is not None else 0.0
+        rate = (rows - self.rows_before) / elapsed if rows > self.rows_before and elapsed > 0 else 0.0
+        left = (self.run.plan.rows - rows) / rate if rate else None
+        units = len(self.run.ledger.receipts)
+        self.progress(InferProgress(phase, units, len(self.run.plan), rows, self.run.plan.rows, self.bad, rate, left))
 
-    def _make_report(self, started: float) -> InferReport:
-        run, stages = self.run, dict[str, float]()
-        for receipt in run.ledger.receipts.values():
+    def report(self, *, already_complete: bool = False) -> InferReport:
+        """What was done until now, in this session and before."""
+        run, ledger, stages = self.run, self.run.ledger, dict[str, float]()
+        for receipt in ledger.receipts.values():
             for stage, seconds in receipt.seconds.items():
                 stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
-        denoising = self.last_receipt - self.first_start if self.first_start is not None else 0.0
+        denoising = max(0.0, self.last_receipt - self.first_start) if self.first_start is not None else 0.0
         done = self.rows_done - self.rows_before
         return InferReport(
             output=str(run.out),
-            model=str(self.bundle.folder),
-            model_sha256=self.bundle.sha256,
+            model=str(self.request.bundle.folder),
+            model_sha256=self.request.bundle.sha256,
             column=run.plan.column.name,
             polarity=run.plan.polarity.value,
             files=len(run.plan.files),
             units=len(run.plan),
             rows_in=run.plan.rows,
-            rows_out=run.ledger.rows_out,
-            bad_rows=run.ledger.bad_rows(),
+            rows_out=ledger.rows_out,
+            bad_rows=ledger.bad_rows(),
+            quarantined=ledger.rows_in - ledger.rows_out,
             resumed_units=self.resumed,
-            failed_attempts=self.failed_attempts,
+            sessions=ledger.session,
+            attempts=len(ledger.receipts) + ledger.failed_attempts,
+            failed_attempts=ledger.failed_attempts,
             rows_done=done,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(time.monotonic() - self.started, 3),
             denoising_seconds=round(denoising, 3),
             rate=round(done / denoising, 1) if denoising > 0 else 0.0,
+            output_bytes=ledger.bytes,
             stages=stages,
+            already_complete=already_complete,
         )
 
 
 @contextlib.contextmanager
-def _named_resources(folder: Path) -> Iterator[None]:
+def _named_resources(out: Path) -> Iterator[None]:
     """Turns what a full or read-only disk raises in the driver into an error that says so."""
     try:
         yield
@@ -460,5 +333,6 @@ def _named_resources(folder: Path) -> Iterator[None]:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
             raise
         raise ResourceExhausted(
-            f"{folder}: {error.strerror or error}", hint="make room, then run the same command again to go on"
+            f"{error.filename or out}: {error.strerror or error}",
+            hint="make room, then run the same command again to go on",
         ) from error

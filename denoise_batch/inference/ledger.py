@@ -42,7 +42,8 @@ class Receipt:
         bytes: the file's size.
         digest: of the file, `DIGEST` hexadecimal.
         bad_file: the staged list of bad rows, or an empty string.
-        seconds: wall time by stage: read, forward, write, total.
+        quarantine_file, quarantine_bytes, quarantine_digest: the staged file of rows that were set aside, if any.
+        seconds: wall time by stage (read, decode, forward, encode, write, verify) and in total.
         fingerprint: what the pixels depend on beside the plan: device, threads, batch, versions.
     """
 
@@ -55,6 +56,9 @@ class Receipt:
     digest: str
     bad: dict[str, int] = field(default_factory=dict)
     bad_file: str = ""
+    quarantine_file: str = ""
+    quarantine_bytes: int = 0
+    quarantine_digest: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -91,6 +95,7 @@ class Ledger:
             earlier session can never be taken for a file of this one.
         receipts: the committed units, by index.
         failures: failed attempts of units not committed yet, in this and earlier sessions.
+        failed_attempts: how many attempts failed in all sessions, those of units that are committed by now included.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,6 +103,7 @@ class Ledger:
         segments = sorted(folder.glob("*.jsonl"))
         self.receipts: dict[int, Receipt] = {}
         self.failures: dict[int, list[Failure]] = {}
+        self.failed_attempts = 0
         for segment in segments:
             self._replay(segment)
         self.session = 1 + (int(segments[-1].stem) if segments else 0)
@@ -132,7 +138,7 @@ class Ledger:
     def fail(self, failure: Failure) -> None:
         """Records a failed attempt. On return it is on disk."""
         self._write("failure", failure.to_json())
-        self.failures.setdefault(failure.unit, []).append(failure)
+        self._count_failure(failure)
 
     def withdraw(self, unit: int, reason: str) -> None:
         """Makes a committed unit open again: its file was lost outside of our doing."""
@@ -147,6 +153,11 @@ class Ledger:
     def rows_out(self) -> int:
         return sum(receipt.rows_out for receipt in self.receipts.values())
 
+    @property
+    def bytes(self) -> int:
+        """Of all committed files."""
+        return sum(receipt.bytes for receipt in self.receipts.values())
+
     def bad_rows(self) -> dict[str, int]:
         """Bad rows of all committed units, by reason."""
         total: dict[str, int] = {}
@@ -154,6 +165,10 @@ class Ledger:
             for reason, count in receipt.bad.items():
                 total[reason] = total.get(reason, 0) + count
         return total
+
+    def _count_failure(self, failure: Failure) -> None:
+        self.failures.setdefault(failure.unit, []).append(failure)
+        self.failed_attempts += 1
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
         body = json.dumps([kind, record], separators=(",", ":")).encode()
@@ -180,8 +195,7 @@ class Ledger:
             elif kind == "withdrawn":
                 self.receipts.pop(record["unit"], None)
             else:
-                failure = Failure(**record)
-                self.failures.setdefault(failure.unit, []).append(failure)
+                self._count_failure(Failure(**record))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
 from denoise_batch.inference.ledger import Ledger, Receipt
+from denoise_batch.inference.manifest import is_shown
 from denoise_batch.inference.plan import Plan
 from denoise_batch.output_file import file_digest
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from denoise_batch.storage import InputFile, Listing
 
-FORMAT = 1
+FORMAT = 2
 DATA = "data.parquet"
 """A single-file output's name while it is put together."""
 _NAMED_AT_MOST = 5
@@ -42,7 +44,9 @@ class RunFolder:
 
     Attributes:
         identity: what the result depends on beside the input files: model and result options.
+        id: of this run alone; the manifest repeats it, so that a run knows its own output again.
         resumed: whether an earlier run is gone on with.
+        shown: whether OUT is this run's result already; there is nothing left to do but to discard the folder.
     """
 
     folder: Path
@@ -50,7 +54,9 @@ class RunFolder:
     plan: Plan
     ledger: Ledger
     identity: dict[str, Any]
+    id: str
     resumed: bool
+    shown: bool
 
     @property
     def staging(self) -> Path:
@@ -62,9 +68,13 @@ class RunFolder:
 
     def discard(self) -> None:
         """Deletes the folder, once OUT is shown; what cannot be deleted is no reason to fail."""
-        done = self.folder.with_name(f"{self.folder.name}.done-{os.getpid()}")
+        done = self.folder.with_name(f"{self.folder.name}.done")
         # Moved away in one step, so that nobody finds the plan of a run that is being deleted.
-        self.folder.rename(done)
+        shutil.rmtree(done, ignore_errors=True)  # of a run that died right here
+        try:
+            self.folder.rename(done)
+        except OSError:
+            done = self.folder
         shutil.rmtree(done, ignore_errors=True)
 
 
@@ -90,7 +100,8 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     storage.check_apart(path, listing)
     storage.check_parent(path)
-    if os.path.lexists(path) and not overwrite:
+    # Where a run is unfinished, OUT may be its own result, shown just before it died: `open_run` looks, under the lock.
+    if os.path.lexists(path) and not overwrite and not (work_folder(path) / "identity.json").exists():
         raise storage.output_exists(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "_denoise_batch" / "manifest.json").is_file():
         raise OutputError(
@@ -122,12 +133,25 @@ def open_run(
     folder = work_folder(out)
     identity = {"format": FORMAT, **identity}
     with storage.exclusive(folder):
-        if os.path.lexists(out) and not overwrite:
-            storage.remove(folder)
+        run_id = _id_of(folder)
+        shown = run_id is not None and is_shown(out, run_id)
+        if os.path.lexists(out) and not overwrite and not shown:
+            if run_id is None:
+                storage.remove(folder)
             raise storage.output_exists(out)
-        plan = _plan_of(folder, files, identity, overwrite=overwrite)
-        resumed = plan is not None
-        if plan is None:
+        try:
+            plan = _plan_of(folder, files, identity, overwrite=overwrite)
+        except ResumeError as error:
+            if not shown:
+                raise
+            storage.remove(folder)  # of a run that had come to its end; this is another request
+            raise storage.output_exists(out) from error
+        if plan is not None and run_id is not None and shown:
+            with Ledger(folder / "ledger") as ledger:
+                yield RunFolder(folder, out, plan, ledger, identity, run_id, resumed=True, shown=True)
+            return
+        resumed = plan is not None and run_id is not None
+        if plan is None or run_id is None:
             try:
                 plan = make_plan()
             except RequestError:
@@ -137,9 +161,10 @@ def open_run(
             _clear(folder)
             (folder / "staging").mkdir()
             plan.save(folder)
-            storage.write_file(folder / "identity.json", json.dumps(identity).encode())
+            run_id = uuid.uuid4().hex
+            storage.write_file(folder / "identity.json", json.dumps({"run": run_id, **identity}).encode())
         with _open_ledger(folder, overwrite=overwrite) as ledger:
-            run = RunFolder(folder, out, plan, ledger, identity, resumed)
+            run = RunFolder(folder, out, plan, ledger, identity, run_id, resumed, shown=False)
             _drop_strays(run)
             yield run
 
@@ -154,6 +179,15 @@ def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
         return Ledger(folder / "ledger")
 
 
+def _id_of(folder: Path) -> str | None:
+    """The id of the unfinished run; None where there is none, or it is damaged, which `_plan_of` reports."""
+    try:
+        found = json.loads((folder / "identity.json").read_bytes())["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> Plan | None:
     """The unfinished run's plan, where there is one that this request may go on with."""
     path = folder / "identity.json"
@@ -161,6 +195,7 @@ def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any],
         return None
     try:
         before = json.loads(path.read_bytes())
+        before.pop("run", None)
         plan = Plan.load(folder)
     except Exception as error:  # whatever a damaged file raises
         if overwrite:
@@ -216,9 +251,10 @@ def _drop_strays(run: RunFolder) -> None:
     for receipt in list(run.ledger.receipts.values()):
         staged = run.staging / receipt.file
         moved = _moved(run, receipt)
-        listed = not receipt.bad_file or (run.staging / receipt.bad_file).exists()
+        beside = [name for name in (receipt.bad_file, receipt.quarantine_file) if name]
+        listed = all((run.staging / name).exists() for name in beside)
         if listed and (moved or (staged.exists() and staged.stat().st_size == receipt.bytes)):
-            named |= {receipt.file, receipt.bad_file}
+            named |= {receipt.file, *beside}
             kept |= {moved} if moved else set()
         else:
             run.ledger.withdraw(receipt.unit, "its finished file is gone")

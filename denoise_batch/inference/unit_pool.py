@@ -1,26 +1,32 @@
 """Units through Ray Data: one a block, to stateful actors that write files and answer with receipts.
 
-Image bytes never enter the object store: what goes in is a unit's description, what comes back is its receipt or its
-failure.
+Image bytes never enter the object store: what goes in is a unit's description, what comes back, as soon as it is known,
+is that it was begun, how far it is, and its receipt or its failure.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import logging
+import os
+import threading
+import time
+import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.errors import DenoiseBatchError, FlagError, JobFailed
+from denoise_batch.errors import DenoiseBatchError, FlagError, JobFailed, ResourceExhausted
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _RAY_TENSOR_TYPES = (
     "ray.data.arrow_tensor",
@@ -28,6 +34,12 @@ _RAY_TENSOR_TYPES = (
     "ray.data.arrow_variable_shaped_tensor",
     "ray.data.arrow_pickled_object",
 )
+_PROGRESS_SECONDS = 1.0
+_WATCH_SECONDS = 2.0
+_START_DEATHS = 5
+_SILENCE_SECONDS = 15.0
+_MARK = "starting-"
+"""Begins the name of the file that stands in the staging folder while an actor starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +50,14 @@ class PoolSize:
     threads: int
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """A unit is under way: an actor began it (0 rows), or has come so far."""
+
+    unit: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +96,34 @@ def pool_size(resources: dict[str, Any], workers: int | None, device: str, units
 
 def process_units(
     assignments: Sequence[Assignment], options: UnitOptions, model: ModelToLoad, size: PoolSize, *, verbose: bool
-) -> Iterator[Receipt | Failure]:
+) -> Iterator[Receipt | Failure | Working]:
     """Gives units to a pool of actors and their answers back as they come. A unit that kills its actor has no answer.
 
     Ray must be connected.
+
+    Raises:
+        JobFailed: actors cannot start.
+        ResourceExhausted: Ray's object store or disk is full.
     """
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    scaling = context.autoscaling_config
-    before = (
-        context.max_errored_blocks,
-        context.enable_progress_bars,
-        context.print_on_execution_start,
-        scaling.actor_pool_util_upscaling_threshold,
-    )
     # Ray may drop a block whose worker died, because answers are reconciled against the assignments. With one task in
     # flight for each actor (so that no unit is charged for its neighbour's crash) a pool is at its busiest at 1.0.
-    context.max_errored_blocks = -1
-    context.enable_progress_bars = False
-    context.print_on_execution_start = verbose
-    scaling.actor_pool_util_upscaling_threshold = 1.0
+    # The smallest block size hands on each answer when it is made.
+    wanted = {
+        "max_errored_blocks": -1,
+        "enable_progress_bars": False,
+        "print_on_execution_start": verbose,
+        "target_max_block_size": 1,
+    }
+    context = ray.data.DataContext.get_current()
+    before = {name: getattr(context, name) for name in wanted}
+    threshold = context.autoscaling_config.actor_pool_util_upscaling_threshold
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     try:
-        with _quiet(verbose):
+        with _quiet(verbose), _watch_starts(Path(options.staging), size.actors) as heard:
             blocks = [{"assignment": json.dumps(asdict(assignment))} for assignment in assignments]
             answers = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
                 DenoiseUnit,
@@ -112,24 +137,31 @@ def process_units(
             )
             # Nothing is fetched ahead: an answer would wait for the next one before it could be committed.
             for batch in answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+                heard()
                 for answer in batch.column("answer").to_pylist():
                     kind, record = json.loads(answer)
-                    yield Receipt(**record) if kind == "receipt" else Failure(**record)
+                    yield _ANSWERS[kind](**record)
     except ray.exceptions.RayError as error:
-        raise _actors_failed(error) from error
+        raise _ray_failed(error) from error
     finally:
-        (
-            context.max_errored_blocks,
-            context.enable_progress_bars,
-            context.print_on_execution_start,
-            scaling.actor_pool_util_upscaling_threshold,
-        ) = before
+        for name, value in before.items():
+            setattr(context, name, value)
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = threshold
+
+
+_ANSWERS: dict[str, type[Receipt | Failure | Working]] = {
+    "receipt": Receipt,
+    "failure": Failure,
+    "working": Working,
+}
 
 
 class DenoiseUnit:
     """The actor: loads the model once, then makes one unit's file a call."""
 
     def __init__(self, options: UnitOptions, model: ModelToLoad, size: PoolSize) -> None:
+        mark = Path(options.staging, f"{_MARK}{uuid.uuid4().hex}")
+        mark.touch()
         import pyarrow as pa
 
         # Imported here: the driver never loads torch.
@@ -145,24 +177,99 @@ class DenoiseUnit:
             raise DenoiseBatchError(f"{model.folder} changed since the run was planned", hint="put the model back")
         self._options = options
         self._denoiser = Denoiser(bundle, device=model.device, threads=size.threads, batch=model.batch)
+        # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
+        self._thread = ThreadPoolExecutor(1)
+        mark.unlink(missing_ok=True)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        import pyarrow as pa
-
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
         fields = json.loads(str(batch["assignment"][0]))
         unit, file = Unit(**fields.pop("unit")), PlannedFile(**fields.pop("file"))
-        fingerprint = f"{self._denoiser.fingerprint}; pyarrow {pa.__version__}"
-        result = denoise_unit(Assignment(unit, file, **fields), self._options, self._denoiser, fingerprint)
-        kind = "receipt" if isinstance(result, Receipt) else "failure"
-        return {"answer": [json.dumps([kind, result.to_json()])]}
+        done = 0
+
+        def on_rows(rows: int) -> None:
+            nonlocal done
+            done = rows
+
+        yield _answer("working", asdict(Working(unit.index, 0)))
+        future = self._thread.submit(
+            denoise_unit, Assignment(unit, file, **fields), self._options, self._denoiser, self._fingerprint, on_rows
+        )
+        while not wait([future], timeout=_PROGRESS_SECONDS).done:
+            yield _answer("working", asdict(Working(unit.index, done)))
+        result = future.result()
+        yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
+
+    def _fingerprint(self) -> str:
+        import pyarrow as pa
+
+        return f"{self._denoiser.fingerprint}; pyarrow {pa.__version__}"
 
 
-def _actors_failed(error: BaseException) -> DenoiseBatchError:
-    """Ray's word that actors could not start, as the error of ours that caused it or as one that names it."""
+def _answer(kind: str, record: dict[str, Any]) -> dict[str, list[str]]:
+    return {"answer": [json.dumps([kind, record])]}
+
+
+@contextlib.contextmanager
+def _watch_starts(staging: Path, actors: int) -> Iterator[Callable[[], None]]:
+    """Ends the wait for actors that die again and again while they start: Ray would replace them for ever.
+
+    An actor leaves a mark in the staging folder until it is ready; what remains of a dead one is counted.
+
+    Yields:
+        To be called with each answer: as long as others work, those that cannot start are no reason to stop.
+
+    Raises:
+        JobFailed: too many marks remained.
+    """
+    failed = threading.Event()
+    left = threading.Event()
+
+    last = time.monotonic()
+
+    def heard() -> None:
+        nonlocal last
+        last = time.monotonic()
+
+    def watch() -> None:
+        while not left.wait(_WATCH_SECONDS):
+            marks = sum(1 for entry in os.scandir(staging) if entry.name.startswith(_MARK))
+            if marks >= actors + _START_DEATHS and time.monotonic() - last > _SILENCE_SECONDS:
+                failed.set()
+                _thread.interrupt_main()  # Ray's waits end for nothing else
+                return
+
+    for mark in staging.glob(f"{_MARK}*"):
+        mark.unlink(missing_ok=True)
+    if threading.current_thread() is threading.main_thread():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield heard
+    except KeyboardInterrupt as error:
+        if not failed.is_set():
+            raise
+        raise JobFailed(
+            f"the workers died {_START_DEATHS} times while they loaded the model (killed, or out of memory)",
+            hint="give fewer --workers or more memory, then run the same command again; -v shows Ray's own log",
+        ) from error
+    finally:
+        left.set()
+
+
+def _ray_failed(error: BaseException) -> DenoiseBatchError:
+    """Ray's word that it cannot go on, as the error of ours that caused it or as one that names what is missing."""
+    import ray
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, DenoiseBatchError):
             return cause
+        for kind, what in (
+            (ray.exceptions.ObjectStoreFullError, "Ray's object store is full"),
+            (ray.exceptions.OutOfDiskError, "the disk that Ray spills to is full"),
+            (ray.exceptions.OutOfMemoryError, "a node of the cluster ran out of memory"),
+        ):
+            if isinstance(cause, kind):
+                return ResourceExhausted(what, hint="make room, then run the same command again to go on")
         cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return JobFailed(

@@ -1,0 +1,200 @@
+"""Puts the finished output together from committed files, and describes it; the run's last step before it is shown."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from denoise_batch import __version__, storage
+from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
+from denoise_batch.inference.ledger import DIGEST, Receipt
+from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS
+from denoise_batch.inference.run_folder import DATA, part_name
+from denoise_batch.output_file import OutputFile, Written, file_digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from denoise_batch.images.layouts import ImageColumn
+    from denoise_batch.inference.plan import Plan
+    from denoise_batch.inference.run_folder import RunFolder
+
+_MERGE_ROWS = 4096
+
+
+def reconcile(run: RunFolder) -> None:
+    """Asserts that every planned row is accounted for, per unit and in total, and that no input changed meanwhile.
+
+    Raises:
+        DenoiseBatchError: rows in ≠ rows out + rows set aside.
+        DataChanged: an input file is not what it was in planning.
+    """
+    plan, receipts = run.plan, run.ledger.receipts
+    quarantine = run.identity["on_bad_row"] == "quarantine"
+    for unit in range(len(plan)):
+        receipt = receipts.get(unit)
+        planned = int(plan.units["rows"][unit])
+        set_aside = sum(receipt.bad.values()) if receipt and quarantine else 0
+        if receipt is None or receipt.rows_in != planned or receipt.rows_out + set_aside != planned:
+            raise DenoiseBatchError(f"unit {unit}: {planned} rows planned, receipt says {receipt}", hint="report a bug")
+    if run.ledger.rows_in != plan.rows:
+        raise DenoiseBatchError(
+            f"footers say {plan.rows} rows, receipts {run.ledger.rows_in}", hint="nothing was published; report a bug"
+        )
+    for file in plan.files:
+        try:
+            now = storage.stat_input(file.path)
+        except MissingFileError:
+            now = (-1, -1)
+        if now != (file.size, file.mtime_ns):
+            raise DataChanged(
+                f"{storage.redact(file.path)} changed while the run worked",
+                hint="nothing was published; run again with --overwrite to start afresh",
+            )
+
+
+def build_folder(run: RunFolder, column: ImageColumn, compression: str, report: dict[str, Any]) -> Path:
+    """Moves the committed files to their final names under `run.built`; may be repeated after a crash."""
+    built = run.built
+    (built / FOLDER).mkdir(parents=True, exist_ok=True)
+    files = []
+    for unit in range(len(run.plan)):
+        receipt = run.ledger.receipts[unit]
+        name = part_name(run.plan, unit)
+        _move(run, receipt, built / name)
+        files.append({"path": name, "rows": receipt.rows_out, "bytes": receipt.bytes, "digest": receipt.digest})
+    if not files:
+        # Zero rows in: one valid file without rows, so that readers find the schema.
+        written = _write_empty(run.plan, column, built / "part-00000.parquet", compression)
+        files.append({"path": "part-00000.parquet", "rows": 0, "bytes": written.bytes, "digest": written.digest})
+    _describe(run, built / FOLDER, files, report, success=built / SUCCESS)
+    return built
+
+
+def build_file(
+    run: RunFolder, column: ImageColumn, compression: str, report: dict[str, Any], merged: Written | None
+) -> tuple[Path, Path]:
+    """The single output file and its sidecar folder under `run.built`.
+
+    Args:
+        merged: what `merge` wrote to `run.built / DATA`, where there are several units.
+    """
+    built, out_name = run.built, run.out.name
+    described = built / "sidecar"
+    described.mkdir(parents=True, exist_ok=True)
+    data = built / DATA
+    if merged is None and len(run.plan) == 1:
+        receipt = run.ledger.receipts[0]
+        _move(run, receipt, data)
+        merged = Written(receipt.rows_out, receipt.bytes, receipt.digest)
+    elif merged is None:
+        storage.remove(data)
+        merged = _write_empty(run.plan, column, data, compression)
+    files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
+    _describe(run, described, files, report, success=described / SUCCESS)
+    return data, described
+
+
+def merge(parts: list[Path], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:
+    """Rewrites parts into one file, in their order, a row group at a time."""
+    storage.remove(target)
+    with pq.ParquetFile(parts[0]) as first:
+        schema = first.schema_arrow
+    with OutputFile(target, schema, (column, output), compression=compression) as file:
+        for part in parts:
+            with pq.ParquetFile(part, pre_buffer=False, page_checksum_verification=True) as source:
+                for batch in source.iter_batches(_MERGE_ROWS):
+                    # Files keep metadata of their own; the merged file takes the first one's.
+                    file.write(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+        return file.finish()
+
+
+def _move(run: RunFolder, receipt: Receipt, target: Path) -> None:
+    staged = run.staging / receipt.file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if staged.exists():
+        staged.replace(target)
+    elif not target.exists():
+        raise DenoiseBatchError(f"{staged} is gone", hint="run the same command again to make it anew")
+
+
+def _write_empty(plan: Plan, column: ImageColumn, path: Path, compression: str) -> Written:
+    storage.remove(path)
+    with OutputFile(path, plan.schema.append(column.field), (plan.column, column), compression=compression) as file:
+        return file.finish()
+
+
+def _describe(
+    run: RunFolder, folder: Path, files: list[dict[str, Any]], report: dict[str, Any], *, success: Path
+) -> None:
+    bad = _bad_rows(run)
+    extra = _quarantine(run, folder)
+    if bad is not None:
+        path = folder / BAD_ROWS
+        pq.write_table(bad, path, compression="zstd", write_page_checksum=True)
+        extra.append({"path": BAD_ROWS, "bytes": path.stat().st_size, "digest": file_digest(path)})
+    path = folder / REPORT
+    storage.write_file(path, json.dumps(report, indent=1).encode())
+    extra.append({"path": REPORT, "bytes": path.stat().st_size, "digest": file_digest(path)})
+    receipts = run.ledger.receipts.values()
+    manifest = {
+        "format": 1,
+        "denoise_batch": __version__,
+        "run": run.id,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "digest": DIGEST,
+        **{key: value for key, value in run.identity.items() if key != "format"},
+        "polarity_found": run.plan.polarity.value,
+        "image_column": run.plan.column.name,
+        "image_layout": run.plan.column.layout.value,
+        "rows_in": run.plan.rows,
+        "rows_out": run.ledger.rows_out,
+        "rows_set_aside": run.plan.rows - run.ledger.rows_out,
+        "bad_rows": run.ledger.bad_rows(),
+        "fingerprints": sorted({receipt.fingerprint for receipt in receipts}),
+        "inputs": [
+            {"path": storage.redact(file.path), "size": file.size, "mtime_ns": file.mtime_ns, "rows": file.rows}
+            for file in run.plan.files
+        ],
+        "files": files,
+        "sidecar": extra,
+    }
+    storage.write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    storage.write_file(success, f"{DIGEST} {file_digest(folder / MANIFEST)}\n".encode())
+
+
+def _quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
+    """Puts the rows that were set aside under `folder`, a file a unit, named as the unit's part is."""
+    entries = []
+    for unit in range(len(run.plan)):
+        receipt = run.ledger.receipts[unit]
+        if receipt.quarantine_file:
+            name = f"{QUARANTINE}/{part_name(run.plan, unit)}"
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            storage.remove(target)
+            # The staged file stays until the run is discarded: a run that dies here finds it again.
+            try:
+                os.link(run.staging / receipt.quarantine_file, target)
+            except OSError:  # a file system without links
+                shutil.copyfile(run.staging / receipt.quarantine_file, target)
+            entries.append({"path": name, "bytes": receipt.quarantine_bytes, "digest": receipt.quarantine_digest})
+    return entries
+
+
+def _bad_rows(run: RunFolder) -> pa.Table | None:
+    """file, row (its number in that file, from 0), reason: of all bad rows, in input order."""
+    found = []
+    for unit in range(len(run.plan)):
+        receipt = run.ledger.receipts[unit]
+        if receipt.bad_file:
+            table = pq.read_table(run.staging / receipt.bad_file)
+            path = storage.redact(run.plan.files[run.plan.unit(unit).file].path)
+            found.append(table.add_column(0, "file", pa.array([path] * table.num_rows, pa.string())))
+    return pa.concat_tables(found) if found else None

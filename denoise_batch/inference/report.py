@@ -1,0 +1,95 @@
+"""What a run tells: how far it is while it works, and what was done at the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
+
+
+@dataclass(frozen=True)
+class InferProgress:
+    """How far a run is.
+
+    Attributes:
+        phase: `starting`, `denoising` or `publishing`.
+        units: committed units, those of earlier sessions included.
+        rows: rows done, those of earlier sessions and of units that are under way included.
+        rate: rows a second of this session, since its first unit was begun.
+        seconds_left: None while unknown.
+    """
+
+    phase: str
+    units: int
+    total_units: int
+    rows: int
+    total_rows: int
+    bad_rows: int
+    rate: float = 0.0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class InferReport:
+    """What was done.
+
+    Attributes:
+        rows_in, rows_out, bad_rows: of the whole output, earlier sessions included.
+        sessions: how often the run was started.
+        attempts: of all units together, those that failed included.
+        failed_attempts: how many of them came to nothing, in all sessions.
+        rows_done: rows denoised in this session.
+        seconds: wall time of this session; `denoising_seconds` runs from its first unit's start to its last receipt.
+        rate: rows a second over `denoising_seconds`.
+        stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
+        output_bytes: of the data files, before a single file is joined.
+        already_complete: an earlier run had shown the output and was cut short before it had cleaned up.
+    """
+
+    output: str
+    model: str
+    model_sha256: str
+    column: str
+    polarity: str
+    files: int
+    units: int
+    rows_in: int
+    rows_out: int
+    bad_rows: dict[str, int]
+    quarantined: int
+    resumed_units: int
+    sessions: int
+    attempts: int
+    failed_attempts: int
+    rows_done: int
+    seconds: float
+    denoising_seconds: float
+    rate: float
+    output_bytes: int
+    stages: dict[str, float] = field(default_factory=dict)
+    already_complete: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def summary_lines(self) -> list[str]:
+        bad = sum(self.bad_rows.values())
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.bad_rows.items())
+        lines = [
+            f"{self.output}: {self.rows_out:,} rows from {self.files:,} file{'s' if self.files != 1 else ''}",
+            f"model {self.model}",
+            f"column {self.column!r}, {self.polarity}",
+        ]
+        if self.already_complete:
+            return [*lines, "it was complete already: an earlier run was stopped just before its end"]
+        lines.append(f"{self.rows_done:,} rows in {self.seconds:.1f} s, {self.rate:,.0f} images/s once started")
+        if bad:
+            lines.append(f"{bad:,} bad rows ({reasons}), listed in {BAD_ROWS} beside the manifest")
+        if self.quarantined:
+            lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
+        if self.resumed_units:
+            lines.append(f"{self.resumed_units:,} of {self.units:,} units were done by an earlier run")
+        if self.failed_attempts:
+            lines.append(f"{self.failed_attempts:,} of {self.attempts:,} attempts at units failed and were made again")
+        return lines

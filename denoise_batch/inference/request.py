@@ -1,0 +1,147 @@
+"""What a user asks of `infer`, and whether it can be met: everything that is known before torch or Ray load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import storage
+from denoise_batch.bundle import Bundle, find_bundle
+from denoise_batch.cluster import refuse_unsafe_switches
+from denoise_batch.errors import FlagError
+from denoise_batch.images import Polarity
+from denoise_batch.images.layouts import ImageColumn, Layout, output_column
+from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.plan import Plan, make_plan
+from denoise_batch.inference.run_folder import check_output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPRESSIONS = ("zstd", "lz4", "snappy", "none")
+
+
+class OutputShape(StrEnum):
+    """What OUT is."""
+
+    AUTO = "auto"
+    """As the input: one file in, one file out; anything else, a folder."""
+    DIRECTORY = "directory"
+    SINGLE_FILE = "single-file"
+
+
+@dataclass(frozen=True)
+class InferSettings:
+    """A request. Result options change the output and belong to the run's identity; run options may change on resume.
+
+    Attributes:
+        inputs: files, folders, globs or URIs.
+        output: the file or folder to make.
+        model: a model folder; None takes ./denoise-model, else the one that ships.
+        column, output_column, layout, dtype, polarity, on_bad_row, shape, compression: result options.
+        max_bad: share of all rows, 0..1, that may be bad.
+        overwrite: replace OUT, and discard an unfinished run of another request.
+        workers: actors; None is one for each GPU, else one for each CPU core.
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: images a forward pass; None suits the device.
+        address: a Ray cluster.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    model: Path | None = None
+    column: str | None = None
+    output_column: str = "denoised"
+    layout: Layout | None = None
+    dtype: str | None = None
+    polarity: Polarity = Polarity.AUTO
+    on_bad_row: OnBadRow = OnBadRow.NULL
+    shape: OutputShape = OutputShape.AUTO
+    compression: str = "zstd"
+    max_bad: float = 0.01
+    overwrite: bool = False
+    workers: int | None = None
+    device: str = "auto"
+    batch_size: int | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Settings whose model, inputs and output have been looked at; planning comes next.
+
+    Attributes:
+        out: absolute path of the output.
+        single: whether OUT is one file.
+        identity: what the result depends on beside the input files: model and result options.
+    """
+
+    settings: InferSettings
+    bundle: Bundle
+    listing: storage.Listing
+    out: Path
+    single: bool
+    identity: dict[str, Any]
+
+    def plan(self) -> Plan:
+        """Reads footers and first rows, and cuts the input into units.
+
+        Raises:
+            ParquetError, ColumnError: see `make_plan`.
+            FlagError: `--layout` and `--dtype` do not fit.
+        """
+        settings = self.settings
+        plan = make_plan(self.listing.files, settings.column, settings.polarity, settings.output_column)
+        self.output_column(plan)
+        return plan
+
+    def output_column(self, plan: Plan) -> ImageColumn:
+        """The column that is added."""
+        settings = self.settings
+        return output_column(plan.column, settings.output_column, settings.layout, settings.dtype)
+
+
+def look_at(settings: InferSettings) -> Request:
+    """Checks flags, model folder, inputs and output.
+
+    Raises:
+        RequestError: the request cannot be met.
+    """
+    _check(settings)
+    refuse_unsafe_switches()
+    bundle = find_bundle(settings.model)
+    listing = storage.list_inputs(settings.inputs)
+    out = check_output(settings.output, listing, overwrite=settings.overwrite)
+    single = settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
+    identity = {
+        "model_sha256": bundle.sha256,
+        "architecture": bundle.architecture,
+        "column": settings.column,
+        "output_column": settings.output_column,
+        "layout": settings.layout.value if settings.layout else None,
+        "dtype": settings.dtype,
+        "polarity": settings.polarity.value,
+        "on_bad_row": settings.on_bad_row.value,
+        "single_file": single,
+        "compression": settings.compression,
+    }
+    return Request(settings, bundle, listing, out, single, identity)
+
+
+def _check(settings: InferSettings) -> None:
+    for flag, value, low in (("--workers", settings.workers, 1), ("--batch-size", settings.batch_size, 1)):
+        if value is not None and value < low:
+            raise FlagError(f"{flag} {value} is impossible", hint=f"give {low} or more")
+    if not 0.0 <= settings.max_bad <= 1.0:
+        raise FlagError(f"--max-bad {settings.max_bad:g} is not a share of the rows", hint="give a number from 0 to 1")
+    if settings.compression not in COMPRESSIONS:
+        raise FlagError(
+            f"--compression {settings.compression!r} is unknown", hint=f"there are: {', '.join(COMPRESSIONS)}"
+        )
+    if settings.device not in {"auto", "cpu", "cuda"}:
+        raise FlagError(f"--device {settings.device!r} is unknown", hint="there are: auto, cpu, cuda")
+    if not settings.output_column:
+        raise FlagError("--output-column is empty", hint="give the new column a name")
+    if not settings.inputs:
+        raise FlagError("no input was given", hint="name a Parquet file, a folder or a glob")
