@@ -369,6 +369,7 @@ def train(
     short_help="Denoise Parquet with Ray Data: the main job.",
     epilog=_example(
         "denoise-batch infer scans.parquet denoised.parquet",
+        "denoise-batch infer scans/ denoised/ --dry-run",
         "denoise-batch infer scans/ denoised/ --model my-model --dtype uint8",
     ),
 )
@@ -414,6 +415,9 @@ def infer(
     ] = None,
     address: Address = None,
     overwrite: Overwrite = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and about how long it takes; write nothing.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -450,12 +454,18 @@ def infer(
         batch_size=batch,
         address=address,
     )
+    if dry:
+        from denoise_batch.inference.dry_run import dry_run
+
+        found = dry_run(settings)
+        _result(found.to_json(), found.lines(), as_json=as_json)
+        return
     with Progress() as progress:
 
         def show(now: InferProgress) -> None:
             if now.phase == "starting" and now.units == 0 and not started:
                 started.append(now)
-                progress.note(f"infer: {now.total_rows:,} rows in {now.total_units:,} units; starting Ray")
+                progress.note(f"infer: {now.total_rows:,} rows, units of work: {now.total_units:,}; starting Ray")
             progress.update(*infer_line(now))
 
         started: list[InferProgress] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from denoise_batch.inference.denoise_unit import UnitOptions
+    from denoise_batch.inference.ledger import Receipt
+    from denoise_batch.inference.plan import Plan
+
     Pixels = NDArray[np.uint8]
     WriteImages = Callable[..., Path]
+    DenoiseFile = Callable[..., "Denoised"]
 
 IMAGE_TYPES: dict[str, tuple[Layout, str, Any]] = {
     "binary": (Layout.BINARY, "uint8", pa.binary(784)),
@@ -32,6 +38,16 @@ IMAGE_TYPES: dict[str, tuple[Layout, str, Any]] = {
     "encoded": (Layout.ENCODED, "uint8", pa.binary()),
 }
 """What `write_images` can write, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoised:
+    """What `denoise_file` made: a receipt and a staged file for each unit of the plan."""
+
+    receipts: list[Receipt]
+    files: list[Path]
+    plan: Plan
+    options: UnitOptions
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +97,64 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "untrained"
     save_bundle(folder, models.build("seed"), BundleCard("seed"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def denoise_file() -> DenoiseFile:
+    """Plans a file and runs all its units in this process, without Ray.
+
+    Called as `denoise_file(path, work, forward, column=None, polarity=…, unit_rows=None, chunk_rows=None, layout=None,
+    dtype=None, **changes_of_UnitOptions)`; gives the receipts, the staged files in order, the plan and the options.
+    """
+    from denoise_batch import storage
+    from denoise_batch.images import Polarity, output_column
+    from denoise_batch.inference import denoise_unit, footers, plan
+    from denoise_batch.inference.ledger import Receipt
+
+    def answer(requests: list[dict[str, Any]], _processes: int | None) -> list[dict[str, Any]]:
+        return [
+            footers._read_sample(**request)
+            if "group" in request
+            else footers._read_footer(request["path"])
+            for request in requests
+        ]
+
+    def run(
+        path: Path,
+        work: Path,
+        forward: Any,
+        *,
+        column: str | None = None,
+        polarity: Polarity = Polarity.LIGHT_ON_DARK,
+        unit_rows: int | None = None,
+        chunk_rows: int | None = None,
+        layout: Layout | None = None,
+        dtype: str | None = None,
+        **changes: Any,
+    ) -> Denoised:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(footers, "_ask", answer)  # a process for each small file would take most of the time
+            if unit_rows:
+                patch.setattr(plan, "UNIT_ROWS", unit_rows)
+            if chunk_rows:
+                patch.setattr(denoise_unit, "chunk_rows", lambda _bytes: chunk_rows)
+            made = plan.make_plan(storage.list_inputs([str(path)]).files, column, polarity, "denoised")
+            output = output_column(made.column, "denoised", layout, dtype)
+            options = denoise_unit.UnitOptions(
+                str(work), made.column, output, made.polarity, denoise_unit.OnBadRow.NULL, "zstd"
+            )
+            options = dataclasses.replace(options, **changes)
+            receipts, files = [], []
+            for index in range(len(made)):
+                unit = made.unit(index)
+                assignment = denoise_unit.Assignment(unit, made.files[unit.file], 1, f"unit-{index:03}.parquet")
+                receipt = denoise_unit.denoise_unit(assignment, options, forward)
+                assert isinstance(receipt, Receipt), receipt
+                receipts.append(receipt)
+                files.append(work / receipt.file)
+        return Denoised(receipts, files, made, options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

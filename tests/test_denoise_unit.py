@@ -149,6 +149,41 @@ def test_quarantined_rows_are_set_aside(tmp_path: Path) -> None:
     assert (receipt.rows_in, receipt.rows_out) == (300, 296)
     gone = {row for row, _ in expected}
     assert pq.read_table(target)["id"].to_pylist() == [i for i in range(300) if i not in gone]
+    # They are kept whole, as they were, in a file that is an input like any other.
+    aside = target.with_name(receipt.quarantine_file)
+    assert (aside.stat().st_size, output_file.file_digest(aside)) == (
+        receipt.quarantine_bytes,
+        receipt.quarantine_digest,
+    )
+    expected_rows = pq.read_table(tmp_path / "a.parquet").take(sorted(gone))
+    assert pq.read_schema(aside).equals(expected_rows.schema, check_metadata=True)
+    assert repr(pq.read_table(aside).to_pylist()) == repr(expected_rows.to_pylist())  # NaN is not equal to itself
+
+
+def test_without_bad_rows_nothing_is_set_aside(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": images(50)}), tmp_path / "a.parquet")
+    receipt, target, _ = run(tmp_path / "a.parquet", on_bad_row=OnBadRow.QUARANTINE)
+    assert isinstance(receipt, Receipt), receipt
+    assert receipt.quarantine_file == ""
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_progress_and_stages_are_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": images(9000)}), tmp_path / "a.parquet")
+    plan = make_plan(storage.list_inputs([str(tmp_path / "a.parquet")]).files, None, Polarity.AUTO, "denoised")
+    options = UnitOptions(
+        str(tmp_path), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "zstd"
+    )
+    told: list[int] = []
+    receipt = denoise_unit(
+        Assignment(plan.unit(0), plan.files[0], 1, "out.parquet"), options, halve, lambda: "at the end", told.append
+    )
+    assert isinstance(receipt, Receipt), receipt
+    assert len(told) > 2
+    assert told == sorted(told)
+    assert told[-1] == 9000
+    assert receipt.fingerprint == "at the end"
+    assert set(receipt.seconds) == {"read", "decode", "forward", "encode", "write", "verify", "total"}
 
 
 def test_fail_on_a_bad_row_names_it_and_stops_the_job(tmp_path: Path) -> None:

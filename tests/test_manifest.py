@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import storage
-from denoise_batch.errors import DataChanged, DenoiseBatchError
+from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import assembly, manifest, run_folder
@@ -196,6 +196,55 @@ def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: 
         assert not run.shown
         assert not run.ledger.receipts
         assert [path for path in run.built.rglob("*") if path.is_file()] == []
+
+
+def test_a_run_that_died_after_its_output_was_shown_has_only_to_be_discarded(tmp_path: Path) -> None:
+    class Crash(Exception):
+        pass
+
+    def show(run: RunFolder) -> None:
+        column = output_column(run.plan.column, "denoised")
+        storage.publish(assembly.build_folder(run, column, "zstd", {}), run.out, overwrite=False)
+        raise Crash
+
+    with pytest.raises(Crash):
+        build(tmp_path, then=show)
+    out, listing = tmp_path / "out", storage.list_inputs([str(tmp_path / "in")])
+    identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
+    assert run_folder.check_output(str(out), listing, overwrite=False) == out
+    with run_folder.open_run(out, listing.files, identity, _never, overwrite=False) as run:
+        assert run.shown
+        assert len(run.ledger.receipts) == 3
+    # Another request does not go on with it: for that one the output simply exists.
+    other = {**identity, "on_bad_row": "fail"}
+    with (
+        pytest.raises(OutputError, match="out exists"),
+        run_folder.open_run(out, listing.files, other, _never, overwrite=False),
+    ):
+        pass
+    assert not run_folder.work_folder(out).exists()
+    assert manifest.verify(out) == []
+
+
+def test_an_unfinished_run_is_kept_when_it_is_repeated_without_overwrite(tmp_path: Path) -> None:
+    class Crash(Exception):
+        pass
+
+    def crash(_: RunFolder) -> None:
+        raise Crash
+
+    with pytest.raises(Crash):
+        build(tmp_path, then=crash)
+    out, listing = tmp_path / "out", storage.list_inputs([str(tmp_path / "in")])
+    out.write_bytes(b"something older, to be overwritten by the run")
+    identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
+    with (
+        pytest.raises(OutputError, match="out exists"),
+        run_folder.open_run(out, listing.files, identity, _never, overwrite=False),
+    ):
+        pass
+    with run_folder.open_run(out, listing.files, identity, _never, overwrite=True) as run:
+        assert len(run.ledger.receipts) == 3
 
 
 def test_files_that_no_receipt_names_are_never_picked_up(tmp_path: Path) -> None:

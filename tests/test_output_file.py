@@ -38,6 +38,27 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert pq.read_table(path).equals(pa.Table.from_batches([batch]))
 
 
+def test_short_slices_do_not_hold_what_they_were_cut_from(tmp_path: Path) -> None:
+    """One good row in each chunk, all others set aside: the row group must not pin every chunk until it is full."""
+    words = pa.array(["a", "b", "a"] * 1000).dictionary_encode()
+    before = pa.total_allocated_bytes()
+    schema, expected = None, []
+    with OutputFile(
+        tmp_path / "a.parquet", _batch(1).schema.append(pa.field("word", words.type)), [COLUMN], compression="zstd"
+    ) as file:
+        for number in range(20):
+            batch = _batch(3000, seed=number)
+            batch = pa.RecordBatch.from_arrays([*batch.columns, words], names=["a.b", "image", "word"])
+            schema = batch.schema
+            expected.append(batch.slice(7, 1).to_pylist()[0])
+            file.write(batch.slice(7, 1))
+            del batch
+        assert pa.total_allocated_bytes() - before < 3000 * 784
+        file.finish()
+    assert schema is not None
+    assert pq.read_table(tmp_path / "a.parquet").to_pylist() == expected
+
+
 def test_page_checksums_find_damage(tmp_path: Path) -> None:
     batch, path = _batch(100), tmp_path / "a.parquet"
     with OutputFile(path, batch.schema, [COLUMN], compression="none") as file:

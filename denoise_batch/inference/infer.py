@@ -286,7 +286,7 @@ class _Job:
         rows = self.rows_done + sum(self.under_way.values())
         elapsed = time.monotonic() - self.first_start if self.first_start is not None else 0.0
         rate = (rows - self.rows_before) / elapsed if rows > self.rows_before and elapsed > 0 else 0.0
-        left = (self.run.plan.rows - rows) / rate if rate else None
+        left = (self.run.plan.rows - rows) / rate if rate and rows < self.run.plan.rows else None
         units = len(self.run.ledger.receipts)
         self.progress(InferProgress(phase, units, len(self.run.plan), rows, self.run.plan.rows, self.bad, rate, left))
 

@@ -98,8 +98,9 @@ class Ledger:
         failed_attempts: how many attempts failed in all sessions, those of units that are committed by now included.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
         segments = sorted(folder.glob("*.jsonl"))
         self.receipts: dict[int, Receipt] = {}
         self.failures: dict[int, list[Failure]] = {}
@@ -107,6 +108,9 @@ class Ledger:
         for segment in segments:
             self._replay(segment)
         self.session = 1 + (int(segments[-1].stem) if segments else 0)
+        self._file = -1
+        if read_only:
+            return
         # O_APPEND keeps a line whole; the file is new, so nothing can follow a torn line of an earlier session.
         self._file = os.open(
             folder / f"{self.session:06d}.jsonl",
@@ -121,7 +125,8 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
 
     def commit(self, receipt: Receipt) -> None:
         """Makes a unit's file count. On return the receipt is on disk.

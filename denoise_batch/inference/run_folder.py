@@ -169,6 +169,18 @@ def open_run(
             yield run
 
 
+def rows_done(out: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> int:
+    """Rows that an unfinished run of this very request has committed; 0 where there is none. Changes nothing.
+
+    Raises:
+        ResumeError: the unfinished run is another one.
+    """
+    folder = work_folder(out)
+    if _plan_of(folder, files, {"format": FORMAT, **identity}, overwrite=overwrite) is None:
+        return 0
+    return Ledger(folder / "ledger", read_only=True).rows_in
+
+
 def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
     try:
         return Ledger(folder / "ledger")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -86,6 +87,34 @@ def test_a_folder_becomes_a_folder(tmp_path: Path, source: Path, model: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [p.rows for p in seen] == sorted(p.rows for p in seen)
     assert (seen[0].phase, seen[-1].phase, seen[-1].rows) == ("starting", "publishing", FILES * ROWS)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rows_that_were_set_aside_can_be_mended_and_denoised_alone(tmp_path: Path, source: Path, model: Path) -> None:
+    table = pq.read_table(source / "03.parquet")
+    marks = np.zeros(ROWS, np.uint8)
+    marks[[3, 500, 501]] = 1
+    image = encode(decode(table["image"], IMAGE).pixels, marks, IMAGE)
+    pq.write_table(table.set_column(1, IMAGE.field, image), tmp_path / "in.parquet")
+    out, retried = tmp_path / "out", tmp_path / "retried"
+    settings = InferSettings((str(tmp_path / "in.parquet"),), str(out), model=model, on_bad_row=OnBadRow.QUARANTINE)
+    report = infer(replace(settings, shape=OutputShape.DIRECTORY))
+    assert (report.rows_in, report.rows_out, report.quarantined) == (ROWS, ROWS - 3, 3)
+    assert manifest.verify(out) == []
+    aside = out / manifest.FOLDER / manifest.QUARANTINE
+    kept = pq.read_table(aside)
+    assert kept["id"].to_pylist() == [3 * ROWS + row for row in (3, 500, 501)]
+    assert pq.read_table(out / manifest.FOLDER / manifest.BAD_ROWS)["row"].to_pylist() == [3, 500, 501]
+    saved = json.loads((out / manifest.FOLDER / manifest.REPORT).read_text())
+    assert (saved["attempts"], saved["failed_attempts"], saved["sessions"]) == (1, 0, 1)
+    assert saved["stages"]["forward"] > 0
+
+    mended = kept.set_column(1, IMAGE.field, table["image"].take(pa.array([3, 500, 501])))
+    pq.write_table(mended, tmp_path / "mended.parquet")
+    assert infer(replace(settings, inputs=(str(tmp_path / "mended.parquet"),), output=str(retried))).rows_out == 3
+    both = pa.concat_tables([pq.read_table(out), pq.read_table(retried)])
+    assert sorted(both["id"].to_pylist()) == list(range(3 * ROWS, 4 * ROWS))
+    assert both["denoised"].null_count == 0
 
 
 @pytest.mark.usefixtures("ray_session")

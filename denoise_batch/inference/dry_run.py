@@ -1,0 +1,212 @@
+"""What a run would do, without doing it: the plan, how the images are read, and a guess of the time from a sample.
+
+    print("\\n".join(dry_run(settings).lines()))
+
+Nothing is written but a sample in the system's temporary folder, and Ray is not started.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import storage
+from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch.inference.ledger import Receipt
+from denoise_batch.inference.request import InferSettings, Request, look_at
+from denoise_batch.inference.run_folder import rows_done
+from denoise_batch.progress import duration
+
+if TYPE_CHECKING:
+    from denoise_batch.images.layouts import ImageColumn
+    from denoise_batch.inference.plan import Plan
+
+_WARM_UP_ROWS = 512
+_SAMPLE_ROWS = 4096
+_START_SECONDS = 10.0
+"""From the command to the first unit's begin, on two cores (docs/benchmarks.md): Ray, the actors, torch, the model."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A guess, from a sample of one unit.
+
+    Attributes:
+        sampled_rows: rows that were denoised for it.
+        bad_rows: of the sample, by reason.
+        device: the sample ran on it.
+        workers: actors that this machine would run.
+        rate: images a second of all of them.
+        seconds: of the whole run, its start included.
+        output_bytes: of the data files.
+    """
+
+    sampled_rows: int
+    bad_rows: dict[str, int]
+    device: str
+    workers: int
+    rate: float
+    seconds: float
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do.
+
+    Attributes:
+        columns: the input's, with their types.
+        image_column, output_column: name, layout, dtype and Arrow type.
+        done_rows: rows that an unfinished run of this request has done already.
+        estimate: None where there are no rows, or the sample could not be read.
+        sample_failed: why it could not.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    single_file: bool
+    model: str
+    architecture: str
+    files: int
+    input_bytes: int
+    skipped_files: int
+    rows: int
+    units: int
+    columns: dict[str, str]
+    image_column: dict[str, str]
+    polarity: str
+    output_column: dict[str, str]
+    done_rows: int
+    estimate: Estimate | None
+    sample_failed: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        image, added = self.image_column, self.output_column
+        shown = [
+            f"would write {self.output}: one file" if self.single_file else f"would write {self.output}: a folder",
+            f"model {self.model} ({self.architecture})",
+            f"input: {self.rows:,} rows in {self.files:,} file{'s' if self.files != 1 else ''}, "
+            f"{self.input_bytes / 1e6:,.1f} MB; {self.units:,} unit{'s' if self.units != 1 else ''}",
+        ]
+        if self.skipped_files:
+            shown.append(f"  skipped: {self.skipped_files:,} files that are not named as Parquet")
+        shown += [
+            "columns:",
+            *(f"  {name}: {kind}" for name, kind in self.columns.items()),
+            f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, {self.polarity}",
+            f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
+        ]
+        if self.done_rows:
+            shown.append(
+                f"an unfinished run of this request has done {self.done_rows:,} rows; it would be gone on with"
+            )
+        if self.sample_failed:
+            shown.append(f"the sample could not be denoised: {self.sample_failed}")
+        if self.estimate is not None:
+            guess = self.estimate
+            bad = sum(guess.bad_rows.values())
+            reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in guess.bad_rows.items())
+            shown += [
+                f"sample: {guess.sampled_rows:,} rows, {bad:,} of them bad{f' ({reasons})' if bad else ''}",
+                f"about {duration(guess.seconds)} with {guess.workers} worker{'s' if guess.workers != 1 else ''} on "
+                f"this machine ({guess.device}): {guess.rate:,.0f} images/s once started",
+                f"about {guess.output_bytes / 1e6:,.1f} MB of output",
+            ]
+        return shown
+
+
+def dry_run(settings: InferSettings) -> DryRun:
+    """Looks at a request as `infer` would, and tries the model on a sample.
+
+    Raises:
+        RequestError: what `infer` would refuse, all bad files named.
+    """
+    request = look_at(settings)
+    plan = request.plan()
+    added = request.output_column(plan)
+    done = rows_done(request.out, request.listing.files, request.identity, overwrite=settings.overwrite)
+    estimate, failed = None, ""
+    if len(plan):
+        try:
+            estimate = _estimate(request, plan, plan.rows - done)
+        except DenoiseBatchError as error:
+            failed = error.message
+    return DryRun(
+        inputs=tuple(storage.redact(given) for given in settings.inputs),
+        output=str(request.out),
+        single_file=request.single,
+        model=str(request.bundle.folder),
+        architecture=request.bundle.architecture,
+        files=len(plan.files),
+        input_bytes=sum(file.size for file in plan.files),
+        skipped_files=len(request.listing.skipped),
+        rows=plan.rows,
+        units=len(plan),
+        columns={field.name: str(field.type) for field in plan.schema},
+        image_column=_described(plan.column),
+        polarity=plan.polarity.value,
+        output_column=_described(added),
+        done_rows=done,
+        estimate=estimate,
+        sample_failed=failed,
+    )
+
+
+def _described(column: ImageColumn) -> dict[str, str]:
+    return {
+        "name": column.name,
+        "layout": column.layout.value,
+        "dtype": column.dtype,
+        "type": str(column.type),
+    }
+
+
+def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
+    """Denoises the first rows of the middle unit as one actor would, and scales up.
+
+    Raises:
+        DenoiseBatchError: the sample cannot be denoised.
+    """
+    import torch
+
+    from denoise_batch.denoiser import Denoiser
+    from denoise_batch.inference.unit_pool import pool_size
+
+    settings = request.settings
+    cores = os.cpu_count() or 1
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    size = pool_size({"CPU": cores, "GPU": gpus}, settings.workers, settings.device, len(plan), cores)
+    device = settings.device if size.gpus else "cpu"
+    denoiser = Denoiser(request.bundle, device=device, threads=size.threads, batch=settings.batch_size)
+    unit = plan.unit(len(plan) // 2)
+    on_bad_row = OnBadRow.NULL if settings.on_bad_row is OnBadRow.FAIL else settings.on_bad_row
+    with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
+        options = UnitOptions(
+            folder, plan.column, request.output_column(plan), plan.polarity, on_bad_row, settings.compression
+        )
+
+        def denoise(name: str, most: int) -> Receipt:
+            part = replace(unit, rows=min(unit.rows, most))
+            result = denoise_unit(Assignment(part, plan.files[unit.file], 1, name), options, denoiser)
+            if isinstance(result, Receipt):
+                return result
+            raise DenoiseBatchError(f"{storage.redact(plan.files[unit.file].path)}: {result.reason}", hint="")
+
+        denoise("warm-up.parquet", _WARM_UP_ROWS)
+        receipt = denoise("sample.parquet", _SAMPLE_ROWS)
+    rate = receipt.rows_in / max(receipt.seconds["total"], 1e-3) * size.actors
+    return Estimate(
+        sampled_rows=receipt.rows_in,
+        bad_rows=receipt.bad,
+        device=str(denoiser.device),
+        workers=size.actors,
+        rate=round(rate, 1),
+        seconds=round(_START_SECONDS + rows / rate, 1),
+        output_bytes=round(receipt.bytes / receipt.rows_in * plan.rows),
+    )

@@ -1,0 +1,113 @@
+"""`infer --dry-run`: what would be done, without doing it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from denoise_batch.errors import OutputError, ParquetError, ResumeError
+from denoise_batch.images import Polarity
+from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.dry_run import dry_run
+from denoise_batch.inference.request import InferSettings, look_at
+from denoise_batch.inference.run_folder import open_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Pixels, WriteImages
+
+
+@pytest.fixture
+def source(tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages) -> Path:
+    """Two files of 300 drawn digits, one of them with three nulls; a third file that is no Parquet by its name."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    images, labels = digits
+    nulls = np.zeros(300, bool)
+    nulls[[5, 6, 7]] = True
+    for name, bad in (("a", None), ("b", nulls)):
+        write_images(folder / f"{name}.parquet", images, bad=bad, label=pa.array(labels))
+    (folder / "notes.txt").write_text("no Parquet")
+    return folder
+
+
+def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    found = dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder))
+    assert (found.files, found.rows, found.units, found.skipped_files) == (2, 600, 2, 1)
+    assert found.columns == {"image": "fixed_size_binary[784]", "label": "uint8"}
+    assert (found.image_column["layout"], found.polarity, found.single_file) == ("binary", "light-on-dark", False)
+    assert found.output_column == {
+        "name": "denoised",
+        "layout": "binary",
+        "dtype": "uint8",
+        "type": "fixed_size_binary[784]",
+    }
+    assert found.estimate is not None
+    assert (found.estimate.sampled_rows, found.estimate.bad_rows) == (300, {"null": 3})
+    assert found.estimate.seconds == pytest.approx(10 + 600 / found.estimate.rate, rel=0.01)
+    assert found.estimate.output_bytes > 1000
+    text = "\n".join(found.lines())
+    assert "600 rows in 2 files" in text
+    assert "3 of them bad (3 null)" in text
+    json.dumps(found.to_json())
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_unfinished_run_is_seen_and_left_as_it_is(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
+    request = look_at(settings)
+    with open_run(request.out, request.listing.files, request.identity, request.plan, overwrite=False) as run:
+        folder = run.folder
+    listed = sorted(str(path) for path in folder.rglob("*"))
+    assert dry_run(settings).done_rows == 0
+    assert sorted(str(path) for path in folder.rglob("*")) == listed
+    with pytest.raises(ResumeError, match="on_bad_row"):
+        dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, on_bad_row=OnBadRow.FAIL))
+
+
+def test_what_infer_would_refuse_is_refused(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    (source / "c.parquet").write_bytes(b"not Parquet at all, though it is named so")
+    with pytest.raises(ParquetError, match=r"1 file is not readable as Parquet: .*c\.parquet"):
+        dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder))
+    with pytest.raises(OutputError, match="lies inside"):
+        dry_run(InferSettings((str(source),), str(source / "out"), model=model_folder))
+
+
+def test_a_sample_that_is_damaged_is_said(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    for path in source.glob("*.parquet"):
+        content = bytearray(path.read_bytes())
+        content[100:5000] = bytes(4900)
+        path.write_bytes(content)
+    settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
+    found = dry_run(replace(settings, polarity=Polarity.LIGHT_ON_DARK))
+    assert found.estimate is None
+    assert ".parquet: " in found.sample_failed
+    assert any("could not be denoised" in line for line in found.lines())
+
+
+def test_zero_rows_need_no_estimate(
+    tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages, model_folder: Path
+) -> None:
+    write_images(tmp_path / "none.parquet", digits[0][:0])
+    found = dry_run(InferSettings((str(tmp_path / "none.parquet"),), str(tmp_path / "out"), model=model_folder))
+    assert (found.rows, found.units, found.estimate, found.single_file) == (0, 0, None, True)
+
+
+def test_the_command_prints_it_and_starts_no_ray(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    script = (
+        "import sys; from denoise_batch.cli import run; code = run(sys.argv[1:]); "
+        "sys.exit(code or ('ray' in sys.modules and 'ray was imported'))"
+    )
+    command = [sys.executable, "-c", script, "infer", str(source), str(tmp_path / "out"), "--dry-run", "--json"]
+    done = subprocess.run([*command, "--model", str(model_folder)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 600
