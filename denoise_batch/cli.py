@@ -1,7 +1,4 @@
-"""The command line: parse → one call → print. The only module that prints and exits.
-
-Results go to stdout (`--json` for machines); progress, notes and errors to stderr. Exit codes: 0 done; 1 the job ran
-and something failed; 2 the request cannot be met; 130 and 143 interrupted by Ctrl-C and SIGTERM.
+"""The command line: parse → one call → print. What surrounds every command is in `console`; these two alone print.
 
 torch, Ray, NumPy and PyArrow are imported inside the commands, so that `--help` answers at once. Choices are therefore
 written as literals here; a test compares them with the enums that they become.
@@ -9,33 +6,23 @@ written as literals here; a test compares them with the enums that they become.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import math
-import os
 import shlex
-import signal
 import sys
-import threading
-import traceback
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from denoise_batch import __version__
-from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, Terminated
+from denoise_batch import __version__, console
+from denoise_batch.console import PROGRAM, bytes_done, print_out, print_result, rows_done, session
+from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.progress import Progress, duration, infer_line, training_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from denoise_batch.inference.report import InferProgress
-
-PROGRAM = "denoise-batch"
-RESUMABLE = ("train", "infer")
 
 app = typer.Typer(
     name=PROGRAM,
@@ -100,9 +87,9 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
-        _print(f"{PROGRAM} {__version__}")
+        print_out(f"{PROGRAM} {__version__}")
     elif context.invoked_subcommand is None:
-        _print(context.get_help())
+        print_out(context.get_help())
     else:
         return
     raise typer.Exit
@@ -134,7 +121,7 @@ def demo(
     settings = DemoSettings(out, mnist, source, rows, epochs, seed, overwrite, verbose)
     with Progress() as progress:
         report = run_demo(settings, progress)
-    _result(report.to_json(), report.lines(), as_json=as_json)
+    print_result(report.to_json(), report.lines(), as_json=as_json)
 
 
 @app.command(
@@ -179,12 +166,12 @@ def digits(
             Layout(layout),
             mnist,
             overwrite,
-            _rows_done(progress, "digits"),
-            _bytes_done(progress, "download MNIST"),
+            rows_done(progress, "digits"),
+            bytes_done(progress, "download MNIST"),
         )
     origin = f"MNIST in {report.mnist}" if report.mnist else f"drawn, seed {report.seed}"
     lines = [f"{report.output}: {report.rows:,} digits ({report.split}), {report.bytes / 1e6:,.1f} MB, {origin}"]
-    _result(report.to_json(), lines, as_json=as_json)
+    print_result(report.to_json(), lines, as_json=as_json)
 
 
 @app.command(
@@ -231,14 +218,14 @@ def corrupt(
 
     settings = CorruptSettings((source,), out, *settings_levels, seed, dtype, column, overwrite)
     with Progress() as progress:
-        report = run(settings, _rows_done(progress, "corrupt"))
+        report = run(settings, rows_done(progress, "corrupt"))
     lines = [
         f"{report.output}: {report.rows:,} noisy images ({report.dtype}), {report.bytes / 1e6:,.1f} MB, "
         f"in {duration(report.seconds)}",
     ]
     if report.bad_rows:
         lines.append(f"{report.bad_rows:,} rows have no readable image and stay null")
-    _result(report.to_json(), lines, as_json=as_json)
+    print_result(report.to_json(), lines, as_json=as_json)
 
 
 @app.command(
@@ -345,7 +332,7 @@ def train(
         workers=workers,
         device=TrainDevice(device),
         overwrite=overwrite,
-        command=shlex.join([PROGRAM, *_session.arguments]),
+        command=shlex.join([PROGRAM, *session.arguments]),
         address=address,
         verbose=verbose,
     )
@@ -358,7 +345,7 @@ def train(
             lambda now: progress.update(*training_line(now)),
             starting=lambda: progress.note("train: starting Ray and the workers"),
         )
-    _result(
+    print_result(
         {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
         [f"{bundle.folder}: {bundle.architecture}", *(f"  {key}: {value}" for key, value in bundle.metrics.items())],
         as_json=as_json,
@@ -458,7 +445,7 @@ def infer(
         from denoise_batch.inference.dry_run import dry_run
 
         found = dry_run(settings)
-        _result(found.to_json(), found.lines(), as_json=as_json)
+        print_result(found.to_json(), found.lines(), as_json=as_json)
         return
     with Progress() as progress:
 
@@ -470,7 +457,7 @@ def infer(
 
         started: list[InferProgress] = []
         report = run(settings, show, verbose=verbose)
-    _result(report.to_json(), report.summary_lines(), as_json=as_json)
+    print_result(report.to_json(), report.summary_lines(), as_json=as_json)
 
 
 @app.command(
@@ -543,7 +530,7 @@ def evaluate(
         format_table(evaluation),
         *(f"drawn: {path}" for path in drawn),
     ]
-    _result(content, lines, as_json=as_json)
+    print_result(content, lines, as_json=as_json)
 
 
 @app.command(
@@ -576,7 +563,7 @@ def preview(
     from denoise_batch.evaluation.preview import preview as run
 
     shown = run(source, out, column=column, denoised=denoised, clean=clean, count=rows, worst=worst, seed=seed)
-    _result(shown.to_json(), [shown.summary()], as_json=as_json)
+    print_result(shown.to_json(), [shown.summary()], as_json=as_json)
 
 
 @app.command(
@@ -604,52 +591,13 @@ def inspect(
     from denoise_batch.inspection import inspect as run
 
     with Progress() as progress:
-        found = run(path, verify=verify, progress=_rows_done(progress, "verify"))
-    _result(found.to_json(), found.lines(), as_json=as_json)
+        found = run(path, verify=verify, progress=rows_done(progress, "verify"))
+    print_result(found.to_json(), found.lines(), as_json=as_json)
     if verify and found.problems:
         raise DenoiseBatchError(
             f"{path}: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'} found",
             hint="they are listed above" if not as_json else "they are listed under `problems`",
         )
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
-
-
-def _result(content: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    _print(json.dumps(content, indent=2, default=str) if as_json else "\n".join(lines))
-
-
-class _ReaderGoneError(Exception):
-    """Whoever read stdout has gone (`| head`)."""
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        # Or Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise _ReaderGoneError from error
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-
-
-def _rows_done(progress: Progress, verb: str) -> Callable[[int, int], None]:
-    def update(done: int, total: int) -> None:
-        progress.update(f"{verb}: {done:,} of {total:,} rows", done / total if total else 1.0)
-
-    return update
-
-
-def _bytes_done(progress: Progress, verb: str) -> Callable[[int, int], None]:
-    def update(done: int, total: int) -> None:
-        progress.update(f"{verb}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else 1.0)
-
-    return update
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------
@@ -673,29 +621,6 @@ def _levels(flag: str, text: str) -> tuple[float, float]:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-class _Session:
-    """What the error handler must know about the command line that is running."""
-
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def verbose(self) -> bool:
-        # Read from the arguments, because an error may come before they are parsed.
-        return any(argument in {"-v", "--verbose"} for argument in self.arguments)
-
-    @property
-    def command(self) -> str:
-        return next((argument for argument in self.arguments if not argument.startswith("-")), "")
-
-    def again(self) -> str:
-        from denoise_batch.storage import redact
-
-        return shlex.join([PROGRAM, *map(redact, self.arguments)])
-
-
-_session = _Session()
-
-
 def main() -> None:
     """The console script."""
     sys.exit(run(sys.argv[1:]))
@@ -703,80 +628,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line and gives its exit code; the result and the errors are printed."""
-    _session.arguments = tuple(arguments)
-    if not _session.verbose and not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    try:
-        with _terminated_by_sigterm():
-            # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
-            command = typer.main.get_command(app)
-            with command.make_context(PROGRAM, list(arguments)) as context:
-                command.invoke(context)
-    except typer.Exit as ending:
-        return ending.exit_code
-    except KeyboardInterrupt as error:
-        return _fail(Interrupted("interrupted", hint=_after_interruption()), error)
-    except Interrupted as error:
-        error.hint = _after_interruption()
-        return _fail(error, error)
-    except DenoiseBatchError as error:
-        return _fail(error, error)
-    except _ReaderGoneError:
-        return 1
-    except Exception as error:
-        return _fail(_explained(error), error)
-    return 0
-
-
-def _explained(error: Exception) -> DenoiseBatchError:
-    """An error that no module of ours raised, as one that can be shown."""
-    # Typer's usage errors have moved between modules over its versions; their interface has not.
-    format_message = getattr(error, "format_message", None)
-    if format_message is not None:
-        message = str(format_message()).rstrip(".").replace("Value error, ", "")  # pydantic's words
-        path = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
-        return FlagError(message[:1].lower() + message[1:], hint=f"see {path} --help")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DenoiseBatchError(
-            f"{error.filename or 'the disk'}: {error.strerror}", hint="free some space, then run again"
-        )
-    text = str(error).strip().splitlines()
-    return DenoiseBatchError(
-        f"unexpected {type(error).__name__}{f': {text[0]}' if text else ''}",
-        hint="run the same command with -v for the traceback; it is a bug, please report it",
-    )
-
-
-def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:
-    with contextlib.suppress(OSError):
-        if _session.verbose:
-            traceback.print_exception(cause)
-        _note(f"error: {' '.join(shown.message.split())}")
-        _note(f"hint: {' '.join(shown.hint.split())}")
-    return shown.exit_code
-
-
-def _after_interruption() -> str:
-    if _session.command in RESUMABLE:
-        return f"what is done is kept; go on with: {_session.again()}"
-    return f"no output was written; start again with: {_session.again()}"
-
-
-@contextlib.contextmanager
-def _terminated_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated, so that what is half done is cleaned up. Ray replaces the handler: see `cluster`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(_signal: int, _frame: object) -> None:
-        raise Terminated("stopped by SIGTERM", hint="start again")
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return console.run_command(app, arguments)
 
 
 if __name__ == "__main__":

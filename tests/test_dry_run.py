@@ -83,14 +83,13 @@ def test_what_infer_would_refuse_is_refused(tmp_path: Path, source: Path, model_
 
 
 def test_a_sample_that_is_damaged_is_said(tmp_path: Path, source: Path, model_folder: Path) -> None:
-    for path in source.glob("*.parquet"):
-        content = bytearray(path.read_bytes())
-        content[100:5000] = bytes(4900)
-        path.write_bytes(content)
+    content = bytearray((source / "b.parquet").read_bytes())
+    content[100:5000] = bytes(4900)
+    (source / "b.parquet").write_bytes(content)
     settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
     found = dry_run(replace(settings, polarity=Polarity.LIGHT_ON_DARK))
     assert found.estimate is None
-    assert ".parquet: " in found.sample_failed
+    assert "b.parquet: " in found.sample_failed
     assert any("could not be denoised" in line for line in found.lines())
 
 

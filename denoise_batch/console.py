@@ -1,0 +1,168 @@
+"""What surrounds every command: results to stdout, errors as two lines to stderr, signals, exit codes.
+
+Exit codes: 0 done; 1 the job ran and something failed; 2 the request cannot be met; 130 and 143 interrupted by Ctrl-C
+and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, Terminated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from denoise_batch.progress import Progress
+
+PROGRAM = "denoise-batch"
+RESUMABLE = ("train", "infer")
+
+
+def print_result(content: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
+    print_out(json.dumps(content, indent=2, default=str) if as_json else "\n".join(lines))
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read stdout has gone (`| head`)."""
+
+
+def print_out(text: str) -> None:
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # Or Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _ReaderGoneError from error
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def rows_done(progress: Progress, verb: str) -> Callable[[int, int], None]:
+    def update(done: int, total: int) -> None:
+        progress.update(f"{verb}: {done:,} of {total:,} rows", done / total if total else 1.0)
+
+    return update
+
+
+def bytes_done(progress: Progress, verb: str) -> Callable[[int, int], None]:
+    def update(done: int, total: int) -> None:
+        progress.update(f"{verb}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else 1.0)
+
+    return update
+
+
+class _Session:
+    """What the error handler must know about the command line that is running."""
+
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def verbose(self) -> bool:
+        # Read from the arguments, because an error may come before they are parsed.
+        return any(argument in {"-v", "--verbose"} for argument in self.arguments)
+
+    @property
+    def command(self) -> str:
+        return next((argument for argument in self.arguments if not argument.startswith("-")), "")
+
+    def again(self) -> str:
+        from denoise_batch.storage import redact
+
+        return shlex.join([PROGRAM, *map(redact, self.arguments)])
+
+
+session = _Session()
+
+
+def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Runs a command line and gives its exit code; the result and the errors are printed."""
+    session.arguments = tuple(arguments)
+    if not session.verbose and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        with _terminated_by_sigterm():
+            # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
+            command = typer.main.get_command(app)
+            with command.make_context(PROGRAM, list(arguments)) as context:
+                command.invoke(context)
+    except typer.Exit as ending:
+        return ending.exit_code
+    except KeyboardInterrupt as error:
+        return _fail(Interrupted("interrupted", hint=_after_interruption()), error)
+    except Interrupted as error:
+        error.hint = _after_interruption()
+        return _fail(error, error)
+    except DenoiseBatchError as error:
+        return _fail(error, error)
+    except _ReaderGoneError:
+        return 1
+    except Exception as error:
+        return _fail(_explained(error), error)
+    return 0
+
+
+def _explained(error: Exception) -> DenoiseBatchError:
+    """An error that no module of ours raised, as one that can be shown."""
+    # Typer's usage errors have moved between modules over its versions; their interface has not.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        message = str(format_message()).rstrip(".").replace("Value error, ", "")  # pydantic's words
+        path = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+        return FlagError(message[:1].lower() + message[1:], hint=f"see {path} --help")
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DenoiseBatchError(
+            f"{error.filename or 'the disk'}: {error.strerror}", hint="free some space, then run again"
+        )
+    text = str(error).strip().splitlines()
+    return DenoiseBatchError(
+        f"unexpected {type(error).__name__}{f': {text[0]}' if text else ''}",
+        hint="run the same command with -v for the traceback; it is a bug, please report it",
+    )
+
+
+def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:
+    with contextlib.suppress(OSError):
+        if session.verbose:
+            traceback.print_exception(cause)
+        _note(f"error: {' '.join(shown.message.split())}")
+        _note(f"hint: {' '.join(shown.hint.split())}")
+    return shown.exit_code
+
+
+def _after_interruption() -> str:
+    if session.command in RESUMABLE:
+        return f"what is done is kept; go on with: {session.again()}"
+    return f"no output was written; start again with: {session.again()}"
+
+
+@contextlib.contextmanager
+def _terminated_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated, so that what is half done is cleaned up. Ray replaces the handler: see `cluster`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(_signal: int, _frame: object) -> None:
+        raise Terminated("stopped by SIGTERM", hint="start again")
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
