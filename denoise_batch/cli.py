@@ -18,6 +18,7 @@ from denoise_batch import __version__, console
 from denoise_batch.console import PROGRAM, bytes_done, print_out, print_result, rows_done, session
 from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.progress import Progress, duration, infer_line, training_line
+from denoise_batch.storage import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,7 @@ MnistFolder = Annotated[
     Path | None,
     typer.Option(
         "--mnist",
+        parser=local_path,
         metavar="FOLDER",
         help="Folder of MNIST's four IDX files, gzipped or not. Default: the environment variable DENOISE_BATCH_MNIST, "
         "then the user's cache, then a download.",
@@ -71,7 +73,10 @@ NumberChoice = Literal["uint8", "float16", "float32", "float64"]
 ModelFolder = Annotated[
     Path | None,
     typer.Option(
-        "--model", metavar="FOLDER", help="Model folder. Default: ./denoise-model, else the model that ships with us."
+        "--model",
+        parser=local_path,
+        metavar="FOLDER",
+        help="Model folder. Default: ./denoise-model, else the model that ships with us.",
     ),
 ]
 
@@ -100,7 +105,9 @@ def _top(
 
 @app.command(short_help="Everything once, end to end, in minutes.", epilog=_example("denoise-batch demo --out demo"))
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--out", parser=local_path, metavar="FOLDER", help="Where everything goes.")
+    ] = Path("demo"),
     mnist: MnistFolder = None,
     source: Annotated[
         Literal["auto", "mnist", "synthetic"],
@@ -132,7 +139,9 @@ def demo(
     ),
 )
 def digits(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="OUT", help="Parquet file to write.", show_default=False)
+    ],
     source: Annotated[
         Literal["mnist", "synthetic"],
         typer.Option(help="mnist: the real ones. synthetic: drawn digits, any number of them, without a network."),
@@ -185,7 +194,9 @@ def corrupt(
     source: Annotated[
         str, typer.Argument(metavar="IN", help="Parquet file, folder or glob with clean images.", show_default=False)
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Parquet file to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="OUT", help="Parquet file to write.", show_default=False)
+    ],
     sigma: Annotated[
         str,
         typer.Option(metavar="LOW:HIGH", help="Blur's standard deviation in pixels: a range, or one number."),
@@ -237,9 +248,9 @@ def corrupt(
     ),
 )
 def train(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Model folder to write.")] = Path(
-        "denoise-model"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", parser=local_path, metavar="FOLDER", help="Model folder to write.")
+    ] = Path("denoise-model"),
     data: Annotated[
         str | None,
         typer.Option(metavar="PARQUET", help="Clean images: a file, folder or glob. Default: MNIST's training set."),
@@ -469,6 +480,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             "--model",
+            parser=local_path,
             metavar="FOLDER",
             help="Model folder; may be given several times. Default: ./denoise-model, else the one that ships with us.",
         ),
@@ -492,7 +504,11 @@ def evaluate(
     device: Device = "auto",
     figures: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Draw pictures into this folder: one digit at six levels, others, curves."),
+        typer.Option(
+            parser=local_path,
+            metavar="FOLDER",
+            help="Draw pictures into this folder: one digit at six levels, others, curves.",
+        ),
     ] = None,
     digit: Annotated[
         int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
@@ -539,7 +555,9 @@ def evaluate(
 )
 def preview(
     source: Annotated[str, typer.Argument(metavar="PARQUET", help="Parquet with denoised images.", show_default=False)],
-    out: Annotated[Path, typer.Argument(metavar="PNG", help="Picture to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="PNG", help="Picture to write.", show_default=False)
+    ],
     column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column of noisy images. Default: found, as for infer.")
     ] = None,

@@ -7,31 +7,35 @@ with connect(address=None, cpus=None, verbose=False):
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import FlagError, RequestError, Terminated
+from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_UNSAFE_SWITCHES = (
-    # Each lets Ray unpickle what a Parquet file's metadata holds, which runs code of whoever made the file.
-    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
-    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
-    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
-)
+_UNSAFE_PREFIX = "RAY_DATA_AUTOLOAD_"
+"""Ray 2.60 has _PYEXTENSIONTYPE, _CLOUDPICKLE_TENSOR_METADATA and _PICKLE_OBJECT_SCALAR: each lets Ray unpickle what a
+Parquet file holds, which runs code of whoever made the file. A later Ray may have more of them."""
+
+_UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
 
 
 def refuse_unsafe_switches() -> None:
-    """Raises FlagError where the environment lets Ray run code that Parquet metadata carries."""
-    for name in _UNSAFE_SWITCHES:
-        if os.environ.get(name, "0").lower() not in {"", "0", "false"}:
+    """Raises FlagError where the environment lets Ray run code that data carry; to be asked in workers as well."""
+    for name, value in sorted(os.environ.items()):
+        unsafe = name.startswith(_UNSAFE_PREFIX) or name in _UNSAFE_SWITCHES
+        if unsafe and value.lower() not in {"", "0", "false"}:
             raise FlagError(
-                f"{name} is set: Ray would run code found in Parquet files", hint=f"unset {name}, then run again"
+                f"{name} is set: Ray would run code found in data files", hint=f"unset {name}, then run again"
             )
 
 
@@ -66,9 +70,13 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     try:
-        with _muted(not verbose):
+        with _muted(not verbose), _no_secrets_in_job(), _private_token():
             ray.init(address=address, **quiet, **here)
+    except KeyboardInterrupt:
+        _shut_down()
+        raise
     except SystemExit as error:  # what ray.init makes of a SIGTERM that comes while it runs
+        _shut_down()
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
         raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -77,10 +85,71 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
             hint="check --address and RAY_ADDRESS, and that the cluster runs the same Ray version",
         ) from error
     try:
-        with _ray_messages_off_stdout(verbose), _terminated_by_sigterm(before):
+        with _ray_messages_off_stdout(verbose), _terminated_by_sigterm(before), _log_that_cannot_be_written(verbose):
             yield ray.cluster_resources()
     finally:
+        _shut_down()
+
+
+def _shut_down() -> None:
+    """Ends Ray's processes, whatever signal comes a second time: else some of them would stay."""
+    import ray
+
+    with _deaf():
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C and SIGTERM do nothing meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _log_that_cannot_be_written(verbose: bool) -> Iterator[None]:
+    """Where the disk of Ray's log is full, `logging` would print a traceback for each line of it."""
+    before = logging.raiseExceptions
+    logging.raiseExceptions = verbose
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
+
+
+@contextlib.contextmanager
+def _no_secrets_in_job() -> Iterator[None]:
+    """Ray tells the whole cluster the command line of each job: without what is secret in its URIs."""
+    from ray._private import utils
+
+    name_of_job = getattr(utils, "get_entrypoint_name", None)
+    if name_of_job is None:
+        yield
+        return
+    utils.get_entrypoint_name = lambda: shlex.join(map(redact, sys.argv))
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = name_of_job
+
+
+@contextlib.contextmanager
+def _private_token() -> Iterator[None]:
+    """The token that lets one into the Ray started here is for its user alone; Ray makes it readable to all."""
+    token = Path("~/.ray/auth_token").expanduser()
+    before = token.exists()
+    yield
+    if not before:
+        with contextlib.suppress(OSError):
+            token.chmod(0o600)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, Terminated
+from denoise_batch.errors import CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated
+from denoise_batch.redaction import redact, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,8 @@ RESUMABLE = ("train", "infer")
 
 
 def print_result(content: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    print_out(json.dumps(content, indent=2, default=str) if as_json else "\n".join(lines))
+    shown = (line.translate(CONTROLS) for line in lines)
+    print_out(json.dumps(content, indent=2, default=str) if as_json else "\n".join(shown))
 
 
 class _ReaderGoneError(Exception):
@@ -82,9 +84,15 @@ class _Session:
         return next((argument for argument in self.arguments if not argument.startswith("-")), "")
 
     def again(self) -> str:
-        from denoise_batch.storage import redact
+        shown = [redact(argument) for argument in self.arguments]
+        left_out = "" if shown == list(self.arguments) else " (with what its URIs had of user, password and query)"
+        return shlex.join([PROGRAM, *shown]) + left_out
 
-        return shlex.join([PROGRAM, *map(redact, self.arguments)])
+    def without_secrets(self, text: str) -> str:
+        """What any part of us, or a library, made of the arguments, without what may be secret in them."""
+        for argument in self.arguments:
+            text = without_secrets(text, argument)
+        return text
 
 
 session = _Session()
@@ -139,8 +147,9 @@ def _explained(error: Exception) -> DenoiseBatchError:
 def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:
     with contextlib.suppress(OSError):
         if session.verbose:
-            traceback.print_exception(cause)
-        _note(f"error: {' '.join(shown.message.split())}")
+            for part in traceback.format_exception(cause):
+                _note(session.without_secrets(part.rstrip("\n")))
+        _note(f"error: {session.without_secrets(' '.join(shown.message.split()))}")
         _note(f"hint: {' '.join(shown.hint.split())}")
     return shown.exit_code
 

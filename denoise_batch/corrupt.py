@@ -24,6 +24,7 @@ from denoise_batch import storage
 from denoise_batch.errors import ColumnError, DataChanged, FlagError
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.plan import make_plan
+from denoise_batch.input_file import open_parquet, read_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,10 +207,9 @@ def _tables(plan: Plan) -> Iterator[pa.Table]:
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for file in plan.files:
-        filesystem, inner = storage.locate(file.path)
-        with pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=8 << 20) as parquet:
+        with open_parquet(file.path) as parquet:
             found = 0
-            for read in parquet.iter_batches(batch_size=BLOCK):
+            for read in read_batches(parquet, BLOCK):
                 batch = read.replace_schema_metadata(None)
                 found += len(batch)
                 waiting.append(batch)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from denoise_batch.errors import FlagError
+from denoise_batch.errors import FlagError, ResourceExhausted
 
 if TYPE_CHECKING:
     from denoise_batch.bundle import Bundle
@@ -35,6 +35,7 @@ class Denoiser:
     Raises:
         FlagError: `cuda` was asked for and there is none.
         ModelError: the weights do not fit.
+        ResourceExhausted: the GPU has no memory for them.
     """
 
     def __init__(
@@ -47,8 +48,11 @@ class Denoiser:
         self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH)
         # Channels last is the order that both oneDNN and cuDNN compute in; it halves the time of small networks.
-        model = bundle.load(str(self.device)).eval()
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            model = bundle.load(str(self.device)).eval()
+            self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        except torch.cuda.OutOfMemoryError as error:
+            raise _no_memory() from error
 
     @property
     def fingerprint(self) -> str:
@@ -57,7 +61,11 @@ class Denoiser:
         return f"{name}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
 
     def __call__(self, noisy: Pixels) -> Pixels:
-        """Denoises (n, 784) float32 pixels, 0 = background, 1 = ink, unclipped; gives (n, 784) float32 in 0..1."""
+        """Denoises (n, 784) float32 pixels, 0 = background, 1 = ink, unclipped; gives (n, 784) float32 in 0..1.
+
+        Raises:
+            ResourceExhausted: the GPU has no memory for a single image.
+        """
         out = np.empty((len(noisy), 784), np.float32)
         start = 0
         with torch.inference_mode():
@@ -67,14 +75,21 @@ class Denoiser:
                     images = torch.from_numpy(part if part.flags.writeable else part.copy()).view(-1, 1, 28, 28)
                     clean = self.model(images.to(self.device)).reshape(-1, 784)
                     out[start : start + len(part)] = clean.cpu().numpy()
-                except torch.cuda.OutOfMemoryError:
-                    if self.batch <= 1:
-                        raise
-                    self.batch //= 2
+                except torch.cuda.OutOfMemoryError as error:
+                    if len(part) <= 1:
+                        raise _no_memory() from error
+                    self.batch = len(part) // 2
                     torch.cuda.empty_cache()
                     continue
                 start += len(part)
         return out
+
+
+def _no_memory() -> ResourceExhausted:
+    return ResourceExhausted(
+        "the GPU's memory is full: there is none left for the model and one image",
+        hint="stop what else uses the GPU, or give --device cpu, then run the same command again to go on",
+    )
 
 
 def _cpu_name() -> str:

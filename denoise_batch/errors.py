@@ -22,6 +22,9 @@ A message is one line that names the file, column, row or flag.
 
 from __future__ import annotations
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+"""Messages name columns and files, whose names may be made to steer a terminal."""
+
 
 class DenoiseBatchError(Exception):
     """The root of the tree.
@@ -34,6 +37,7 @@ class DenoiseBatchError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str) -> None:
+        message, hint = message.translate(CONTROLS), hint.translate(CONTROLS)
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -129,12 +129,19 @@ def _model(folder: Path) -> Inspection:
 
 
 def _manifest_of(path: Path) -> dict[str, Any] | None:
-    from denoise_batch.inference.manifest import read_manifest
+    from denoise_batch.inference.manifest import MANIFEST, SUCCESS, read_manifest, sidecar
 
+    if not path.exists():
+        return None
     try:
-        return read_manifest(path) if path.exists() else None
+        content = read_manifest(path)
     except ValueError as error:
         raise OutputError(f"{path} has a damaged manifest: {error}", hint="make the output again") from error
+    # Without this, what is left of an output would pass for a sound folder of Parquet files.
+    success = path / SUCCESS
+    if content is None and (sidecar(path).is_dir() or (success.is_file() and success.read_bytes().startswith(b"xxh3"))):
+        raise OutputError(f"{path}: {sidecar(path) / MANIFEST} is missing", hint="make the output again")
+    return content
 
 
 def _output(path: Path, content: dict[str, Any], *, verify: bool) -> Inspection:
@@ -311,17 +318,15 @@ def _read_all(
     file: InputFile, rows: int, image: ImageColumn | None, bad: Counter[str], problems: list[str]
 ) -> Iterator[int]:
     """Reads a file to its end; adds bad rows by reason to `bad`, and what fails to `problems`. Yields rows read."""
-    import pyarrow.parquet as pq
-
     from denoise_batch.images import decode
+    from denoise_batch.inference.pages import check_pages
+    from denoise_batch.input_file import open_parquet, read_batches
 
-    filesystem, inner = storage.locate(file.path)
     read = 0
     try:
-        with pq.ParquetFile(
-            inner, filesystem=filesystem, pre_buffer=False, buffer_size=8 << 20, page_checksum_verification=True
-        ) as parquet:
-            for batch in parquet.iter_batches(batch_size=8192):
+        with open_parquet(file.path) as parquet:
+            check_pages(file.path, parquet.metadata, range(parquet.num_row_groups))
+            for batch in read_batches(parquet, 8192):
                 read += len(batch)
                 if image is not None:
                     decoded = decode(batch.column(image.name), image)

@@ -17,6 +17,7 @@ import xxhash
 
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images.layouts import Layout
+from denoise_batch.input_file import has_dictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -165,8 +166,8 @@ class OutputFile:
 
     def _flush(self) -> None:
         if self._held_rows:
-            table = pa.Table.from_batches(self._held, self._schema)
-            self._writer.write_table(table, row_group_size=self._held_rows)
+            for table in _row_groups(pa.Table.from_batches(self._held, self._schema)):
+                self._writer.write_table(table, row_group_size=table.num_rows)
             self._rows += self._held_rows
         self._held, self._held_rows, self._held_bytes = [], 0, 0
 
@@ -179,6 +180,20 @@ def _compacted(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
 
 
+def _row_groups(table: pa.Table) -> list[pa.Table]:
+    """The table with one dictionary a column, or its chunks where the indices' type cannot number all values of one.
+
+    A dictionary column that changes its dictionary within a row group loses it there, the order of its categories with
+    it, and if it is nested pyarrow cannot read it.
+    """
+    if not any(has_dictionary(field.type) for field in table.schema):
+        return [table]
+    try:
+        return [table.unify_dictionaries()]
+    except pa.ArrowException:
+        return [pa.Table.from_batches([batch], table.schema) for batch in table.to_batches()]
+
+
 def file_digest(path: Path) -> str:
     """The xxh3-128 of a file's bytes, hexadecimal."""
     digest = xxhash.xxh3_128()
@@ -189,14 +204,16 @@ def file_digest(path: Path) -> str:
 
 
 def _dictionary_pays(column: ImageColumn) -> bool:
+    if pa.types.is_dictionary(column.type):  # the writer before us found it so
+        return True
     return column.layout in {Layout.LIST, Layout.TENSOR} and column.dtype == "uint8"
 
 
 def _leaves_without(schema: pa.Schema, columns: set[str]) -> list[str]:
     """Paths of the Parquet leaves of all other columns, as the writer's options name them."""
+    # A path does not say whose it is: `image.x` may be a leaf of `image`, or a column's own name.
+    others = pa.schema([field for field in schema if field.name not in columns])
     buffer = pa.BufferOutputStream()
-    pq.ParquetWriter(buffer, schema).close()  # an empty table cannot be made of tensors with a permutation
+    pq.ParquetWriter(buffer, others).close()
     with pq.ParquetFile(pa.BufferReader(buffer.getvalue())) as file:
-        arrow_leaves = [file.schema.column(index).path for index in range(len(file.schema))]
-    # A column's own name may hold a dot; `a.b` is a leaf of column `a` only where no column is called `a.b`.
-    return [path for path in arrow_leaves if not any(path == name or path.startswith(name + ".") for name in columns)]
+        return [file.schema.column(index).path for index in range(len(file.schema))]

@@ -15,18 +15,22 @@ import itertools
 import os
 import re
 import shutil
+import tempfile
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
+from denoise_batch.redaction import redact as redact  # (the same name: others find it here)
+from denoise_batch.redaction import without_secrets as without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+# A path that a program has tidied up, or a person mistyped, has one slash: still not a local path.
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +71,6 @@ def is_uri(path: str) -> bool:
     return _SCHEME.match(path) is not None
 
 
-def redact(path: str) -> str:
-    """A URI without what may be secret in it: user, password and query."""
-    match = _SCHEME.match(path)
-    if match is None:
-        return path
-    rest = path[match.end() :].split("?", 1)[0]
-    authority = rest.partition("/")[0]
-    if "@" in authority or ":" in authority:  # a secret may hold a slash: then the @ stands behind it
-        rest = rest.rpartition("@")[2]
-    return match.group(0) + rest
-
-
 def locate(path: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI, and the path on it.
 
@@ -88,16 +80,34 @@ def locate(path: str) -> tuple[Any, str]:
     import pyarrow as pa
     from pyarrow import fs
 
-    if not is_uri(path):
+    scheme = _SCHEME.match(path)
+    if scheme is None:
         return fs.LocalFileSystem(), str(Path(path).absolute())
+    if not scheme.group(0).endswith("//"):
+        raise FlagError(f"{redact(path)} has one slash behind {scheme.group(1)}:", hint="a URI has two: s3://bucket/x")
     try:
         found: tuple[Any, str] = fs.FileSystem.from_uri(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FlagError(
-            f"cannot open {redact(path)}: {str(error).splitlines()[0].replace(path, redact(path))}",
+            f"cannot open {redact(path)}: {without_secrets(str(error).splitlines()[0], path)}",
             hint="give a local path, or a URI such as s3://bucket/folder",
-        ) from error
+        ) from None  # the cause's text may repeat the URI, and -v would print it
     return found
+
+
+def _ask_about(filesystem: Any, what: Any, given: str) -> Any:
+    """`get_file_info`, with an error that shows no secret of the URI.
+
+    Raises:
+        MissingFileError: the file system does not answer, or does not let us in.
+    """
+    try:
+        return filesystem.get_file_info(what)
+    except OSError as error:
+        reason = without_secrets(str(error).splitlines()[0] or type(error).__name__, given)
+        raise MissingFileError(
+            f"{redact(given)} cannot be looked at: {reason}", hint="check the address, the network and the credentials"
+        ) from None
 
 
 def list_inputs(inputs: Sequence[str]) -> Listing:
@@ -146,7 +156,7 @@ def stat_input(path: str) -> tuple[int, int]:
             ) from error
         return status.st_size, status.st_mtime_ns
     filesystem, inner = locate(path)
-    info = filesystem.get_file_info(inner)
+    info = _ask_about(filesystem, inner, path)
     if not info.is_file:
         raise MissingFileError(f"{redact(path)} is gone", hint="put the file back, then run again")
     return info.size, info.mtime_ns or 0
@@ -155,7 +165,7 @@ def stat_input(path: str) -> tuple[int, int]:
 def _is_folder_or_glob(given: str) -> bool:
     if is_uri(given):
         filesystem, inner = locate(given)
-        return not filesystem.get_file_info(inner).is_file
+        return not _ask_about(filesystem, inner, given).is_file
     return not Path(given).is_file()
 
 
@@ -179,7 +189,9 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
             else:
                 found.append(_local_file(match, _hive_folder(parts[:-1], str(match))))
         return found
-    raise MissingFileError(f"{given} does not exist", hint="check the path; relative paths start at the current folder")
+    raise MissingFileError(
+        f"{redact(given)} does not exist", hint="check the path; relative paths start at the current folder"
+    )
 
 
 def _local_file(path: Path, folder: str) -> InputFile:
@@ -220,13 +232,13 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     query = "?" + given.split("?", 1)[1] if "?" in given else ""
     authority = given[len(prefix) :].split("/", 1)[0]
     user = authority.rpartition("@")[0] + "@" if "@" in authority else ""
-    info = filesystem.get_file_info(inner)
+    info = _ask_about(filesystem, inner, given)
     if info.is_file:
         return [InputFile(given, "", info.size, info.mtime_ns or 0)]
     if info.type == fs.FileType.NotFound:
         raise MissingFileError(f"{redact(given)} does not exist", hint="check the bucket, the path and the credentials")
     found: list[InputFile] = []
-    for entry in filesystem.get_file_info(fs.FileSelector(inner, recursive=True)):
+    for entry in _ask_about(filesystem, fs.FileSelector(inner, recursive=True), given):
         parts = entry.path[len(inner.rstrip("/")) + 1 :].split("/")
         if not entry.is_file or any(_hidden(part) for part in parts):
             continue
@@ -251,10 +263,25 @@ def _hive_folder(parts: tuple[str, ...], shown: str) -> str:
     """The `key=value` folders among a file's parents; other folders only group files and are not kept."""
     kept = [part for part in parts if "=" in part]
     for part in kept:
-        key, _, value = part.partition("=")
-        if not key or value in {".", ".."} or "\\" in part or "\0" in part:
+        if not _safe_partition(part):
             raise ParquetError(f"{shown}: partition folder {part!r} is not safe", hint="rename the folder")
     return "/".join(kept)
+
+
+def _safe_partition(part: str) -> bool:
+    key, equals, value = part.partition("=")
+    return bool(key and equals) and value not in {".", ".."} and not set(part) & set("/\\\0")
+
+
+def stays_inside(name: str, *, folders: bool = False) -> bool:
+    """Whether a name that was read from a file leads nowhere but into the folder it is meant for.
+
+    Args:
+        folders: hive folders, `year=2024/month=05`, which may be none; else a single file's name.
+    """
+    if folders:
+        return all(_safe_partition(part) for part in name.split("/")) if name else True
+    return name not in {"", ".", ".."} and not set(name) & set("/\0")
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
@@ -301,6 +328,18 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
         else:
             raise
     _sync(out.parent)
+
+
+def local_path(text: str | Path) -> Path:
+    """A path on this machine, as a flag or its default gives it.
+
+    Raises:
+        FlagError: it is a URI.
+    """
+    text = str(text)
+    if is_uri(text):
+        raise FlagError(f"{redact(text)} is not a local path", hint="give a local path; copy what lies elsewhere")
+    return Path(text)
 
 
 def check_output_file(output: Path, *, overwrite: bool) -> None:
@@ -399,7 +438,9 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.unlink(missing_ok=True)
     mode = 0o600 if private else 0o666  # less the umask
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    # A new file or none: what somebody else puts there at this moment, a link to another file, is not written to.
+    new = os.O_EXCL | os.O_NOFOLLOW
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | new, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -411,18 +452,27 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """Holds the lock of a run's work folder, so that two runs on one output cannot mix.
 
-    The kernel drops the lock with the process, however it dies.
+    The kernel drops the lock with the process, however it dies. The folder is private: nobody else may read or
+    write in it. Only a folder of our own is gone on with, and none that leads elsewhere: what is left over in it is
+    deleted, and the result is made of it.
 
     Raises:
-        OutputError: another run holds it.
+        OutputError: another run holds it; it belongs to somebody else; it is, or holds, a link.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link; a run's own folder is none", hint="remove it, then run again")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / "lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             continue  # the run before us has just removed its folder
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise OutputError(f"{path} is a link", hint=f"remove {folder}, then run again") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -433,7 +483,27 @@ def exclusive(folder: Path) -> Iterator[None]:
                 ) from error
             # A run that finished between our open and our lock has unlinked the file we hold: start over.
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                _check_own(folder)
                 yield
                 return
         finally:
             os.close(descriptor)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuses a work folder that somebody else prepared.
+
+    Raises:
+        OutputError: it belongs to another user, or something in it is a link.
+    """
+    # Not `os.geteuid`: network file systems give files other owners than the process has.
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        owner = os.fstat(probe.fileno()).st_uid
+    if folder.stat().st_uid != owner:
+        raise OutputError(
+            f"{folder} belongs to another user, so what it says of an unfinished run is not trusted",
+            hint="remove it, or give another output",
+        )
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise OutputError(f"{path} is a link; a run makes none", hint=f"remove {folder}, then run again")

@@ -17,7 +17,7 @@ ZONES = (None, "UTC", "Europe/Rome", "+02:00")
 WORDS = ["", "a", "b", "déjà vu", "a\x00b", "🜁", "a longer word than a view holds in place"]
 INTEGERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 FLOATS = [pa.float16(), pa.float32(), pa.float64()]
-DECIMALS = [pa.decimal32(9, 2), pa.decimal64(18, 0), pa.decimal128(38, -2), pa.decimal128(5, 5), pa.decimal256(76, 30)]
+DECIMALS = [pa.decimal32(9, 2), pa.decimal64(18, 0), pa.decimal128(38, 2), pa.decimal128(5, 5), pa.decimal256(76, 30)]
 TIMES = [pa.date32(), pa.date64(), pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")]
 TIMES += [pa.duration(unit) for unit in UNITS] + [pa.timestamp(unit, zone) for unit in UNITS for zone in ZONES]
 TEXTS = [pa.string(), pa.large_string(), pa.string_view()]
@@ -40,13 +40,17 @@ def _nested(inner: st.SearchStrategy[pa.DataType]) -> st.SearchStrategy[pa.DataT
         inner.map(pa.list_),
         inner.map(pa.large_list),
         inner.map(pa.list_view),
-        inner.map(lambda type_: pa.list_(pa.field("x", type_, nullable=False), 2)),
+        inner.map(lambda type_: pa.list_(pa.field("x", type_, nullable=pa.types.is_null(type_)), 2)),
         st.lists(inner, min_size=1, max_size=3).map(struct),
         inner.map(lambda type_: pa.map_(pa.string(), type_)),
     )
 
 
-TYPES = st.recursive(st.sampled_from(LEAVES), _nested, max_leaves=4)
+VIEWS = [pa.string_view(), pa.binary_view()]  # within structs pyarrow 26 cannot write them
+TYPES = st.one_of(
+    st.recursive(st.sampled_from([type_ for type_ in LEAVES if type_ not in VIEWS]), _nested, max_leaves=4),
+    st.sampled_from([*VIEWS, *(pa.list_(type_) for type_ in VIEWS)]),
+)
 
 
 def arbitrary(type_: pa.DataType, rows: int, rng: np.random.Generator, nulls: float) -> pa.Array:
@@ -76,7 +80,7 @@ def arbitrary(type_: pa.DataType, rows: int, rng: np.random.Generator, nulls: fl
         sizes = np.where(null, 0, rng.integers(0, 4, rows))
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         if pa.types.is_map(type_):
-            keys = pa.array([f"k{i}" for i in range(offsets[-1])])
+            keys = pa.array([f"k{i}" for i in range(offsets[-1])], pa.string())
             items = arbitrary(type_.item_type, int(offsets[-1]), rng, nulls)
             return pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), keys, items, type=type_, mask=mask)
         child = arbitrary(type_.value_type, int(offsets[-1]), rng, nulls)
@@ -109,7 +113,7 @@ def _leaf(type_: pa.DataType, rows: int, rng: np.random.Generator, null: NDArray
     width = type_.bit_width
     bits = rng.integers(0, 2**width - 1, rows, np.uint64, endpoint=True).astype(f"uint{width}")
     if pa.types.is_temporal(type_):  # what is stored in another unit must fit that one too
-        most = 86_000 if pa.types.is_time(type_) else 10_000 if pa.types.is_date32(type_) else 10**9
+        most = 86_000 if pa.types.is_time(type_) else 10_000 if pa.types.is_date(type_) else 10**9
         bits = (bits % most * (86_400_000 if pa.types.is_date64(type_) else 1)).astype(bits.dtype)
     signed = bits.astype(f"int{width}") if pa.types.is_temporal(type_) else bits  # floats: NaN of every kind
     array = pa.Array.from_buffers(type_, rows, [None, pa.py_buffer(signed)])
@@ -143,16 +147,11 @@ def differs(first: pa.Array | pa.ChunkedArray, second: pa.Array | pa.ChunkedArra
         pairs = zip(type_, first.flatten(), second.flatten(), strict=True)
         return next((text for field, a, b in pairs if (text := differs(a, b, f"{path}.{field.name}"))), "")
     if pa.types.is_nested(type_):
-        if pa.types.is_map(type_):
-            first, second = (a.cast(pa.list_(pa.struct([type_.key_field, type_.item_field]))) for a in (first, second))
-        if first.to_pylist() and not _lengths(first).equals(_lengths(second)):
+        rows = [[row.values for row in array if row.is_valid] for array in (first, second)]
+        if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
             return f"{path}: other lengths"
-        return differs(first.flatten(), second.flatten(), f"{path}[]")
+        return differs(pa.concat_arrays(rows[0]), pa.concat_arrays(rows[1]), f"{path}[]") if rows[0] else ""
     if pa.types.is_floating(type_):  # NaN ≠ NaN, and 0.0 = -0.0: compare the bits
         bits = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[type_.bit_width]
         first, second = first.view(bits), second.view(bits)
     return "" if first.equals(second) else f"{path}: {second}, not {first}"
-
-
-def _lengths(array: pa.Array) -> pa.Array:
-    return array.value_lengths()

@@ -113,9 +113,7 @@ def denoise_file() -> DenoiseFile:
 
     def answer(requests: list[dict[str, Any]], _processes: int | None) -> list[dict[str, Any]]:
         return [
-            footers._read_sample(**request)
-            if "group" in request
-            else footers._read_footer(request["path"])
+            footers._read_sample(**request) if "group" in request else footers._read_footer(request["path"])
             for request in requests
         ]
 

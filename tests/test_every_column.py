@@ -1,16 +1,19 @@
-"""Columns of every type that Parquet can hold come back bit by bit, through chunks, units, set-aside rows and merging."""
+"""Columns of every type come back bit by bit, through chunks, units, rows that are set aside, and merging."""
 
 from __future__ import annotations
 
+import base64
+import datetime
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from arbitrary_columns import BYTES, LEAVES, TYPES, arbitrary, differs
+from arbitrary_columns import TYPES, arbitrary, differs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +22,8 @@ from denoise_batch.inference.denoise_unit import OnBadRow
 
 if TYPE_CHECKING:
     from conftest import DenoiseFile
+
+NAMES = ["a", "a.b", "ünï", "", " ", "image.x", "x`y", "A", "a\nb", "denoised.x", "list", "image.list.element"]
 
 
 def identity(pixels: Any) -> Any:
@@ -57,8 +62,8 @@ def check(path: Path, denoise_file: DenoiseFile, **options: Any) -> pa.Table:
 def _same(source: pa.Table, kept: Any, table: pa.Table) -> None:
     for place, name in enumerate(source.schema.names):
         column = source.column(place).combine_chunks()
-        pieces = [column.slice(row, 1) for row in np.flatnonzero(kept)] if not kept.all() else [column]
-        expected = pa.concat_arrays(pieces) if len(pieces) != 1 else pieces[0]
+        rows = [column.slice(row, 1) for row in np.flatnonzero(kept)]  # there is no filter for some types
+        expected = column if kept.all() else pa.concat_arrays([column.slice(0, 0), *rows])
         assert not differs(expected, table.column(place), name)
 
 
@@ -81,10 +86,10 @@ def test_columns_of_any_type(data: st.DataObject, denoise_file: DenoiseFile) -> 
             table,
             path,
             row_group_size=data.draw(st.sampled_from([1, 7, 100]), "group"),
-            data_page_size=data.draw(st.sampled_from([64, 1 << 20]), "page"),
+            data_page_size=data.draw(st.sampled_from([1000, 1 << 20]), "page"),  # below, pyarrow loses rows of lists
+            data_page_version=data.draw(st.sampled_from(["1.0", "2.0"]), "version"),
             use_dictionary=data.draw(st.booleans(), "dictionary"),
             store_schema=data.draw(st.booleans(), "store_schema"),
-            data_page_version=data.draw(st.sampled_from(["1.0", "2.0"]), "version"),
         )
         check(
             path,
@@ -96,4 +101,114 @@ def test_columns_of_any_type(data: st.DataObject, denoise_file: DenoiseFile) -> 
         )
 
 
-NAMES = ["a", "a.b", "ünï", "", " ", "image.x", "x`y", "A", "a\nb", "denoised.x", "list", "image.list.element"]
+def write(path: Path, table: pa.Table, **options: Any) -> Path:
+    image = image_column(len(table), [False] * len(table))
+    pq.write_table(table.append_column("image", image), path, **options)
+    return path
+
+
+def test_categories_keep_their_order(tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    sizes = pa.array(["small", "medium", "large", "unused"])
+    array = pa.DictionaryArray.from_arrays(pa.array([2, 0, None, 1] * 10, pa.int8()), sizes, ordered=True)
+    path = write(tmp_path / "a.parquet", pa.table({"size": array, "image.size": array}), row_group_size=7)
+    merged = check(path, denoise_file, unit_rows=10, chunk_rows=3)
+    for name in ("size", "image.size"):
+        assert all(chunk.dictionary.equals(sizes) for chunk in merged[name].chunks)
+
+
+@pytest.mark.parametrize("kind", ["plain", "list", "struct"])
+def test_more_categories_than_the_index_type_can_number(kind: str, tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    groups = []
+    for start in (0, 100, 200):
+        words = pa.array([f"w{start + i}" for i in range(100)])
+        array = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), words)
+        if kind == "list":
+            array = pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), array)
+        if kind == "struct":
+            array = pa.StructArray.from_arrays([array], ["word"])
+        groups.append(pa.table({"word": array, "image": image_column(100, [False] * 100)}))
+    with pq.ParquetWriter(tmp_path / "a.parquet", groups[0].schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+    source = pq.read_table(tmp_path / "a.parquet")["word"]
+    done = denoise_file(tmp_path / "a.parquet", tmp_path, identity, chunk_rows=30)
+    merge(done.files, tmp_path / "merged.parquet", done.plan.column, done.options.output, "zstd")
+    for path in (done.files[0], tmp_path / "merged.parquet"):
+        words = pq.read_table(path)["word"]
+        assert words.type == source.type
+        assert words.to_pylist() == source.to_pylist()
+
+
+@pytest.mark.parametrize("year", [1, 1970, 2024, 9999])
+def test_timestamps_of_spark(year: int, tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    when = pa.array([datetime.datetime(year, 6, 7, 8, 9, 10, 11), None], pa.timestamp("us"))
+    path = write(tmp_path / "a.parquet", pa.table({"when": when}), use_deprecated_int96_timestamps=True)
+    assert check(path, denoise_file)["when"].combine_chunks().equals(when)
+
+
+def test_metadata_of_fields_and_schema(tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    unknown = {"ARROW:extension:name": "some.body", "ARROW:extension:metadata": '{"unit": "m"}'}
+    fields = [
+        pa.field("unknown", pa.int32(), metadata=unknown),
+        pa.field("numbered", pa.list_(pa.field("x", pa.int8(), metadata={"PARQUET:field_id": "8"})), nullable=False),
+        pa.field("renumbered", pa.int64(), metadata={"PARQUET:field_id": "3", "other": "ü"}),
+    ]
+    arrays = [pa.array([1, None]), pa.array([[1], []]), pa.array([1, 2])]
+    schema = pa.schema(fields, metadata={"spark.version": "4.0.0", "bytes": b"\x00\xff"})
+    path = write(
+        tmp_path / "a.parquet",
+        pa.Table.from_arrays([a.cast(f.type) for a, f in zip(arrays, fields, strict=True)], schema=schema),
+    )
+    merged = check(path, denoise_file)
+    assert merged.schema.field("renumbered").metadata[b"PARQUET:field_id"] == b"3"
+    assert merged.schema.field("unknown").metadata[b"ARROW:extension:name"] == b"some.body"
+
+
+def test_the_arrow_schema_is_the_inputs_and_one_more(tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    table = pa.table({"a": pa.array([1], pa.duration("s")), "b": pa.array(["x"], pa.large_string())})
+    path = write(tmp_path / "a.parquet", table)
+    done = denoise_file(path, tmp_path, identity, column="image")
+    stored = [
+        pa.ipc.read_schema(pa.py_buffer(base64.b64decode(pq.read_metadata(file).metadata[b"ARROW:schema"])))
+        for file in (path, done.files[0])
+    ]
+    assert stored[1].remove(len(stored[0])).equals(stored[0], check_metadata=True)
+    assert stored[1].names[-1] == "denoised"
+
+
+INDEXES = {
+    "default": None,
+    "range": pd.RangeIndex(10, 40, 3, name="step"),
+    "named": pd.Index([f"k{i}" for i in range(10)], name="key"),
+    "unnamed": pd.Index(np.arange(10)[::-1] * 1.5),
+    "several": pd.MultiIndex.from_product([["a", "b"], range(5)], names=["letter", None]),
+    "times": pd.date_range("2024-03-30", periods=10, tz="Europe/Rome", name="when"),
+    "categories": pd.CategoricalIndex(list("babababaab"), categories=["b", "a", "c"], ordered=True, name="kind"),
+}
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_pandas_frames(index: str, tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    frame = pd.DataFrame(
+        {
+            "small": pd.array([1, None] * 5, "Int8"),
+            "flag": pd.array([True, None] * 5, "boolean"),
+            "word": pd.Categorical(list("abcabcabca"), categories=["c", "unused", "b", "a"], ordered=True),
+            "text": pd.array(["a", None] * 5, "string"),
+            "when": pd.date_range("2024-10-26", periods=10, tz="Europe/Rome", unit="ns"),
+            7: range(10),
+            "image": [np.full(784, i, np.uint8) for i in range(10)],
+        },
+        index=INDEXES[index],
+    )
+    frame.columns = frame.columns.map(str)
+    frame.to_parquet(tmp_path / "a.parquet", row_group_size=4)
+    check(tmp_path / "a.parquet", denoise_file)
+    done = denoise_file(tmp_path / "a.parquet", tmp_path, identity)
+    out = pd.read_parquet(done.files[0])
+    assert out.columns.tolist() == [*frame.columns, "denoised"]
+    expected = pd.read_parquet(tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(out.drop(columns="denoised"), expected)
+    assert out.index.equals(frame.index)
+    assert out.index.names == frame.index.names
+    assert np.array_equal(np.stack(out["denoised"]), np.stack(frame["image"]))

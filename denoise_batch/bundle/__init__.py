@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import stat
 import tempfile
@@ -31,6 +32,7 @@ from denoise_batch import storage
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
+from denoise_batch.redaction import redact, redact_all
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +57,7 @@ T = TypeVar("T")
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_JSON = 16 << 20
 _MAX_WEIGHTS = 4 << 30
+_MAX_PARAMETER = 1 << 16
 _RETRAIN = "train it again, copy it again, or name another model with --model"
 
 
@@ -123,6 +126,7 @@ class Bundle:
         content = _read(self.folder / WEIGHTS_FILE, _MAX_WEIGHTS)
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ModelError(f"{self.folder / WEIGHTS_FILE} has changed while it was used", hint=_RETRAIN)
+        self._check_sizes()
         with torch.device("meta"):  # shapes alone: no memory, whatever sizes model.json asks for
             expected = {name: tuple(value.shape) for name, value in self._build(models).state_dict().items()}
         found = {name: shape for name, (_, shape) in self.tensors.items()}
@@ -143,6 +147,17 @@ class Bundle:
             raise ModelError(f"{self.folder / WEIGHTS_FILE} holds weights that are not finite", hint=_RETRAIN)
         network.requires_grad_(False)
         return network.to(device).eval()
+
+    def _check_sizes(self) -> None:
+        """A network of 10⁹ layers would take for ever to make, and cannot be that of these weights."""
+        sizes = [size for _, shape in self.tensors.values() if math.prod(shape) for size in shape]
+        most = min(max(len(self.tensors), *sizes, 0), _MAX_PARAMETER)
+        for name, value in self.parameters.items():
+            if isinstance(value, int | float) and abs(value) > most:
+                raise ModelError(
+                    f"{self.folder / MODEL_FILE}: {name} {value:g} is more than the weights' shapes allow",
+                    hint=_RETRAIN,
+                )
 
     def _build(self, models: Any) -> DenoisingNetwork:
         try:
@@ -195,8 +210,9 @@ def save_bundle(
         },
         "noise": card.noise,
         "recipe": card.recipe,
-        "command": card.command,
-        "data": card.data,
+        # Paths may be URIs, and models are given away.
+        "command": shlex.join(map(redact, shlex.split(card.command))),
+        "data": redact_all(card.data),
         "metrics": card.metrics,
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -215,11 +231,16 @@ def save_bundle(
             draw_curves(card.history, built / "curves.png", title=title)
         storage.write_file(built / "README.md", model_card(model, card.history).encode())
         if tensorboard is not None and tensorboard.is_dir():
-            shutil.copytree(tensorboard, built / "tensorboard")
+            shutil.copytree(tensorboard, built / "tensorboard", ignore=_links)
         read_bundle(built)
         storage.publish(built, folder, overwrite=overwrite)
     finally:
         storage.remove(built)
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """What `copytree` leaves out: a link could bring any file of this machine into a folder that is given away."""
+    return [name for name in names if Path(folder, name).is_symlink()]
 
 
 def _umask() -> int:

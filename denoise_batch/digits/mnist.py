@@ -25,7 +25,7 @@ import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import platformdirs
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",
 )
-"""Folders that hold the four gzipped IDX files, the most reliable first."""
+"""Folders that hold the four gzipped IDX files, the most reliable first; https alone."""
 
 FOLDER_VARIABLE = "DENOISE_BATCH_MNIST"
 """The environment variable that names a folder of IDX files."""
@@ -173,7 +172,8 @@ def _read(folder: Path, file: _IdxFile) -> NDArray[np.uint8]:
     if path is None:
         raise MissingFileError(f"{folder} has no {file.published_name}, nor the same unzipped", hint=_OTHER_WAYS)
     try:
-        content = _unpack(path.read_bytes(), file)
+        with path.open("rb") as source:  # gzipped or not, no good file is larger
+            content = _unpack(source.read(file.bytes + _CHUNK), file)
     except OSError as error:
         raise MissingFileError(f"{path} cannot be read: {error.strerror or error}", hint=_OTHER_WAYS) from error
     except _NotMnist as error:
@@ -261,12 +261,23 @@ def _fetch(url: str, limit: int) -> Iterator[bytes]:
     """A file's bytes, no more than `limit` and a chunk: what lies behind a strange network's login page has no size."""
     request = urllib.request.Request(url, headers={"User-Agent": "denoise-batch"})
     # urlopen would keep the proxies that it found at its first call.
-    opener = urllib.request.build_opener()
+    opener = urllib.request.build_opener(_SameScheme)
     with contextlib.closing(opener.open(request, timeout=_STALL_SECONDS)) as response:
         got = 0
         while got <= limit and (chunk := response.read(_CHUNK)):
             got += len(chunk)
             yield chunk
+
+
+class _SameScheme(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection that leaves https."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
+            raise urllib.error.URLError("it redirects to an address without https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _reason(error: Exception) -> str:

@@ -7,16 +7,16 @@ sample = sample_rows(dataset, [find_image_column(dataset.schema, None, dataset.f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from denoise_batch import storage
 from denoise_batch.errors import ParquetError
 from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, to_model_input
 from denoise_batch.inference import footers
+from denoise_batch.input_file import open_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ def _read(
     """Batches of rows skip..skip + take of a row group, each with its first row's number in the group."""
     names = [column.name for column in columns]
     try:
-        with _open(path) as file:
+        with open_parquet(path, buffer=1 << 20) as file:
             missing = [name for name in names if name not in file.schema_arrow.names]
             if missing:
                 raise ParquetError(
@@ -188,14 +188,6 @@ def _read(
                     return
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, str(error).partition("\n")[0]) from error
-
-
-def _open(path: str) -> Any:
-    # Small buffers: a row group may be larger than the memory.
-    if storage.is_uri(path):
-        filesystem, inner = storage.locate(path)
-        return pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 20)
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
 def _unreadable(path: str, reason: str) -> ParquetError:

@@ -204,9 +204,9 @@ def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageCo
     place = -1 if sample is None else sample.schema.get_field_index(name)
     if sample is None or place < 0:
         return column
-    values = sample.column(place).slice(0, 64 * _SAMPLE).drop_null().slice(0, _SAMPLE).combine_chunks()
-    if column.layout is Layout.BINARY and is_variable_binary(storage_of(values).type):
-        encoded = sum(looks_encoded(value) for value in storage_of(values).to_pylist())
+    values = storage_of(sample.column(place).slice(0, 64 * _SAMPLE).combine_chunks()).drop_null().slice(0, _SAMPLE)
+    if column.layout is Layout.BINARY and is_variable_binary(values.type):
+        encoded = sum(looks_encoded(value) for value in values.to_pylist())
         if 2 * encoded > len(values):
             column = image_column(field, Layout.ENCODED)
     bad = decode(values, column).bad
@@ -216,7 +216,7 @@ def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageCo
 
 
 def _size_found(values: pa.Array, column: ImageColumn) -> str:
-    first = storage_of(values)[0].as_py()
+    first = values[0].as_py()
     if column.layout is Layout.ENCODED:
         data = first["bytes"] if isinstance(first, dict) else first
         try:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image, encode_png
 from denoise_batch.images.layouts import PIXELS, SHAPES, SIDE, ImageColumn, Layout, is_variable_binary
+from denoise_batch.images.plain import plain
 
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.uint8]
@@ -236,8 +237,8 @@ def _valid(array: pa.Array) -> Bools:
 
 
 def storage_of(array: pa.Array) -> pa.Array:
-    """The plain array inside one of an extension type, or the array itself."""
-    return array.storage if isinstance(array, pa.ExtensionArray) else array
+    """The plain array that one of an extension type, of views or of a dictionary stands for, or the array itself."""
+    return plain(array.storage if isinstance(array, pa.ExtensionArray) else array)
 
 
 def chunks_of(array: pa.Array | pa.ChunkedArray) -> list[pa.Array]:

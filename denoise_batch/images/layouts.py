@@ -5,6 +5,8 @@
     tensor    arrow.fixed_shape_tensor, and Ray's tensor types
     encoded   PNG or JPEG bytes, plain or in Hugging Face's struct<bytes, path>
 
+Views (binary_view, list_view) and dictionaries of binary count as what they stand for.
+
 Types and metadata only: the values are in `images`. Extension metadata come from the file, so they are read as JSON
 under a size limit, and nothing is ever unpickled.
 """
@@ -18,6 +20,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from denoise_batch.errors import ColumnError, FlagError
+from denoise_batch.images.plain import plain_type
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -89,7 +92,8 @@ def image_column(field: pa.Field, layout: Layout | None = None) -> ImageColumn:
     Raises:
         ColumnError: the type cannot hold 28×28 grey images; says what was found and what is taken.
     """
-    extension, metadata, storage = _extension(field)
+    extension, metadata, stored = _extension(field)
+    storage = plain_type(stored)
     if extension in (_ARROW_TENSOR, *_RAY_FIXED):
         return _fixed_tensor(field, extension, metadata, storage)
     if extension == _RAY_VARIABLE:
@@ -108,7 +112,7 @@ def image_column(field: pa.Field, layout: Layout | None = None) -> ImageColumn:
         raise _refused(field, "is a struct other than Hugging Face's struct<bytes, path>")
     if is_list(storage):
         return _list(field, storage)
-    raise _refused(field, f"is of type {_short(storage)}")
+    raise _refused(field, f"is of type {_short(stored)}")
 
 
 def output_column(
@@ -116,11 +120,12 @@ def output_column(
 ) -> ImageColumn:
     """The column that holds what was made of another column's images.
 
-    Without `layout` and `dtype` it has the input's own type. Three kinds are not carried on, two of them because bad
+    Without `layout` and `dtype` it has the input's own type. Four kinds are not carried on, two of them because bad
     rows become null. A fixed_size_list comes back as list: from Parquet, pyarrow before 26 cannot read a null one
     (apache/arrow issue 35692; fixed_shape_tensor shares this, and has no substitute). Ray's tensor types come back as
     Arrow's fixed_shape_tensor, which Ray reads as well: its own it reads by their data buffer alone, where a null row
-    shifts every image after it. A permuted tensor comes back in row-major order.
+    shifts every image after it. A permuted tensor comes back in row-major order. Views and dictionaries come back as
+    what they stand for.
 
     Args:
         column: the input's image column; None for a new column (`binary` unless told).
@@ -238,7 +243,7 @@ def _extension(field: pa.Field) -> tuple[str, bytes, pa.DataType]:
 
 
 def _storage(type_: pa.DataType) -> pa.DataType:
-    return type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    return plain_type(type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_)
 
 
 def _number(field: pa.Field, leaf: pa.DataType) -> str:

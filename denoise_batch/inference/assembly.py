@@ -16,6 +16,7 @@ from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileErro
 from denoise_batch.inference.ledger import DIGEST, Receipt
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS
 from denoise_batch.inference.run_folder import DATA, part_name
+from denoise_batch.input_file import read_batches
 from denoise_batch.output_file import OutputFile, Written, file_digest
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def merge(parts: list[Path], target: Path, column: ImageColumn, output: ImageCol
     with OutputFile(target, schema, (column, output), compression=compression) as file:
         for part in parts:
             with pq.ParquetFile(part, pre_buffer=False, page_checksum_verification=True) as source:
-                for batch in source.iter_batches(_MERGE_ROWS):
+                for batch in read_batches(source, _MERGE_ROWS):
                     # Files keep metadata of their own; the merged file takes the first one's.
                     file.write(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
         return file.finish()

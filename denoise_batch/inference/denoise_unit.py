@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,8 @@ from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.inference.pages import check_pages
+from denoise_batch.input_file import open_parquet, read_batches
 from denoise_batch.output_file import OutputFile, Written
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 12 << 20  # of decoded Parquet and float32 pixels in one chunk
 _CHUNK_ROWS = 4096
 _MODEL_ROW_BYTES = 784 * 4 * 3  # float32 pixels in, out, and one copy
-_READ_BUFFER = 8 << 20
 _STAGES = ("read", "decode", "forward", "encode", "write", "verify")
 _Item = TypeVar("_Item")
 
@@ -103,9 +104,7 @@ def denoise_unit(
     """
     try:
         return _denoise(assignment, options, forward, fingerprint, on_rows)
-    except DataChanged as error:
-        return _failure(assignment, error.message, error)
-    except JobFailed as error:
+    except (DataChanged, JobFailed, ResourceExhausted) as error:
         return _failure(assignment, error.message, error)
     except OSError as error:
         resource = _resource(error, options)
@@ -113,14 +112,15 @@ def denoise_unit(
             return _failure(assignment, resource.message, resource)
         return _failure(assignment, _one_line(error))
     except Exception as error:  # foreign files can raise anything; the attempt is charged and named
-        return _failure(assignment, _one_line(error))
+        failure = _failure(assignment, _one_line(error))
+        return replace(failure, kind=ResourceExhausted.__name__) if _is_short_of_memory(error) else failure
 
 
 def _failure(assignment: Assignment, reason: str, stops: DenoiseBatchError | None = None) -> Failure:
     return Failure(
         assignment.unit.index,
         assignment.attempt,
-        reason,
+        storage.without_secrets(reason, assignment.file.path),
         final=stops is not None,
         kind=type(stops).__name__ if stops else "",
         hint=stops.hint if stops else "",
@@ -131,6 +131,11 @@ def _one_line(error: BaseException) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
     return f"{first} ({type(error).__name__})" if first else type(error).__name__
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    # torch's allocator on a CPU raises no class of its own.
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _resource(error: OSError, options: UnitOptions) -> ResourceExhausted | None:
@@ -175,7 +180,7 @@ def _denoise(
 
             writing: deque[Future[None]] = deque()
             done = 0
-            for batch in _prefetched(read_unit(source, unit, chunk), clock, "read"):
+            for batch in _prefetched(read_unit(source, unit, chunk, assignment.file.path), clock, "read"):
                 column, codes = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
                 out = [pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)]
@@ -305,31 +310,26 @@ def _check_unchanged(file: PlannedFile) -> None:
         )
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Opens a local path or URI for reading in a stream, checking page checksums where there are any."""
-    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _READ_BUFFER, "page_checksum_verification": True}
-    options["coerce_int96_timestamp_unit"] = "us"  # nanoseconds cannot hold Spark's year 9999: it would wrap
-    if storage.is_uri(path):
-        filesystem, inner = storage.locate(path)
-        return pq.ParquetFile(inner, filesystem=filesystem, **options)
-    return pq.ParquetFile(path, **options)
-
-
 def chunk_rows(row_bytes: int) -> int:
     """Rows worked on at a time, so that one chunk stays within a fixed number of bytes."""
     return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (row_bytes + _MODEL_ROW_BYTES)))
 
 
-def read_unit(source: pq.ParquetFile, unit: Unit, rows: int) -> Iterator[pa.RecordBatch]:
+def read_unit(source: pq.ParquetFile, unit: Unit, rows: int, path: str = "") -> Iterator[pa.RecordBatch]:
     """A unit's rows in order, in batches of at most `rows`.
 
+    Args:
+        path: of the file, whose page headers are checked before anything is decompressed.
+
     Raises:
-        DenoiseBatchError: the row groups hold fewer or more rows than the footer claims.
+        DenoiseBatchError: the row groups hold fewer or more rows than the footer claims, or a page is too large.
     """
     groups = list(range(unit.first_group, unit.last_group + 1))
+    if path:
+        rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups)))
     skip, left = unit.skip, unit.rows
     whole = unit.skip == 0 and unit.rows == sum(source.metadata.row_group(group).num_rows for group in groups)
-    for batch in source.iter_batches(batch_size=rows, row_groups=groups):
+    for batch in read_batches(source, rows, groups):
         dropped = min(skip, batch.num_rows)
         skip -= dropped
         taken = batch.slice(dropped, left)

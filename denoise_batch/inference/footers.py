@@ -11,11 +11,13 @@ import base64
 import json
 import os
 import queue
+import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0
 """How long one file may take before its parser counts as hung."""
+
+MEMORY = 4 << 30
+"""Bytes of address space that a child may take: a damaged file can ask for any number. A third is taken at rest."""
+
+_ENCRYPTED = "it is encrypted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +113,17 @@ def _ask(requests: list[dict[str, Any]], processes: int | None) -> list[dict[str
 
 def _serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers from one child; where it dies or hangs, the last answer names its fate and the rest is left out."""
+    with tempfile.TemporaryFile() as log:  # not a pipe, which a child with much to say would fill
+        return _serve_logged(requests, log)
+
+
+def _serve_logged(requests: list[dict[str, Any]], log: IO[bytes]) -> list[dict[str, Any]]:
     child = subprocess.Popen(
-        [sys.executable, "-m", "denoise_batch.inference.footers"],
+        # -P: not a module that lies beside the data, in the current folder.
+        [sys.executable, "-P", "-m", "denoise_batch.inference.footers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=log,
         text=True,
     )
     assert child.stdin is not None
@@ -144,7 +157,7 @@ def _serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not line.endswith("\n"):
                 code = child.wait()
                 cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-                answers.append({"error": f"its parser crashed ({cause})"})
+                answers.append({"error": _last_words(log) or f"its parser crashed ({cause})"})
                 break
             answers.append(json.loads(line))
     finally:
@@ -156,6 +169,12 @@ def _serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return answers
 
 
+def _last_words(log: IO[bytes]) -> str:
+    """pyarrow aborts, rather than raises, where it meets a column that is encrypted."""
+    log.seek(0)
+    return _ENCRYPTED if b"decrypt" in log.read(1 << 16).lower() else ""
+
+
 def _read_footer(path: str) -> dict[str, Any]:
     with _open(path) as file:
         metadata = file.metadata
@@ -163,6 +182,17 @@ def _read_footer(path: str) -> dict[str, Any]:
         rows = [group.num_rows for group in groups]
         if sum(rows) != metadata.num_rows or any(count < 0 for count in rows):
             return {"error": f"its footer says {metadata.num_rows} rows, its row groups hold {sum(rows)}"}
+        # Every column is looked at: that alone can crash pyarrow, where parts disagree or one is encrypted. A column
+        # without lists has a value for each row, null or not; of two numbers pyarrow would believe the smaller one.
+        flat = [file.schema.column(index).max_repetition_level == 0 for index in range(metadata.num_columns)]
+        for group in groups:
+            chunks = [group.column(index) for index in range(metadata.num_columns)]
+            for chunk in (chunk for chunk, is_flat in zip(chunks, flat, strict=True) if is_flat):
+                if chunk.num_values != group.num_rows:
+                    return {
+                        "error": f"its footer says {group.num_rows} rows of a row group, but {chunk.num_values} "
+                        f"values of its column {chunk.path_in_schema!r}"
+                    }
         row_bytes = max((-(-group.total_byte_size // group.num_rows) for group in groups if group.num_rows), default=0)
         schema = base64.b64encode(file.schema_arrow.serialize()).decode()
         return {"schema": schema, "row_groups": rows, "row_bytes": row_bytes}
@@ -171,7 +201,10 @@ def _read_footer(path: str) -> dict[str, Any]:
 def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[str, Any]:
     import pyarrow as pa
 
+    from denoise_batch.inference.pages import check_pages
+
     with _open(path) as file:
+        check_pages(path, file.metadata, [group])
         batches = file.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
         batch = next(batches, None)
         table = pa.Table.from_batches(
@@ -184,24 +217,22 @@ def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[s
 
 
 def _open(path: str) -> Any:
-    import pyarrow.parquet as pq
+    from denoise_batch.input_file import open_parquet
 
-    from denoise_batch import storage
-
-    # As in denoise_unit.open_parquet, so that planned and read types are the same.
-    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20, "coerce_int96_timestamp_unit": "us"}
-    if storage.is_uri(path):
-        filesystem, inner = storage.locate(path)
-        return pq.ParquetFile(inner, filesystem=filesystem, **options)
-    return pq.ParquetFile(path, **options)
+    return open_parquet(path, buffer=1 << 20)
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
+    if "decrypt" in text:  # pyarrow's word is about its own options
+        return _ENCRYPTED
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def _main() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -49,8 +50,8 @@ ATTEMPTS = 3
 ASSIGNMENTS = 10
 """Most times a unit is given out in one session: one that takes its whole node along would come back for ever."""
 
-HOPELESS = 10
-"""Workers that die before the session's first receipt, before it is the machine that is at fault and not the data."""
+OUT_OF_MEMORY = 6
+"""Attempts that run out of memory before the session's first receipt, before it is the machine that is at fault."""
 
 _NAMED_AT_MOST = 10
 
@@ -112,6 +113,7 @@ class _Job:
         self.rows_done = self.rows_before
         self.bad = sum(run.ledger.bad_rows().values())
         self.attempts: dict[int, int] = {}
+        self.out_of_memory = 0
         self.assigned: dict[int, int] = {}
         self.under_way: dict[int, int] = {}
         self.first_start: float | None = None
@@ -162,7 +164,7 @@ class _Job:
         run = self.run
         parts = [run.staging / run.ledger.receipts[unit].file for unit in range(len(run.plan))]
         run.built.mkdir(exist_ok=True)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with _safe_path(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
                 return pool.submit(
                     assembly.merge, parts, run.built / DATA, run.plan.column, self.output, self.settings.compression
@@ -203,12 +205,9 @@ class _Job:
         device = settings.device if size.gpus else "cpu"
         bundle = self.request.bundle
         model = ModelToLoad(str(bundle.folder.absolute()), bundle.sha256, settings.batch_size, device)
-        begun: set[int] = set()
         for answer in process_units([self._assign(unit) for unit in wave], options, model, size, verbose=self.verbose):
             if isinstance(answer, Working):
-                begun.add(answer.unit)
                 self._note_progress(answer)
-                self._check_hopeless(len(begun - answered), size.actors)
                 continue
             answered.add(answer.unit)
             self.under_way.pop(answer.unit, None)
@@ -248,6 +247,13 @@ class _Job:
         self.attempts[failure.unit] = self.attempts.get(failure.unit, 0) + 1
         if failure.final:
             raise getattr(errors, failure.kind)(failure.reason, hint=failure.hint)
+        self.out_of_memory += failure.kind == ResourceExhausted.__name__
+        if self.out_of_memory >= OUT_OF_MEMORY and not self.last_receipt:
+            raise ResourceExhausted(
+                f"memory ran out in {self.out_of_memory} attempts and no unit was finished: "
+                + self._name_failure(failure.unit),
+                hint="give fewer --workers or a smaller --batch-size, then run the same command again to go on",
+            )
 
     def _note_progress(self, answer: Working) -> None:
         if self.first_start is None:
@@ -255,15 +261,6 @@ class _Job:
         if answer.unit not in self.run.ledger.receipts:
             self.under_way[answer.unit] = answer.rows
             self._report("denoising")
-
-    def _check_hopeless(self, unanswered: int, actors: int) -> None:
-        """Stops where worker after worker dies and none gets anything done: it would go on for hours."""
-        dead = unanswered - actors
-        if dead >= HOPELESS and not self.last_receipt:
-            raise ResourceExhausted(
-                f"{dead} workers died, each on another unit, and none finished one: most often memory ran out",
-                hint="give fewer --workers or a smaller --batch-size, then run the same command again to go on",
-            )
 
     def _check_bad(self) -> None:
         allowed = self.settings.max_bad * self.run.plan.rows
@@ -322,6 +319,20 @@ class _Job:
             stages=stages,
             already_complete=already_complete,
         )
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Python processes started meanwhile import nothing that lies beside the data, in the current folder."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextlib.contextmanager

@@ -69,29 +69,40 @@ def verify(out: Path) -> list[str]:
     return list(_faults(out, folder, success))
 
 
+def _stays_below(name: str) -> bool:
+    return not name.startswith("/") and all(part not in {"", ".", ".."} for part in name.split("/"))
+
+
 def _faults(out: Path, folder: Path, success: Path) -> Iterator[str]:
     path = folder / MANIFEST
-    if not success.is_file():
-        yield f"{success} is missing"
-        return
-    if not path.is_file():
-        yield f"{path} is missing"
-        return
+    for file in (success, path):
+        if not file.is_file():
+            yield f"{file} is missing"
+            return
+        if file.is_symlink():
+            yield f"{file} is a link, not the file that was written"
     if success.read_bytes() != f"{DIGEST} {file_digest(path)}\n".encode():
         yield f"{path} is not the manifest that {SUCCESS} vouches for"
         return
     manifest = json.loads(path.read_bytes())
     root = out if out.is_dir() else out.parent
-    known = {success.resolve(), path.resolve()}
+    known = {success, path}
     for entry, base in [(e, root) for e in manifest["files"]] + [(e, folder) for e in manifest["sidecar"]]:
+        if not _stays_below(entry["path"]):
+            yield f"{path} names {entry['path']}, which is no file of the output"
+            continue
         file = base / entry["path"]
-        known.add(file.resolve())
-        if not file.is_file():
+        known.add(file)
+        if file.is_symlink():
+            yield f"{file} is a link, not the file that was written"
+        elif not file.is_file():
             yield f"{file} is missing"
         elif file.stat().st_size != entry["bytes"]:
             yield f"{file} has {file.stat().st_size} bytes, not {entry['bytes']}"
         elif file_digest(file) != entry["digest"]:
             yield f"{file} is damaged: its digest is not the manifest's"
+    folders = {parent for file in known for parent in file.parents}
     for file in sorted((out if out.is_dir() else folder).rglob("*")):
-        if file.is_file() and file.resolve() not in known:
-            yield f"{file} is not part of the output"
+        if file in known or (file in folders and not file.is_symlink()):
+            continue
+        yield f"{file} is not part of the output"

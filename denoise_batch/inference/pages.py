@@ -1,18 +1,20 @@
 """Looks at Parquet page headers before anything is decompressed: what a page claims, and whether the footer agrees.
 
 pyarrow allocates whatever size a page header claims, and stops reading where the footer says that the rows end. So a
-page may take all memory, and rows that a wrong footer leaves out would be lost without a word.
+page may take all memory, and rows that a wrong footer leaves out would be lost without a word. Nor does a page's
+checksum cover its header: one flipped bit in a header's number of values gives other rows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import pyarrow.parquet as pq
 
@@ -24,15 +26,30 @@ PAGE_VALUES = 1 << 27
 
 _HEADER_BYTES = 256  # read at first; statistics may make a header longer
 _LONGEST_HEADER = 16 << 20
+_OLD_HEADER = 100  # bytes at most, as pyarrow has it
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DATA_HEADERS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # fields of a page header that describe each type
-_UNCOMPRESSED, _COMPRESSED = 2, 3  # its other fields
-_VALUES, _ROWS = 1, 3  # fields of those descriptions; rows only in version 2
+_TYPE, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3  # its other fields
+_VALUES, _ROWS, _DEFINITIONS, _REPETITIONS = 1, 3, 5, 6  # fields of those descriptions; but the first, of version 2
 _BAD = "a page header is damaged"
 
 
 class _Source(Protocol):
     def read_at(self, nbytes: int, offset: int) -> bytes: ...
+
+
+@dataclass(slots=True)
+class _Page:
+    """What a page header says. `rows` and the bytes of levels, `definitions` and `repetitions`, are of version 2."""
+
+    kind: int
+    uncompressed: int
+    compressed: int
+    values: int
+    rows: int
+    definitions: int
+    repetitions: int
+    length: int
 
 
 class _Short(Exception):
@@ -56,58 +73,61 @@ def check_pages(path: str, metadata: pq.FileMetaData, groups: Iterable[int]) -> 
     """
     filesystem, inner = storage.locate(path)
     with filesystem.open_input_file(inner) as source:
-        entries = 0
-        for group in groups:
-            row_group = metadata.row_group(group)
-            chunks = [row_group.column(index) for index in range(row_group.num_columns)]
-            if storage.is_uri(path):
-                chunks = [chunk for chunk in chunks if chunk.total_uncompressed_size > PAGE_BYTES]
-            try:
-                entries = max(entries, sum(_check_chunk(source, chunk, row_group.num_rows) for chunk in chunks))
-            except DenoiseBatchError as error:
-                raise DenoiseBatchError(f"row group {group}: {error.message}", hint="") from error
-        return entries
+        leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+        found = (_check_group(source, path, metadata.row_group(group), leaves, group) for group in groups)
+        return max(found, default=0)
 
 
-def _check_chunk(source: _Source, chunk: Any, rows: int) -> int:
+def _check_group(source: _Source, path: str, row_group: Any, leaves: Sequence[Any], number: int) -> int:
+    entries = 0
+    for index in range(row_group.num_columns):
+        chunk = row_group.column(index)
+        if storage.is_uri(path) and chunk.total_uncompressed_size <= PAGE_BYTES:
+            continue
+        try:
+            entries += _check_chunk(source, chunk, leaves[index], row_group.num_rows)
+        except DenoiseBatchError as error:
+            raise _fault(f"row group {number}, column {chunk.path_in_schema!r}: {error.message}") from error
+    return entries
+
+
+def _check_chunk(source: _Source, chunk: Any, leaf: Any, rows: int) -> int:
     """One column of one row group; the average bytes of its dictionary's entries."""
-    name, values, entry = chunk.path_in_schema, 0, 0
-    rows_v2: int | None = 0
+    values = rows_v2 = entry = 0
+    all_v2 = True
     offsets = [offset for offset in (chunk.dictionary_page_offset, chunk.data_page_offset) if offset]
     position = min(offsets, default=0)
     end = position + chunk.total_compressed_size
     # Some old writers leave the dictionary's header out of the size: there, the number of values decides.
-    while chunk.num_values and (position < end or values < chunk.num_values):
-        try:
-            kind, uncompressed, compressed, header, length = _page_header(source, position)
-        except DenoiseBatchError as error:
-            raise DenoiseBatchError(f"column {name!r}: {error.message}", hint="") from error
-        count = header.get(_VALUES, 0)
-        if uncompressed > PAGE_BYTES:
-            raise DenoiseBatchError(
-                f"column {name!r}: a page of {uncompressed:,} bytes is more than a worker holds ({PAGE_BYTES:,})", hint=""
-            )
-        if count > PAGE_VALUES:
-            raise DenoiseBatchError(
-                f"column {name!r}: a page of {count:,} values is more than a worker holds ({PAGE_VALUES:,})", hint=""
-            )
-        if kind == _DICTIONARY:
-            entry = uncompressed // max(count, 1)
-        elif kind in _DATA_HEADERS:
-            values += count
-            rows_v2 = rows_v2 + header.get(_ROWS, 0) if kind == _DATA_V2 and rows_v2 is not None else None
-        position += length + compressed
+    while position < end or (values < chunk.num_values and position < end + _OLD_HEADER):
+        page = _page(source, position)
+        if position >= end and values + page.values > chunk.num_values:
+            break  # it is the next column's
+        if page.uncompressed > PAGE_BYTES:
+            raise _fault(f"a page of {page.uncompressed:,} bytes is more than a worker may hold ({PAGE_BYTES:,})")
+        if page.values > PAGE_VALUES:
+            raise _fault(f"a page of {page.values:,} values is more than a worker may hold ({PAGE_VALUES:,})")
+        if page.kind == _DICTIONARY:
+            entry = page.uncompressed // max(page.values, 1)
+        elif page.kind in _DATA_HEADERS:
+            values += page.values
+            all_v2 = all_v2 and page.kind == _DATA_V2
+            rows_v2 += page.rows
+            if page.kind == _DATA_V2:
+                _check_levels(source, position, page, leaf)
+        position += page.length + page.compressed
     if values != chunk.num_values:
-        raise DenoiseBatchError(
-            f"column {name!r}: its pages hold {values:,} values, its footer claims {chunk.num_values:,}", hint=""
-        )
-    if rows_v2 is not None and rows_v2 != rows:
-        raise DenoiseBatchError(f"column {name!r}: its pages hold {rows_v2:,} rows, its footer claims {rows:,}", hint="")
+        raise _fault(f"its pages hold {values:,} values, the footer claims {chunk.num_values:,}")
+    if all_v2 and rows_v2 != rows:
+        raise _fault(f"its pages hold {rows_v2:,} rows, the footer claims {rows:,}")
     return entry
 
 
-def _page_header(source: _Source, position: int) -> tuple[int, int, int, dict[int, Any], int]:
-    """(type, uncompressed bytes, compressed bytes, fields of its description, length of the header)."""
+def _fault(reason: str) -> DenoiseBatchError:
+    return DenoiseBatchError(reason, hint="")
+
+
+def _page(source: _Source, position: int) -> _Page:
     size = _HEADER_BYTES
     while True:
         content = source.read_at(size, position)
@@ -116,16 +136,50 @@ def _page_header(source: _Source, position: int) -> tuple[int, int, int, dict[in
             break
         except _Short:
             if len(content) < size or size >= _LONGEST_HEADER:
-                raise DenoiseBatchError(_BAD, hint="") from None
+                raise _fault(_BAD) from None
             size *= 16
-    kind, uncompressed, compressed = (fields.get(field) for field in (1, _UNCOMPRESSED, _COMPRESSED))
-    header = fields.get(_DATA_HEADERS.get(kind, 0), {}) if isinstance(kind, int) else None
-    sizes_are_sound = all(isinstance(value, int) and value >= 0 for value in (kind, uncompressed, compressed))
-    if not sizes_are_sound or not isinstance(header, dict):
-        raise DenoiseBatchError(_BAD, hint="")
-    if any(not isinstance(header.get(field, 0), int) or header.get(field, 0) < 0 for field in (_VALUES,)):
-        raise DenoiseBatchError(_BAD, hint="")
-    return kind, uncompressed, compressed, header, length  # type: ignore[return-value]
+    kind = fields.get(_TYPE, -1)
+    about = fields.get(_DATA_HEADERS.get(kind, 0), {})
+    numbers: list[Any] = [kind, fields.get(_UNCOMPRESSED), fields.get(_COMPRESSED)]
+    if isinstance(about, dict):
+        version_2 = (_ROWS, _DEFINITIONS, _REPETITIONS)
+        numbers += [about.get(_VALUES, 0), *(about.get(field, 0) if kind == _DATA_V2 else 0 for field in version_2)]
+    numbers.append(length)
+    if len(numbers) != 8 or any(not isinstance(number, int) or number < 0 for number in numbers):
+        raise _fault(_BAD)
+    return _Page(*numbers)
+
+
+def _check_levels(source: _Source, position: int, page: _Page, leaf: Any) -> None:
+    """Version 2 gives the lengths of a page's levels in its header; pyarrow does not see where they are wrong."""
+    content = source.read_at(page.repetitions + page.definitions, position + page.length)
+    for most, levels in (
+        (leaf.max_repetition_level, content[: page.repetitions]),
+        (leaf.max_definition_level, content[page.repetitions :]),
+    ):
+        try:
+            # Zeros behind them would be some writer's padding.
+            sound = not any(levels[_levels_end(levels, page.values if most else 0, most.bit_length()) :])
+        except _Short:
+            sound = False
+        if not sound:
+            raise _fault(_BAD)
+
+
+def _levels_end(content: bytes, count: int, width: int) -> int:
+    """Where `count` levels of `width` bits end: runs of one level and runs of packed ones, one after another."""
+    at = 0
+    while count > 0:
+        head, at = _varint(content, at)
+        if head & 1:
+            count -= 8 * (head >> 1)
+            at += width * (head >> 1)
+        else:
+            count -= head >> 1
+            at += (width + 7) // 8
+    if at > len(content):
+        raise _Short
+    return at
 
 
 # --- Thrift's compact protocol, as far as page headers need it --------------------------------------------------------
@@ -139,7 +193,7 @@ def _struct(content: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], in
     fields: dict[int, Any] = {}
     number = 0
     if depth > _DEEPEST:
-        raise DenoiseBatchError(_BAD, hint="")
+        raise _fault(_BAD)
     while True:
         if at >= len(content):
             raise _Short
@@ -168,7 +222,7 @@ def _value(content: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == _BINARY:
         length, at = _varint(content, at)
         return None, at + length
-    raise DenoiseBatchError(_BAD, hint="")  # no page header has a list, a set or a map
+    raise _fault(_BAD)  # no page header has a list, a set or a map
 
 
 def _integer(content: bytes, at: int) -> tuple[int, int]:
@@ -188,4 +242,4 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise DenoiseBatchError(_BAD, hint="")
+            raise _fault(_BAD)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +121,14 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> Plan:
         content = json.loads((folder / "plan.json").read_bytes())
+        files = tuple(PlannedFile(*fields) for fields in content["files"])
+        for file in files:
+            if not storage.stays_inside(file.folder, folders=True):
+                raise ValueError(f"plan.json names the folder {file.folder!r}")
         table = pq.read_table(folder / "units.parquet")
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["schema"])))
         return cls(
-            tuple(PlannedFile(*fields) for fields in content["files"]),
+            files,
             {field: table[field].to_numpy() for field in _UNIT_FIELDS},
             schema,
             image_column(schema.field(content["column"]), Layout(content["layout"])),
@@ -139,13 +144,8 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
         ColumnError: no image column, two candidates, a wrong size or type; polarity or number range not clear.
     """
     found = footers.read_footers([file.path for file in files])
-    read = _all_readable(files, found)
-    schema = _common_schema(files, read, column)
-    if output_column in schema.names:
-        raise ColumnError(
-            f"the input has a column {output_column!r} already",
-            hint="give the new one another name (infer: --output-column), or drop it",
-        )
+    read, schema = _check_files(files, found)
+    _check_columns(schema, files[0], column, output_column)
     samples = _sample(files, read, schema)
     image = find_image_column(schema, column, _first_rows(samples))
     # Footers count bytes as they are encoded: a long text that many rows share weighs next to nothing there.
@@ -162,54 +162,73 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     )
 
 
-def _all_readable(files: Sequence[InputFile], found: Sequence[Footer | footers.Unreadable]) -> list[Footer]:
+def _check_files(
+    files: Sequence[InputFile], found: Sequence[Footer | footers.Unreadable]
+) -> tuple[list[Footer], pa.Schema]:
+    """The footers and the schema that all of them have, metadata aside."""
     bad = [
-        (file, "it is empty (0 bytes)" if file.size == 0 else footer.reason)
+        f"{storage.redact(file.path)}: {'it is empty (0 bytes)' if file.size == 0 else footer.reason}"
         for file, footer in zip(files, found, strict=True)
         if isinstance(footer, footers.Unreadable)
     ]
+    readable = [(file, footer) for file, footer in zip(files, found, strict=True) if isinstance(footer, footers.Footer)]
+    schema, odd = _common_schema(readable)
+    faults = []
     if bad:
-        named = "; ".join(f"{storage.redact(file.path)}: {reason}" for file, reason in bad[:_NAMED_AT_MOST])
-        more = f"; and {len(bad) - _NAMED_AT_MOST} more" if len(bad) > _NAMED_AT_MOST else ""
         count = "1 file is" if len(bad) == 1 else f"{len(bad)} of {len(files)} files are"
-        raise ParquetError(
-            f"{count} not readable as Parquet: {named}{more}",
-            hint="repair them, or take them out of the input",
-        )
-    return [footer for footer in found if not isinstance(footer, footers.Unreadable)]
+        faults.append(f"{count} not readable as Parquet: {_named(bad)}")
+    if odd:
+        # Of all files, not of the readable ones: the same number as above.
+        count = f"{len(odd)} of {len(files)} files {'differs' if len(odd) == 1 else 'differ'}"
+        like = next(file for file, footer in readable if pa.ipc.read_schema(pa.py_buffer(footer.schema)).equals(schema))
+        faults.append(f"{count} in the columns from {storage.redact(like.path)}: {_named(odd)}")
+    if faults:
+        hints = ["repair them, or take them out of the input"] if bad else []
+        hints += ["run files of one schema at a time, or rewrite the others"] if odd else []
+        raise ParquetError(". ".join(faults), hint="; ".join(hints))
+    assert schema is not None
+    return [footer for _, footer in readable], schema
 
 
-def _common_schema(files: Sequence[InputFile], read: Sequence[Footer], column: str | None) -> pa.Schema:
-    """The first file's schema, once all others are known to equal it but for metadata."""
-    schemas: dict[bytes, pa.Schema] = {}
-    first: pa.Schema | None = None
-    other: list[str] = []
-    for file, footer in zip(files, read, strict=True):
-        if footer.schema not in schemas:
-            schemas[footer.schema] = pa.ipc.read_schema(pa.py_buffer(footer.schema))
-        schema = schemas[footer.schema]
-        if first is None:
-            first = schema
-        elif not schema.equals(first):
-            other.append(f"{storage.redact(file.path)} ({_difference(first, schema)})")
-    assert first is not None
-    if other:
-        more = f"; and {len(other) - _NAMED_AT_MOST} more" if len(other) > _NAMED_AT_MOST else ""
-        raise ParquetError(
-            f"{len(other)} of {len(files)} files differ in their columns from {storage.redact(files[0].path)}: "
-            + "; ".join(other[:_NAMED_AT_MOST])
-            + more,
-            hint="run files of one schema at a time, or rewrite the others",
-        )
-    duplicates = {name for name in first.names if first.names.count(name) > 1}
+def _named(faults: Sequence[str]) -> str:
+    more = f"; and {len(faults) - _NAMED_AT_MOST} more" if len(faults) > _NAMED_AT_MOST else ""
+    return "; ".join(faults[:_NAMED_AT_MOST]) + more
+
+
+def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Schema | None, list[str]]:
+    """The schema that most files have, and the files that have another one."""
+    known: dict[bytes, int] = {}  # index of the schema in `kinds`
+    kinds: list[pa.Schema] = []
+    for _, footer in readable:
+        if footer.schema not in known:
+            schema = pa.ipc.read_schema(pa.py_buffer(footer.schema))
+            known[footer.schema] = next((i for i, kind in enumerate(kinds) if kind.equals(schema)), len(kinds))
+            kinds += [schema] if known[footer.schema] == len(kinds) else []
+    if not kinds:
+        return None, []
+    common = Counter(known[footer.schema] for _, footer in readable).most_common(1)[0][0]
+    odd = [
+        f"{storage.redact(file.path)} ({_difference(kinds[common], kinds[known[footer.schema]])})"
+        for file, footer in readable
+        if known[footer.schema] != common
+    ]
+    return kinds[common], odd
+
+
+def _check_columns(schema: pa.Schema, file: InputFile, column: str | None, output_column: str) -> None:
+    duplicates = {name for name in schema.names if schema.names.count(name) > 1}
     if duplicates:
         raise ColumnError(
-            f"{storage.redact(files[0].path)}: column names stand more than once: {', '.join(sorted(duplicates))}",
+            f"{storage.redact(file.path)}: column names stand more than once: {', '.join(sorted(duplicates))}",
             hint="rename them",
         )
-    if column is not None and column not in first.names:
-        raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(first.names)}")
-    return first
+    if column is not None and column not in schema.names:
+        raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(schema.names)}")
+    if output_column in schema.names:
+        raise ColumnError(
+            f"the input has a column {output_column!r} already",
+            hint="give the new one another name (infer: --output-column), or drop it",
+        )
 
 
 def _difference(first: pa.Schema, other: pa.Schema) -> str:
@@ -235,7 +254,17 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], schema: pa.Schem
         chosen = np.linspace(0, len(places) - 1, _SAMPLES).astype(int)
         places = [places[i] for i in chosen]
     requests = [(files[i].path, group, tuple(schema.names)) for i, group in places]
-    return [table for table in footers.read_samples(requests, _SAMPLE_ROWS) if isinstance(table, pa.Table)]
+    answers = footers.read_samples(requests, _SAMPLE_ROWS)
+    samples = [table for table in answers if isinstance(table, pa.Table)]
+    if answers and not samples:
+        # Nothing is known of the images then: not their layout, their polarity or their range.
+        first = answers[0]
+        raise ParquetError(
+            f"none of the {len(answers)} row groups looked at can be read; {storage.redact(requests[0][0])}, row group "
+            f"{requests[0][1]}: {first.reason if isinstance(first, footers.Unreadable) else ''}",
+            hint="repair the files, or take them out of the input",
+        )
+    return samples
 
 
 def _first_rows(samples: Sequence[pa.Table]) -> pa.Table | None:

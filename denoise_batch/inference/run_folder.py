@@ -183,7 +183,15 @@ def rows_done(out: Path, files: Sequence[InputFile], identity: dict[str, Any], *
 
 def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
     try:
-        return Ledger(folder / "ledger")
+        ledger = Ledger(folder / "ledger")
+        for receipt in ledger.receipts.values():
+            names = [receipt.file, *(name for name in (receipt.bad_file, receipt.quarantine_file) if name)]
+            if not all(storage.stays_inside(name) for name in names):
+                raise ResumeError(
+                    f"{folder / 'ledger'}: the receipt of unit {receipt.unit} names a file outside of the run's folder",
+                    hint="give --overwrite to start afresh",
+                )
+        return ledger
     except ResumeError:
         if not overwrite:
             raise
@@ -264,8 +272,8 @@ def _drop_strays(run: RunFolder) -> None:
         staged = run.staging / receipt.file
         moved = _moved(run, receipt)
         beside = [name for name in (receipt.bad_file, receipt.quarantine_file) if name]
-        listed = all((run.staging / name).exists() for name in beside)
-        if listed and (moved or (staged.exists() and staged.stat().st_size == receipt.bytes)):
+        listed = all(_is_file(run.staging / name) for name in beside)
+        if listed and (moved or (_is_file(staged) and staged.stat().st_size == receipt.bytes)):
             named |= {receipt.file, *beside}
             kept |= {moved} if moved else set()
         else:
@@ -293,9 +301,14 @@ def _moved(run: RunFolder, receipt: Receipt) -> Path | None:
     if len(run.plan) == 1:
         candidates.append(run.built / DATA)
     for path in candidates:
-        if path.is_file() and path.stat().st_size == receipt.bytes and file_digest(path) == receipt.digest:
+        if _is_file(path) and path.stat().st_size == receipt.bytes and file_digest(path) == receipt.digest:
             return path
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """A file of our own: we make no links, and what one leads to may change behind our back."""
+    return path.is_file() and not path.is_symlink()
 
 
 def part_name(plan: Plan, unit: int) -> str:

@@ -6,11 +6,12 @@ is that it was begun, how far it is, and its receipt or its failure.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import logging
-import os
+import re
+import shutil
+import signal
 import threading
 import time
 import uuid
@@ -20,13 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denoise_batch import errors
+from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, FlagError, JobFailed, ResourceExhausted
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 _RAY_TENSOR_TYPES = (
     "ray.data.arrow_tensor",
@@ -35,11 +38,14 @@ _RAY_TENSOR_TYPES = (
     "ray.data.arrow_pickled_object",
 )
 _PROGRESS_SECONDS = 1.0
-_WATCH_SECONDS = 2.0
-_START_DEATHS = 5
+_WATCH_SECONDS = 1.0
 _SILENCE_SECONDS = 15.0
-_MARK = "starting-"
-"""Begins the name of the file that stands in the staging folder while an actor starts."""
+_STEADY_SECONDS = 5.0
+_FULL_BYTES = 1 << 20
+_DEATHS = 5
+"""Workers that die with no unit answered in between, before it is the machine that is at fault and not the data."""
+# The file that an actor leaves in the staging folder begins so, and ends so until the model is loaded.
+_MARK, _LOADING = "worker-", ".loading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def process_units(
 
     Raises:
         JobFailed: actors cannot start.
-        ResourceExhausted: Ray's object store or disk is full.
+        ResourceExhausted: workers die again and again, or Ray's object store or disk is full.
     """
     import ray.data
 
@@ -123,7 +129,7 @@ def process_units(
         setattr(context, name, value)
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     try:
-        with _quiet(verbose), _watch_starts(Path(options.staging), size.actors) as heard:
+        with _quiet(verbose), _Watch(Path(options.staging), size.actors) as watch:
             blocks = [{"assignment": json.dumps(asdict(assignment))} for assignment in assignments]
             answers = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
                 DenoiseUnit,
@@ -137,10 +143,11 @@ def process_units(
             )
             # Nothing is fetched ahead: an answer would wait for the next one before it could be committed.
             for batch in answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-                heard()
-                for answer in batch.column("answer").to_pylist():
-                    kind, record = json.loads(answer)
-                    yield _ANSWERS[kind](**record)
+                for record in batch.column("answer").to_pylist():
+                    kind, fields = json.loads(record)
+                    answer = _ANSWERS[kind](**fields)
+                    watch.heard(answer)
+                    yield answer
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from error
     finally:
@@ -160,8 +167,10 @@ class DenoiseUnit:
     """The actor: loads the model once, then makes one unit's file a call."""
 
     def __init__(self, options: UnitOptions, model: ModelToLoad, size: PoolSize) -> None:
-        mark = Path(options.staging, f"{_MARK}{uuid.uuid4().hex}")
-        mark.touch()
+        refuse_unsafe_switches()  # a node's environment may be another than the driver's
+        mark = Path(options.staging, f"{_MARK}{uuid.uuid4().hex}{_LOADING}")
+        with contextlib.suppress(OSError):  # a full disk is named when the unit's file is written
+            mark.touch()
         import pyarrow as pa
 
         # Imported here: the driver never loads torch.
@@ -179,7 +188,8 @@ class DenoiseUnit:
         self._denoiser = Denoiser(bundle, device=model.device, threads=size.threads, batch=model.batch)
         # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
         self._thread = ThreadPoolExecutor(1)
-        mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mark.rename(mark.with_suffix(""))
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
         fields = json.loads(str(batch["assignment"][0]))
@@ -209,50 +219,102 @@ def _answer(kind: str, record: dict[str, Any]) -> dict[str, list[str]]:
     return {"answer": [json.dumps([kind, record])]}
 
 
-@contextlib.contextmanager
-def _watch_starts(staging: Path, actors: int) -> Iterator[Callable[[], None]]:
-    """Ends the wait for actors that die again and again while they start: Ray would replace them for ever.
+class _Watch:
+    """Ends the wait for workers that die again and again, or cannot start: Ray would replace them for ever.
 
-    An actor leaves a mark in the staging folder until it is ready; what remains of a dead one is counted.
+    Each actor leaves a mark in the staging folder when it starts: with more marks than actors, some have died. It is
+    not told by their units, which may die before a word of theirs arrives. As long as one worker gets on, those that
+    cannot are no reason to stop.
 
-    Yields:
-        To be called with each answer: as long as others work, those that cannot start are no reason to stop.
+        with _Watch(staging, actors) as watch:
+            watch.heard(answer)  # with each answer
 
     Raises:
-        JobFailed: too many marks remained.
+        ResourceExhausted: on leaving.
     """
-    failed = threading.Event()
-    left = threading.Event()
 
-    last = time.monotonic()
+    def __init__(self, staging: Path, actors: int) -> None:
+        self._staging, self._actors = staging, actors
+        self._left = threading.Event()
+        self._verdict: ResourceExhausted | None = None
+        self._starts = 0
+        self._base = 0  # starts when a unit was last answered
+        self._last = time.monotonic()
+        self._under_way: dict[int, tuple[int, float]] = {}
+        self._before: Any = None
 
-    def heard() -> None:
-        nonlocal last
-        last = time.monotonic()
+    def __enter__(self) -> _Watch:
+        for mark in self._staging.glob(f"{_MARK}*"):
+            mark.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            # A signal of its own: Ctrl-C may be ignored (a shell does that to what it runs in the background).
+            self._before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
 
-    def watch() -> None:
-        while not left.wait(_WATCH_SECONDS):
-            marks = sum(1 for entry in os.scandir(staging) if entry.name.startswith(_MARK))
-            if marks >= actors + _START_DEATHS and time.monotonic() - last > _SILENCE_SECONDS:
-                failed.set()
-                _thread.interrupt_main()  # Ray's waits end for nothing else
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._left.set()
+        if self._before is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+        if self._verdict is not None and error is not None:
+            raise self._verdict from error
+
+    def heard(self, answer: Receipt | Failure | Working) -> None:
+        """Takes note of a sign of life."""
+        self._last = time.monotonic()
+        if isinstance(answer, Working):
+            begun, _ = self._under_way.get(answer.unit, (self._starts, 0.0))
+            self._under_way[answer.unit] = (begun, self._last)
+        else:
+            self._under_way.pop(answer.unit, None)
+            self._base = self._starts
+
+    def _watch(self) -> None:
+        while not self._left.wait(_WATCH_SECONDS):
+            try:
+                self._verdict = self._judge()
+            except OSError:
+                continue
+            if self._verdict is not None and not self._left.is_set():
+                # Ray's waits end for nothing but signals.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 
-    for mark in staging.glob(f"{_MARK}*"):
-        mark.unlink(missing_ok=True)
-    if threading.current_thread() is threading.main_thread():
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield heard
-    except KeyboardInterrupt as error:
-        if not failed.is_set():
-            raise
-        raise JobFailed(
-            f"the workers died {_START_DEATHS} times while they loaded the model (killed, or out of memory)",
-            hint="give fewer --workers or more memory, then run the same command again; -v shows Ray's own log",
-        ) from error
-    finally:
-        left.set()
+    def _judge(self) -> ResourceExhausted | None:
+        marks = [path.name for path in self._staging.iterdir() if path.name.startswith(_MARK)]
+        self._starts, now = len(marks), time.monotonic()
+        full = _full_ray_disk() if now - self._last > _SILENCE_SECONDS else None
+        if full is not None:
+            return ResourceExhausted(
+                f"{full}: the disk that Ray keeps its log on is full, and no worker can start",
+                hint="make room there, then run the same command again to go on",
+            )
+        dead = self._starts - self._base - self._actors
+        getting_on = any(
+            self._starts - begun >= _DEATHS and now - last < _STEADY_SECONDS
+            for begun, last in list(self._under_way.values())
+        )
+        if dead < _DEATHS or getting_on:
+            return None
+        doing = f"and none finished a unit (units {', '.join(map(str, sorted(self._under_way)))})"
+        if sum(name.endswith(_LOADING) for name in marks) >= _DEATHS:
+            doing = "while they loaded the model"
+        return ResourceExhausted(
+            f"the workers died {dead} times in a row {doing}: most often memory ran out",
+            hint="give fewer --workers, a smaller --batch-size or more memory, then run the same command again to go "
+            "on; -v shows Ray's own log",
+        )
+
+
+def _full_ray_disk() -> str | None:
+    """Ray's folder on this machine, where its disk is full: without its log a worker does not start."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    if node is None:
+        return None
+    folder = str(node.get_session_dir_path())
+    return folder if shutil.disk_usage(folder).free < _FULL_BYTES else None
 
 
 def _ray_failed(error: BaseException) -> DenoiseBatchError:
@@ -272,6 +334,13 @@ def _ray_failed(error: BaseException) -> DenoiseBatchError:
                 return ResourceExhausted(what, hint="make room, then run the same command again to go on")
         cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # What an actor raises while it starts comes as text alone.
+    named = re.match(r"denoise_batch\.errors\.(\w+): (.+)", lines[-1]) if lines else None
+    if named and issubclass(getattr(errors, named[1], Exception), DenoiseBatchError):
+        raised: DenoiseBatchError = getattr(errors, named[1])(
+            named[2], hint="once that is mended, run the same command again to go on"
+        )
+        return raised
     return JobFailed(
         f"the workers failed: {lines[-1] if lines else type(error).__name__}",
         hint="what is done is kept; run with -v for Ray's own log",

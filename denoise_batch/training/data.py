@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from denoise_batch import storage
+from denoise_batch import input_file, storage
 from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
 from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, to_model_input
 from denoise_batch.inference.footers import Footer, Unreadable, read_footers, read_samples
@@ -101,7 +101,7 @@ class ParquetImages:
         """What tells this data from other data, as JSON."""
         return {
             "source": "Parquet",
-            "files": [list(file) for file in self.files],
+            "files": [[storage.redact(path), size, mtime_ns] for path, size, mtime_ns in self.files],
             "rows": self.rows,
             "column": self.clean.name,
             "noisy_column": self.noisy.name if self.noisy else None,
@@ -202,8 +202,6 @@ def read_rows(
     Raises:
         MissingFileError, ParquetError: a file is gone or damaged, or holds fewer rows than its footer says.
     """
-    import pyarrow.parquet as pq
-
     columns = [images.clean.name] if images.noisy is None else [images.clean.name, images.noisy.name]
     opened: tuple[int, Any] | None = None
     try:
@@ -213,9 +211,7 @@ def read_rows(
                 if opened is None or opened[0] != piece.file:
                     if opened is not None:
                         opened[1].close()
-                    filesystem, inner = storage.locate(path)
-                    file = pq.ParquetFile(inner, filesystem=filesystem, pre_buffer=False, buffer_size=1 << 23)
-                    opened = (piece.file, file)
+                    opened = (piece.file, input_file.open_parquet(path))
                 position = 0
                 batches = opened[1].iter_batches(
                     chunk, row_groups=[piece.row_group], columns=columns, use_threads=False

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from denoise_batch import models, storage
 from denoise_batch.bundle.history import EpochRow, history_csv
+from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import (
@@ -155,6 +156,7 @@ def train_worker(arguments: dict[str, LoopConfig]) -> None:
     if failure.exists():
         return
     try:
+        refuse_unsafe_switches()  # a node's environment may be another than the driver's
         _Worker(config).run()
     except DenoiseBatchError as error:
         fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}

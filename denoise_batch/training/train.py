@@ -153,6 +153,8 @@ def _enter(folder: Path, settings: TrainSettings, recipe: Recipe, parquet: Parqu
                 hint="repeat its settings to go on with it, or give --overwrite to begin again",
             )
         before = None
+    if before is not None:
+        _check_snapshot(folder / "ray" / "checkpoint_manager_snapshot.json")
     if before is None:
         for entry in folder.iterdir():
             if entry.name != "lock":
@@ -160,6 +162,29 @@ def _enter(folder: Path, settings: TrainSettings, recipe: Recipe, parquet: Parqu
         storage.write_file(path, json.dumps(identity, indent=1).encode())
     for name in ("failure.json", "progress.json"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _check_snapshot(path: Path) -> None:
+    """Refuses a training whose checkpoints, as Ray Train's own notes name them, lie outside of its folder.
+
+    Raises:
+        ResumeError: they do.
+    """
+
+    def names(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            yield from [value["checkpoint_dir_name"]] if "checkpoint_dir_name" in value else []
+            value = list(value.values())
+        for inner in value if isinstance(value, list) else []:
+            yield from names(inner)
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # Ray Train says what it thinks of it
+    for name in names(content):
+        if not (isinstance(name, str) and storage.stays_inside(name)):
+            raise ResumeError(f"{path} names a checkpoint elsewhere: {name!r}", hint="give --overwrite to begin again")
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:

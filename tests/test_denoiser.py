@@ -1,0 +1,109 @@
+"""A model made ready to run: what becomes of a GPU whose memory runs out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from denoise_batch.bundle import read_bundle
+from denoise_batch.denoiser import Denoiser
+from denoise_batch.errors import ResourceExhausted
+from denoise_batch.images import Polarity
+from denoise_batch.images.layouts import output_column
+from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch.inference.ledger import Failure, Receipt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Pixels, WriteImages
+
+
+class Small(torch.nn.Module):
+    """Halves its images, and has no memory for more than `room` of them."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.seen: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(images))
+        if len(images) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual")
+        return images / 2
+
+
+def small_denoiser(model_folder: Path, room: int, batch: int) -> tuple[Denoiser, Small]:
+    denoiser = Denoiser(read_bundle(model_folder), device="cpu", threads=1, batch=batch)
+    denoiser.model = small = Small(room)
+    return denoiser, small
+
+
+def test_the_batch_is_halved_until_it_fits_and_stays_so(model_folder: Path) -> None:
+    denoiser, small = small_denoiser(model_folder, 20, 128)
+    noisy = np.random.default_rng(0).random((150, 784), np.float32)
+    assert np.array_equal(denoiser(noisy), noisy / 2)
+    assert small.seen == [128, 64, 32, *[16] * 9, 6]
+    assert denoiser.batch == 16
+    assert "; batch 16; " in denoiser.fingerprint
+    small.seen.clear()
+    assert np.array_equal(denoiser(noisy[:40]), noisy[:40] / 2)
+    assert small.seen == [16, 16, 8]
+
+
+def test_a_batch_that_ran_out_half_way_loses_and_doubles_no_image(model_folder: Path) -> None:
+    denoiser, small = small_denoiser(model_folder, 64, 64)
+    noisy = np.random.default_rng(1).random((300, 784), np.float32)
+
+    class Shrinking(Small):
+        """Others take the memory meanwhile."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.room = 64 if len(self.seen) < 2 else 10
+            return super().forward(images)
+
+    denoiser.model = small = Shrinking(64)
+    assert np.array_equal(denoiser(noisy), noisy / 2)
+    assert small.seen[:7] == [64, 64, 64, 32, 16, 8, 8]
+
+
+def test_no_memory_for_one_image_is_an_error_that_says_so(model_folder: Path) -> None:
+    denoiser, small = small_denoiser(model_folder, 0, 8)
+    with pytest.raises(ResourceExhausted, match="GPU's memory") as error:
+        denoiser(np.zeros((3, 784), np.float32))
+    assert "\n" not in error.value.message
+    assert error.value.hint
+    assert small.seen == [3, 1]
+
+
+def test_the_receipt_names_the_batch_that_was_used_in_the_end(
+    tmp_path: Path, model_folder: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages
+) -> None:
+    path = write_images(tmp_path / "in.parquet", digits[0])
+    receipt = _unit(tmp_path, path, small_denoiser(model_folder, 20, 256)[0])
+    assert isinstance(receipt, Receipt)
+    assert "; batch 16; " in receipt.fingerprint
+    table = pq.read_table(tmp_path / receipt.file)
+    assert table.num_rows == pq.read_metadata(path).num_rows
+    # And where not even one fits, the job stops with that error rather than trying every unit three times.
+    failure = _unit(tmp_path, path, small_denoiser(model_folder, 0, 256)[0], "other.parquet")
+    assert isinstance(failure, Failure)
+    assert (failure.final, failure.kind) == (True, "ResourceExhausted")
+    assert "GPU's memory" in failure.reason
+
+
+def _unit(folder: Path, path: Path, denoiser: Denoiser, name: str = "unit.parquet") -> Receipt | Failure:
+    from denoise_batch import storage
+    from denoise_batch.inference.plan import make_plan
+
+    plan = make_plan(storage.list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
+    options = UnitOptions(
+        str(folder), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "none"
+    )
+    assignment = Assignment(plan.unit(0), plan.files[0], 1, name)
+    return denoise_unit(assignment, options, denoiser, lambda: denoiser.fingerprint)
