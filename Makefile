@@ -6,6 +6,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SIDE_BY_SIDE = -n auto --dist loadfile $(sort $(wildcard tests/test_*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test quick lint format clean
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo 'make demo     run the whole thing end to end on digits, into demo/ (minutes)'
 	@echo 'make test     lint, types, and the whole test suite'
-	@echo 'make quick    only the tests that do not start Ray'
+	@echo 'make quick    only the tests that neither start Ray nor take long'
 	@echo 'make lint     ruff and mypy'
 	@echo 'make format   rewrite the code in the house style'
 	@echo 'make venv     make $(VENV) and install into it (the others do this by themselves)'
@@ -43,12 +44,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/denoise-batch demo --out demo --overwrite
 
-# One pytest for both kinds of test: the quick ones first, one closing line for all.
+# What starts Ray takes the cores itself, so only the others run side by side.
 test: lint
-	$(BIN)/python -m pytest $(sort $(wildcard tests/test_*.py)) tests/integration
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest tests/integration
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest $(sort $(wildcard tests/test_*.py))
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -230,7 +230,7 @@ def _one(place: Place, steps: list[int], names: list[str], outcome: Outcome) -> 
     def fault(text: str) -> None:
         outcome.faults.append(f"{named}: {text}")
 
-    allowed = {"new", "old" if place.old is not None else "absent"}
+    allowed = {"new", "old" if place.old is not None else "absent"} | ({"absent"} if place.no_swap else set())
     finished = False
     for step in steps:
         result = place.run(step)

@@ -9,14 +9,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.errors import FlagError, RequestError, Terminated
+from denoise_batch.errors import (
+    DenoiseBatchError,
+    FlagError,
+    JobFailed,
+    RequestError,
+    ResourceExhausted,
+    Terminated,
+    ran_out,
+)
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
@@ -27,6 +37,8 @@ _UNSAFE_PREFIX = "RAY_DATA_AUTOLOAD_"
 Parquet file holds, which runs code of whoever made the file. A later Ray may have more of them."""
 
 _UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
+
+_FULL_BYTES = 1 << 20
 
 
 def refuse_unsafe_switches() -> None:
@@ -53,6 +65,7 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
 
     Raises:
         RequestError: the cluster cannot be reached.
+        ResourceExhausted, JobFailed: Ray does not start on this machine.
         Terminated: SIGTERM came.
     """
     refuse_unsafe_switches()
@@ -68,18 +81,23 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
     local = address == "local"
     quiet: dict[str, Any] = {} if verbose else {"logging_level": "ERROR", "log_to_driver": False}
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
+    if local and full_ray_disk():
+        raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     try:
         with _muted(not verbose), _no_secrets_in_job(), _private_token():
             ray.init(address=address, **quiet, **here)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DenoiseBatchError):
         _shut_down()
         raise
     except SystemExit as error:  # what ray.init makes of a SIGTERM that comes while it runs
         _shut_down()
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
         raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises the plainest of them for a process that does not start
+        _shut_down()
+        if local:
+            raise _not_started(error) from error
         raise RequestError(
             f"Ray at {address} cannot be used: {str(error).strip().splitlines()[0]}",
             hint="check --address and RAY_ADDRESS, and that the cluster runs the same Ray version",
@@ -89,6 +107,62 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
             yield ray.cluster_resources()
     finally:
         _shut_down()
+
+
+def full_ray_disk() -> str | None:
+    """Ray's folder on this machine, where its disk is full: none of Ray's processes starts without its log."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    folder = Path(node.get_session_dir_path()) if node is not None else _ray_folder()
+    while not folder.exists():
+        folder = folder.parent
+    return str(folder) if shutil.disk_usage(folder).free < _FULL_BYTES else None
+
+
+def ray_died() -> bool:
+    """Whether the Ray that was started here has lost its node's process, which it never replaces."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    return node is not None and any(name == "raylet" for name, _ in node.dead_processes())
+
+
+def _ray_folder() -> Path:
+    """Where a Ray that is started here keeps its logs and sockets."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+
+
+def ray_disk_is_full(folder: str) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"{folder}: the disk that Ray keeps its logs on is full",
+        hint="make room there, or name a folder on another disk in RAY_TMPDIR; then run the same command again to go "
+        "on",
+    )
+
+
+def _not_started(error: Exception) -> DenoiseBatchError:
+    """Why Ray does not start on this machine, as far as can be told."""
+    folder = full_ray_disk()
+    if folder is not None:
+        return ray_disk_is_full(folder)
+    if isinstance(error, OSError):
+        name = error.filename or _ray_folder()
+        return ran_out(error, name) or JobFailed(
+            f"Ray cannot be started here: {name}: {error.strerror or error}",
+            hint="name a folder that can be written in RAY_TMPDIR, then run again",
+        )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Its object store is a file of gigabytes, and a process that goes beyond the limit is killed.
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        return ResourceExhausted(
+            f"Ray cannot be started here, where the size of files is limited (ulimit -f): {lines[0]}",
+            hint="run again in a shell without that limit",
+        )
+    return JobFailed(
+        f"Ray cannot be started here: {lines[0]}",
+        hint=f"look at Ray's logs in {_ray_folder()}/session_latest/logs, and at the limits that ulimit -a shows",
+    )
 
 
 def _shut_down() -> None:

@@ -22,6 +22,8 @@ A message is one line that names the file, column, row or flag.
 
 from __future__ import annotations
 
+import errno
+
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 """Messages name columns and files, whose names may be made to steer a terminal."""
 
@@ -107,6 +109,30 @@ class ModelError(RequestError):
 
 class NetworkError(RequestError):
     """A download failed."""
+
+
+_RAN_OUT = {
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room or have the quota raised"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EFBIG: ("a file would be larger than is allowed", "raise the limit (ulimit -f)"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
+    errno.ENFILE: ("too many files are open on this machine", "end what holds them"),
+}
+
+
+def ran_out(error: OSError, where: object) -> ResourceExhausted | None:
+    """What the system says ran out, as an error that stops the job; None where it says something else.
+
+    Args:
+        where: the file or folder that the error is about, where it does not say so itself.
+    """
+    if error.errno not in _RAN_OUT:
+        return None
+    what, remedy = _RAN_OUT[error.errno]
+    return ResourceExhausted(
+        f"{error.filename or where}: {what}", hint=f"{remedy}, then run the same command again to go on"
+    )
 
 
 def _rebuild(kind: type[DenoiseBatchError], message: str, hint: str) -> DenoiseBatchError:

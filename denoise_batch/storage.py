@@ -394,6 +394,11 @@ def output_exists(out: Path) -> OutputError:
     return OutputError(f"{out} exists", hint="give --overwrite to replace it, or another output")
 
 
+def replaced(out: Path) -> Path:
+    """Where the old `out` is moved on file systems that cannot swap; it stays there if the process dies right then."""
+    return out.with_name(f".{out.name}.replaced")
+
+
 def _swap(built: Path, out: Path) -> None:
     try:
         _rename_with(_RENAME_EXCHANGE, built, out)
@@ -403,7 +408,7 @@ def _swap(built: Path, out: Path) -> None:
         if out.is_file() and built.is_file():
             built.replace(out)
             return
-        old = out.with_name(f".{out.name}.replaced")
+        old = replaced(out)
         remove(old)
         out.rename(old)
         built.rename(out)

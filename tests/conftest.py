@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch loads: processes of several threads each would spin against each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

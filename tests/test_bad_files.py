@@ -135,6 +135,7 @@ def test_partition_folders_that_lead_elsewhere(tmp_path: Path, folder: str) -> N
     assert error.value.hint == "rename the folder"
 
 
+@pytest.mark.slow
 def test_a_thousand_damaged_footers_are_each_answered(tmp_path: Path) -> None:
     """Some crash pyarrow (it aborts on footers whose parts disagree): in a child, not here."""
     rng = np.random.default_rng(0)
@@ -201,6 +202,7 @@ def test_no_rows_and_no_row_groups(tmp_path: Path) -> None:
     assert (made.rows, len(made)) == (ROWS, 1)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_row_groups_of_one_row(tmp_path: Path) -> None:
     path, content = tmp_path / "a.parquet", pa.table({"image": images(20_000)})
     pq.write_table(content, path, row_group_size=1)
@@ -233,6 +235,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_unit_from_the_middle_of_a_large_row_group_takes_little_memory(tmp_path: Path) -> None:
     rows = 500_000  # 392 MB in one row group, 3 MB in the file
     pixels = np.zeros((20_000, 28, 28), np.uint8)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [1800, 2000])
 def test_a_footer_that_lies_about_its_rows(tmp_path: Path, claim: int) -> None:
     content, path = table(1911).drop_columns("tags"), tmp_path / "a.parquet"
@@ -60,6 +61,7 @@ def read_damaged(path: Path, content: bytes, *, checked: bool = True) -> pa.Tabl
         return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize(("compression", "version"), [("none", "1.0"), ("snappy", "2.0"), ("zstd", "1.0")])
 @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
@@ -85,6 +87,7 @@ def test_a_flipped_bit_in_pages_or_their_headers_is_found_or_harmless(
     assert found > (30 if checksums else 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_what_checksums_do_not_cover_is_compared_with_the_footer_or_the_levels(tmp_path: Path, version: str) -> None:
     """They do not cover page headers: pyarrow alone reads such files to their end and gives other pixels."""
@@ -138,6 +141,7 @@ def test_a_page_of_too_many_values_is_refused(tmp_path: Path, monkeypatch: pytes
     assert "column 'id': a page of 60 values is more than a worker may hold (50)" in answer.reason
 
 
+@pytest.mark.slow
 def test_long_texts_that_come_late_make_the_batches_small(tmp_path: Path) -> None:
     """Their dictionary weighs little in the file, and the first rows say nothing of them."""
     texts = pa.array(["short"] * 200 + ["x" * 400_000] * 200)

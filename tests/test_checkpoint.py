@@ -30,6 +30,7 @@ def _steps(network: nn.Module, optimiser: torch.optim.Optimizer, first: int, las
         optimiser.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_going_on_equals_never_stopping(tmp_path: Path, name: str) -> None:
     recipe = RECIPES[name]

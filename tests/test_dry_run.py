@@ -101,6 +101,7 @@ def test_zero_rows_need_no_estimate(
     assert (found.rows, found.units, found.estimate, found.single_file) == (0, 0, None, True)
 
 
+@pytest.mark.slow
 def test_the_command_prints_it_and_starts_no_ray(tmp_path: Path, source: Path, model_folder: Path) -> None:
     script = (
         "import sys; from denoise_batch.cli import run; code = run(sys.argv[1:]); "

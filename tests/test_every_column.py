@@ -67,6 +67,7 @@ def _same(source: pa.Table, kept: Any, table: pa.Table) -> None:
         assert not differs(expected, table.column(place), name)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_columns_of_any_type(data: st.DataObject, denoise_file: DenoiseFile) -> None:

@@ -187,6 +187,7 @@ def _assert_close(found: Any, expected: Any, number: pa.DataType) -> None:
 FORWARDS = {"same": lambda x: x, "inverse": lambda x: 1 - x, "flatter": lambda x: x * 0.5 + 0.25}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FIELDS)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())

@@ -116,6 +116,7 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
     assert "\n" not in error.value.message
 
 
+@pytest.mark.slow
 def test_a_parser_that_crashes_or_hangs_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = write(tmp_path / "a.parquet", 10)
     # A child that dies at one file stands in for a footer that crashes its parser; the others are still read.

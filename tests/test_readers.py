@@ -7,8 +7,10 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -131,7 +133,6 @@ def test_pandas(kind: str, shape: str, output: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "shape"), KINDS_AND_SHAPES)
 def test_polars(kind: str, shape: str, output: Any) -> None:
-    pl = pytest.importorskip("polars")
     folder, file = output(kind)
     path = folder / "*.parquet" if shape == "folder" else file
     expected = _expected(file)
@@ -141,7 +142,6 @@ def test_polars(kind: str, shape: str, output: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "shape"), KINDS_AND_SHAPES)
 def test_duckdb(kind: str, shape: str, output: Any) -> None:
-    duckdb = pytest.importorskip("duckdb")
     folder, file = output(kind)
     path = folder / "*.parquet" if shape == "folder" else file
     with duckdb.connect() as connection:
@@ -158,11 +158,13 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(home)}.items():
             patch.setitem(os.environ, name, value)
-        module = pytest.importorskip("datasets")
+        import datasets as module
+
         module.disable_progress_bars()
         yield module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shape"), [(kind, shape) for kind, shape in KINDS_AND_SHAPES if kind != "tensor"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hugging_face_datasets(

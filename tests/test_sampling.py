@@ -52,6 +52,7 @@ def test_a_small_dataset_is_read_whole_and_in_order(folder: Path) -> None:
     assert set(sample.file) == {0, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 100, 1000, 7999])
 def test_a_sample_has_about_the_rows_asked_for_and_none_twice(folder: Path, count: int) -> None:
     sample = _sample(open_dataset(str(folder)), count)

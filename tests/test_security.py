@@ -251,6 +251,7 @@ def test_there_are_more_than_ten_attacks() -> None:
     assert len(NAMES) >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_crafted_parquet_runs_nothing(name: str, tmp_path: Path, canary: Path) -> None:
     table = _crafted(_payload(canary), canary)[name]
@@ -312,6 +313,7 @@ for number, source in enumerate(sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_crafted_parquet_runs_nothing_in_a_worker_of_ray(tmp_path: Path, canary: Path) -> None:
     tables = _crafted(_payload(canary), canary)
@@ -328,6 +330,7 @@ def test_crafted_parquet_runs_nothing_in_a_worker_of_ray(tmp_path: Path, canary:
     assert done.stdout.splitlines() == [f"{number} receipt" for number in range(len(names))], done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["pyarrow", "numpy", "json", "denoise_batch", "multiprocessing", "runpy"])
 def test_modules_that_lie_beside_the_data_are_not_imported(module: str, tmp_path: Path, canary: Path) -> None:
     (tmp_path / f"{module}.py").write_text(f"import os; os.mkdir({str(canary)!r})")
@@ -734,6 +737,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("uri", [URIS[1], URIS[6], URIS[8], URIS[11], URIS[14], URIS[15]])
 def test_no_command_shows_a_secret(

@@ -7,7 +7,6 @@ the stages and one row group in the writer, whatever the input's row groups are.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import queue
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import storage
-from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted
+from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.pages import check_pages
@@ -107,10 +106,12 @@ def denoise_unit(
     except (DataChanged, JobFailed, ResourceExhausted) as error:
         return _failure(assignment, error.message, error)
     except OSError as error:
-        resource = _resource(error, options)
-        if resource is not None:
-            return _failure(assignment, resource.message, resource)
-        return _failure(assignment, _one_line(error))
+        exhausted = ran_out(error, options.staging)
+        if exhausted is None:
+            return _failure(assignment, _one_line(error))
+        # Nobody will count it; the driver may need the room to note the failure.
+        Path(options.staging, assignment.name).unlink(missing_ok=True)
+        return _failure(assignment, exhausted.message, exhausted)
     except Exception as error:  # foreign files can raise anything; the attempt is charged and named
         failure = _failure(assignment, _one_line(error))
         return replace(failure, kind=ResourceExhausted.__name__) if _is_short_of_memory(error) else failure
@@ -136,19 +137,6 @@ def _one_line(error: BaseException) -> str:
 def _is_short_of_memory(error: Exception) -> bool:
     # torch's allocator on a CPU raises no class of its own.
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-
-
-def _resource(error: OSError, options: UnitOptions) -> ResourceExhausted | None:
-    """The error that stops the job where an OSError is about the output's disk and not about the input."""
-    what = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EROFS: "the output is on a read-only file system",
-        errno.EFBIG: "the file is larger than the limit (ulimit -f)",
-    }.get(error.errno or 0)
-    if what is None:
-        return None
-    return ResourceExhausted(f"{options.staging}: {what}", hint="make room, then run the same command again to go on")
 
 
 def _denoise(

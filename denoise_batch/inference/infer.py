@@ -10,7 +10,6 @@ together (`assembly`) and shown by one rename. Run it again after any crash: wha
 from __future__ import annotations
 
 import contextlib
-import errno
 import multiprocessing
 import os
 import time
@@ -81,7 +80,7 @@ def infer(
     ):
         job = _Job(run, request, progress, started, verbose)
         if run.shown:
-            run.discard()
+            job.tidy()
             return job.report(already_complete=True)
         if len(run.ledger.receipts) < len(run.plan):
             job.run_units()
@@ -155,9 +154,17 @@ class _Job:
         else:
             built = assembly.build_folder(run, self.output, compression, report.to_json())
             storage.publish(built, run.out, overwrite=self.settings.overwrite)
-            storage.remove(file_sidecar(run.out))  # of a single file that stood here before
-        run.discard()
+        self.tidy()
         return report
+
+    def tidy(self) -> None:
+        """Deletes what is no longer needed once OUT is shown."""
+        sidecar = file_sidecar(self.run.out)
+        if not self.request.single:
+            storage.remove(sidecar)  # of a single file that stood here before
+        for path in (self.run.out, sidecar):
+            storage.remove(storage.replaced(path))
+        self.run.discard()
 
     def _merge(self) -> Any:
         """In a process of its own: its memory goes back to the system, and a crash is an error with a name."""
@@ -341,9 +348,7 @@ def _named_resources(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
+        exhausted = errors.ran_out(error, out)
+        if exhausted is None:
             raise
-        raise ResourceExhausted(
-            f"{error.filename or out}: {error.strerror or error}",
-            hint="make room, then run the same command again to go on",
-        ) from error
+        raise exhausted from error

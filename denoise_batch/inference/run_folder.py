@@ -68,9 +68,9 @@ class RunFolder:
 
     def discard(self) -> None:
         """Deletes the folder, once OUT is shown; what cannot be deleted is no reason to fail."""
-        done = self.folder.with_name(f"{self.folder.name}.done")
+        done = _discarded(self.out)
         # Moved away in one step, so that nobody finds the plan of a run that is being deleted.
-        shutil.rmtree(done, ignore_errors=True)  # of a run that died right here
+        shutil.rmtree(done, ignore_errors=True)
         try:
             self.folder.rename(done)
         except OSError:
@@ -80,6 +80,10 @@ class RunFolder:
 
 def work_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.denoise-batch")
+
+
+def _discarded(out: Path) -> Path:
+    return out.with_name(f"{work_folder(out).name}.done")
 
 
 def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
@@ -100,6 +104,9 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     storage.check_apart(path, listing)
     storage.check_parent(path)
+    # Left by a run that died while it deleted them; where OUT is gone, the replaced one is the only copy of it.
+    for left in [_discarded(path)] + ([storage.replaced(path)] if os.path.lexists(path) else []):
+        shutil.rmtree(left, ignore_errors=True)
     # Where a run is unfinished, OUT may be its own result, shown just before it died: `open_run` looks, under the lock.
     if os.path.lexists(path) and not overwrite and not (work_folder(path) / "identity.json").exists():
         raise storage.output_exists(path)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import re
-import shutil
 import signal
 import threading
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors
-from denoise_batch.cluster import refuse_unsafe_switches
+from denoise_batch.cluster import full_ray_disk, ray_died, ray_disk_is_full, refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, FlagError, JobFailed, ResourceExhausted
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
@@ -40,8 +39,8 @@ _RAY_TENSOR_TYPES = (
 _PROGRESS_SECONDS = 1.0
 _WATCH_SECONDS = 1.0
 _SILENCE_SECONDS = 15.0
+_FULL_DISK_SECONDS = 5.0  # of silence; Ray's own processes on a full disk end, and the driver with them
 _STEADY_SECONDS = 5.0
-_FULL_BYTES = 1 << 20
 _DEATHS = 5
 """Workers that die with no unit answered in between, before it is the machine that is at fault and not the data."""
 # The file that an actor leaves in the staging folder begins so, and ends so until the model is loaded.
@@ -230,15 +229,17 @@ class _Watch:
             watch.heard(answer)  # with each answer
 
     Raises:
-        ResourceExhausted: on leaving.
+        ResourceExhausted: on leaving, as is
+        JobFailed: Ray itself died.
     """
 
     def __init__(self, staging: Path, actors: int) -> None:
         self._staging, self._actors = staging, actors
         self._left = threading.Event()
-        self._verdict: ResourceExhausted | None = None
+        self._verdict: DenoiseBatchError | None = None
         self._starts = 0
         self._base = 0  # starts when a unit was last answered
+        self._restarts: int | None = None  # when the silence was first noticed
         self._last = time.monotonic()
         self._under_way: dict[int, tuple[int, float]] = {}
         self._before: Any = None
@@ -273,22 +274,32 @@ class _Watch:
         while not self._left.wait(_WATCH_SECONDS):
             try:
                 self._verdict = self._judge()
-            except OSError:
+            except Exception:  # a look that failed says nothing
                 continue
             if self._verdict is not None and not self._left.is_set():
                 # Ray's waits end for nothing but signals.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 
-    def _judge(self) -> ResourceExhausted | None:
+    def _judge(self) -> DenoiseBatchError | None:
         marks = [path.name for path in self._staging.iterdir() if path.name.startswith(_MARK)]
         self._starts, now = len(marks), time.monotonic()
-        full = _full_ray_disk() if now - self._last > _SILENCE_SECONDS else None
+        full = full_ray_disk() if now - self._last > _FULL_DISK_SECONDS else None
         if full is not None:
-            return ResourceExhausted(
-                f"{full}: the disk that Ray keeps its log on is full, and no worker can start",
-                hint="make room there, then run the same command again to go on",
+            return ray_disk_is_full(full)
+        if ray_died():
+            return JobFailed(
+                "Ray's own process on this machine (raylet) died: it was killed, or memory ran out",
+                hint="what is done is kept; run the same command again to go on",
             )
+        if now - self._last > _SILENCE_SECONDS:
+            restarts = _restarts()
+            if self._restarts is None:
+                self._restarts = restarts
+            if restarts - self._restarts >= _DEATHS:
+                return self._killed(f"{restarts} times before they could begin")
+        else:
+            self._restarts = None
         dead = self._starts - self._base - self._actors
         getting_on = any(
             self._starts - begun >= _DEATHS and now - last < _STEADY_SECONDS
@@ -299,22 +310,23 @@ class _Watch:
         doing = f"and none finished a unit (units {', '.join(map(str, sorted(self._under_way)))})"
         if sum(name.endswith(_LOADING) for name in marks) >= _DEATHS:
             doing = "while they loaded the model"
+        return self._killed(f"{dead} times in a row {doing}")
+
+    def _killed(self, how: str) -> ResourceExhausted:
         return ResourceExhausted(
-            f"the workers died {dead} times in a row {doing}: most often memory ran out",
+            f"the workers died {how}: most often memory ran out",
             hint="give fewer --workers, a smaller --batch-size or more memory, then run the same command again to go "
             "on; -v shows Ray's own log",
         )
 
 
-def _full_ray_disk() -> str | None:
-    """Ray's folder on this machine, where its disk is full: without its log a worker does not start."""
-    from ray._private import worker
+def _restarts() -> int:
+    """How often Ray replaced actors of this driver that died: those that leave no mark die before our code runs."""
+    import ray
+    from ray._private import state
 
-    node = getattr(worker, "_global_node", None)
-    if node is None:
-        return None
-    folder = str(node.get_session_dir_path())
-    return folder if shutil.disk_usage(folder).free < _FULL_BYTES else None
+    job = ray.get_runtime_context().get_job_id()
+    return sum(int(actor["NumRestarts"]) for actor in state.actors().values() if actor["JobID"] == job)
 
 
 def _ray_failed(error: BaseException) -> DenoiseBatchError:
