@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ Parquet file holds, which runs code of whoever made the file. A later Ray may ha
 _UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
 
 _FULL_BYTES = 1 << 20
+_THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
 
 
 def refuse_unsafe_switches() -> None:
@@ -170,7 +172,26 @@ def _shut_down() -> None:
     import ray
 
     with _deaf():
-        ray.shutdown()
+        if _ray_data_ended():
+            ray.shutdown()
+        # Else Ray does so when Python ends: what happened has been said by then.
+
+
+def _ray_data_ended() -> bool:
+    """Lets Ray Data's threads end: one that calls Ray after its shutdown ends this process, code 1, without a word."""
+    import ray
+
+    threads = [thread for thread in threading.enumerate() if type(thread).__module__.startswith("ray.data.")]
+    for thread in threads:
+        thread.join(_THREAD_SECONDS)
+    if any(thread.is_alive() for thread in threads) and not ray_died():
+        # It waits for an actor of Ray Data's own, which cannot start where every worker dies.
+        with contextlib.suppress(Exception):
+            ray.kill(ray.get_actor("ActorLocationTracker", namespace="ActorLocationTracker"))
+        until = time.monotonic() + _KILLED_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ and SIGTERM.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shlex
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from denoise_batch.errors import CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated
+from denoise_batch.errors import CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
 from denoise_batch.redaction import redact, without_secrets
 
 if TYPE_CHECKING:
@@ -133,10 +132,14 @@ def _explained(error: Exception) -> DenoiseBatchError:
         message = str(format_message()).rstrip(".").replace("Value error, ", "")  # pydantic's words
         path = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
         return FlagError(message[:1].lower() + message[1:], hint=f"see {path} --help")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DenoiseBatchError(
-            f"{error.filename or 'the disk'}: {error.strerror}", hint="free some space, then run again"
-        )
+    if isinstance(error, OSError) and error.errno is not None:
+        exhausted = ran_out(error, "what was written")
+        if exhausted is not None:
+            return exhausted
+        if error.filename is not None:
+            return DenoiseBatchError(
+                f"{error.filename}: {error.strerror}", hint="look at this file, its folder and its disk, then run again"
+            )
     text = str(error).strip().splitlines()
     return DenoiseBatchError(
         f"unexpected {type(error).__name__}{f': {text[0]}' if text else ''}",

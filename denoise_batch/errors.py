@@ -130,9 +130,7 @@ def ran_out(error: OSError, where: object) -> ResourceExhausted | None:
     if error.errno not in _RAN_OUT:
         return None
     what, remedy = _RAN_OUT[error.errno]
-    return ResourceExhausted(
-        f"{error.filename or where}: {what}", hint=f"{remedy}, then run the same command again to go on"
-    )
+    return ResourceExhausted(f"{error.filename or where}: {what}", hint=f"{remedy}, then run the same command again")
 
 
 def _rebuild(kind: type[DenoiseBatchError], message: str, hint: str) -> DenoiseBatchError:

@@ -275,7 +275,8 @@ def test_an_error_of_ours_is_two_lines_and_a_traceback_only_with_v(
     [
         (ValueError("one\ntwo"), 1, ["error: unexpected ValueError: one", "hint: run the same command with -v"]),
         (KeyError(), 1, ["error: unexpected KeyError", "hint: run the same command with -v"]),
-        (OSError(28, "No space left on device", "/x"), 1, ["error: /x: No space left on device", "hint: free some"]),
+        (OSError(28, "No space left on device", "/x"), 1, ["error: /x: the disk is full", "hint: make room"]),
+        (OSError(5, "Input/output error", "/x"), 1, ["error: /x: Input/output error", "hint: look at this file"]),
         (errors.JobFailed("bad\nrows", hint="look"), 1, ["error: bad rows", "hint: look"]),
         (KeyboardInterrupt(), 130, ["error: interrupted", "hint: no output was written"]),
         (errors.Terminated("stopped by SIGTERM", hint=""), 143, ["error: stopped by SIGTERM", "hint: no output"]),

@@ -1,4 +1,4 @@
-"""`infer` killed at a sample of the steps that it takes on the disk; `benchmarks/commit_steps.py` kills at all of them."""
+"""`infer` killed at a sample of its steps on the disk; `benchmarks/commit_steps.py` kills at all of them."""
 
 from __future__ import annotations
 

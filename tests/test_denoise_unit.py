@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import errno
+import resource
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -230,9 +231,16 @@ def _keep_time(path: Path, status: Any) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EROFS, "the file system is read-only"),
+    ],
+)
 def test_a_disk_without_room_stops_the_job_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": images(100)}), path)
@@ -241,9 +249,27 @@ def test_a_disk_without_room_stops_the_job_and_says_so(
         raise OSError(code, "no")
 
     monkeypatch.setattr(output_file._DigestSink, "write", full)
-    failure, _, _ = run(path)
+    failure, staged, _ = run(path)
     assert isinstance(failure, Failure)
     assert (failure.final, failure.kind) == (True, "ResourceExhausted")
+    assert failure.reason == f"{tmp_path / 'staging'}: {words}"
+    assert not staged.exists()
+
+
+def test_a_file_size_limit_stops_the_job_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": images(100)}), path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        failure, staged, _ = run(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(failure, Failure)
+    assert (failure.final, failure.kind) == (True, "ResourceExhausted")
+    assert "larger than is allowed" in failure.reason
+    assert "ulimit -f" in failure.hint
+    assert not staged.exists()
 
 
 def test_a_model_that_gives_nan_is_no_result(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     files = sorted(path for path in out.rglob("*") if path.is_file())
     assert len(files) == 3 + 4
     rng = np.random.default_rng(0)
-    for flip in range(300):
+    for flip in range(1000):
         path = files[flip % len(files)]
         whole = path.read_bytes()
         damaged = bytearray(whole)

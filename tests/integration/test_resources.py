@@ -216,6 +216,7 @@ def test_workers_that_rays_memory_monitor_kills_end_the_run(tmp_path: Path, sett
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ") and "memory" in line], run.stderr
 
 
+@pytest.mark.timeout(300)
 def test_disks_that_are_full_or_read_only_end_the_run_and_it_goes_on_when_they_are_mended() -> None:
     namespace = ["unshare", "--mount", *(["--map-root-user", "--user"] if os.geteuid() else [])]
     if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode:
@@ -223,7 +224,9 @@ def test_disks_that_are_full_or_read_only_end_the_run_and_it_goes_on_when_they_a
     # Not tmp_path: the paths of Ray's sockets, which go below it, may have 107 characters at most.
     with tempfile.TemporaryDirectory(prefix="disks-") as folder:
         script = Path(__file__).with_name("small_disks.py")
-        run = subprocess.run([*namespace, sys.executable, str(script), folder], capture_output=True, text=True)
-    if run.returncode == 77:
+        run = subprocess.run(
+            [*namespace, sys.executable, str(script), folder], capture_output=True, text=True, timeout=280
+        )
+    if run.returncode == 77:  # CANNOT_MOUNT there
         pytest.skip(run.stdout.strip())
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,57 @@
+"""Why Ray does not start here, as far as it can be told without starting it."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import shutil
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from denoise_batch import cluster
+from denoise_batch.errors import JobFailed, ResourceExhausted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Ray would keep its logs."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+def test_a_full_disk_is_named_before_ray_waits_for_its_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(ResourceExhausted) as caught, cluster.connect():
+        pass
+    assert caught.value.message == f"{folder}: the disk that Ray keeps its logs on is full"
+    assert "RAY_TMPDIR" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "/x"), ResourceExhausted, "/x: the file system is read-only"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), ResourceExhausted, "/ray: the disk quota is used up"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), JobFailed, "/x: Permission denied"),
+        (Exception("The node timed out.\nMore."), JobFailed, "Ray cannot be started here: The node timed out."),
+        (Exception(), JobFailed, "Ray cannot be started here: Exception"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_what_keeps_ray_from_starting_is_named(error: Exception, kind: type[Exception], words: str) -> None:
+    found = cluster._not_started(error)
+    assert type(found) is kind
+    assert words in found.message
+    assert found.hint
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_limit_on_the_size_of_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, 1000))
+    assert "ulimit -f" in cluster._not_started(Exception("timed out")).message
