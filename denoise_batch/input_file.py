@@ -13,16 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import storage
+from denoise_batch.errors import DenoiseBatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-def open_parquet(path: str, buffer: int = 8 << 20) -> pq.ParquetFile:
+def open_parquet(path: str, buffer: int = 8 << 20, *, int96: str = "us") -> pq.ParquetFile:
     """Opens a local path or URI.
 
     Args:
         buffer: bytes read at a time of each column; a row group may be larger than the memory.
+        int96: the unit that the old timestamps of 96 bits are read in. Nanoseconds, pyarrow's default, cannot hold
+            Spark's year 9999: it would wrap. `check_int96` tells where microseconds are not fine enough.
     """
     filesystem, inner = storage.locate(path)
     return pq.ParquetFile(
@@ -32,7 +35,7 @@ def open_parquet(path: str, buffer: int = 8 << 20) -> pq.ParquetFile:
         pre_buffer=False,
         buffer_size=buffer,
         page_checksum_verification=True,
-        coerce_int96_timestamp_unit="us",  # nanoseconds cannot hold Spark's year 9999: it would wrap
+        coerce_int96_timestamp_unit=int96,
     )
 
 
@@ -45,6 +48,28 @@ def read_batches(file: pq.ParquetFile, rows: int, groups: Sequence[int] | None =
     alone = any(has_dictionary(field.type) for field in file.schema_arrow if pa.types.is_nested(field.type))
     for span in ([group] for group in wanted) if alone else (wanted,):
         yield from file.iter_batches(batch_size=rows, row_groups=span)
+
+
+def check_int96(path: str, file: pq.ParquetFile, groups: Sequence[int]) -> None:
+    """Looks for old timestamps of 96 bits that are finer than the microseconds they are read in.
+
+    Raises:
+        DenoiseBatchError: there are some, and they would be changed.
+    """
+    leaves = [file.schema.column(index) for index in range(len(file.schema))]
+    names = list(dict.fromkeys(leaf.path.split(".")[0] for leaf in leaves if leaf.physical_type == "INT96"))
+    if not names:
+        return
+    with open_parquet(path, int96="ns") as fine:
+        for group in groups:
+            coarse, exact = (source.read_row_group(group, columns=names) for source in (file, fine))
+            for name in names:
+                # Where the year is beyond nanoseconds both wrap alike.
+                if not coarse[name].cast(exact[name].type, safe=False).equals(exact[name]):
+                    raise DenoiseBatchError(
+                        f"column {name!r} has INT96 times finer than a microsecond, which would be lost",
+                        hint="write the column as a timestamp of nanoseconds",
+                    )
 
 
 def has_dictionary(type_: pa.DataType) -> bool:

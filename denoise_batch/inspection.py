@@ -224,7 +224,6 @@ def _parquet(path: str, *, verify: bool, progress: Callable[[int, int], None] | 
 def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts: dict[str, Any]) -> ImageColumn | None:
     """The image column, from samples over the whole input; adds what is known of it to the facts."""
     import numpy as np
-    import pyarrow as pa
 
     from denoise_batch.images import decode, find_image_column, find_polarity
     from denoise_batch.inference import footers
@@ -239,9 +238,9 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     if places:
         chosen = np.unique(np.linspace(0, len(places) - 1, _SAMPLED_GROUPS).astype(int)).tolist()
     samples = [
-        table
-        for table in footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS)
-        if isinstance(table, pa.Table) and len(table) and table.schema.equals(schema)
+        sample.table
+        for sample in footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS)
+        if isinstance(sample, footers.Sample) and len(sample.table) and sample.table.schema.equals(schema)
     ]
     try:
         image = find_image_column(schema, None, samples[0] if samples else None)

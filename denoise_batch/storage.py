@@ -180,10 +180,15 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
         return [_local_file(path, "")]
     if glob.has_magic(local):
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        matches = [Path(match) for match in sorted(glob.glob(local, recursive=True))]  # noqa: PTH207 (any depth, absolute or not)
+        named = path.relative_to(fixed).parts
+        _check_listable(fixed, named)
         found: list[InputFile] = []
-        for match in matches:
+        for match in _matches(local):
             parts = match.relative_to(fixed).parts
+            for part in parts:
+                _check_not_skipped(part, match)
+            if any(map(_hidden, parts)) and not any(map(_hidden, named)):
+                continue  # as below a folder, unless the pattern asks for them
             if match.is_dir():
                 found += _list_folder(match, skipped, _hive_folder(parts, str(match)))
             else:
@@ -192,6 +197,18 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
     raise MissingFileError(
         f"{redact(given)} does not exist", hint="check the path; relative paths start at the current folder"
     )
+
+
+def _matches(pattern: str) -> list[Path]:
+    return [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 (any depth, absolute or not)
+
+
+def _check_listable(fixed: Path, named: tuple[str, ...]) -> None:
+    """`glob` passes over folders that it may not list, and what is in them would be lost without a word."""
+    for depth in range(len(named)):
+        for folder in _matches(str(fixed.joinpath(*named[:depth]))):
+            if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+                raise MissingFileError(f"{folder} cannot be listed", hint="check the folder's permissions")
 
 
 def _local_file(path: Path, folder: str) -> InputFile:
@@ -205,8 +222,10 @@ def _list_folder(root: Path, skipped: list[str], above: str = "") -> list[InputF
     found: list[InputFile] = []
     # Links to folders are followed, as readers do; one that leads back up would never end.
     visited: set[str] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=_raise_unlisted):
         real = os.path.realpath(parent)
+        for name in folders:
+            _check_not_skipped(name, Path(parent, name))
         folders[:] = [] if real in visited else sorted(name for name in folders if not _hidden(name))
         if real in visited:
             continue
@@ -240,6 +259,8 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     found: list[InputFile] = []
     for entry in _ask_about(filesystem, fs.FileSelector(inner, recursive=True), given):
         parts = entry.path[len(inner.rstrip("/")) + 1 :].split("/")
+        for name in parts[:-1]:
+            _check_not_skipped(name, f"{redact(given)}/{entry.path}")
         if not entry.is_file or any(_hidden(part) for part in parts):
             continue
         uri = f"{prefix}{user}{urllib.parse.quote(entry.path, safe='/=')}{query}"
@@ -253,6 +274,18 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
 def _hidden(name: str) -> bool:
     # A hive partition column may itself start with an underscore (`_year=2024`); readers skip those too.
     return name.startswith(("_", "."))
+
+
+def _check_not_skipped(name: str, shown: object) -> None:
+    """Readers do not agree on `_key=value`: Spark reads it, PyArrow skips it. Neither may happen without a word."""
+    if name.startswith("_") and "=" in name:
+        raise ParquetError(f"{shown}: PyArrow would skip the partition folder {name!r}", hint="rename the folder")
+
+
+def _raise_unlisted(error: OSError) -> None:
+    raise MissingFileError(
+        f"{error.filename} cannot be listed: {error.strerror}", hint="check the folder's permissions and its disk"
+    ) from error
 
 
 def _looks_like_parquet(name: str) -> bool:
@@ -310,7 +343,8 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: `out` exists and `overwrite` is off.
     """
-    _sync(built.parent)
+    for folder in [built.parent, *(Path(parent) for parent, _, _ in os.walk(built))]:
+        _sync(folder)
     try:
         _rename_with(_RENAME_NOREPLACE, built, out)
     except OSError as error:
@@ -428,6 +462,15 @@ def remove(path: Path) -> None:
 def _sync(folder: Path) -> None:
     """Makes renames in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what a library wrote to a file survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,8 +128,36 @@ def test_a_page_too_large_is_refused_before_it_is_decompressed(tmp_path: Path) -
     first, (second, _) = run_units(bomb, made)
     assert isinstance(first[0], Receipt)
     assert isinstance(second, Failure)
-    assert "row group 0, column 'image': a page of 2,147,483,647 bytes is more than a worker may hold" in second.reason
+    assert second.reason.startswith("row group 0, column 'image': a page claims 2,147,483,647 bytes, the footer ")
     assert pa.default_memory_pool().max_memory() < before + (200 << 20)
+
+
+def test_a_page_too_large_for_the_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(parquet(table()))
+    made = planned(path)
+    monkeypatch.setattr(pages, "PAGE_BYTES", 20_000)
+    ((answer, _),) = run_units(path, made)
+    assert isinstance(answer, Failure)
+    assert re.match(r"row group 0, column 'image': a page of \S+ bytes is more than a worker may hold", answer.reason)
+
+
+def test_levels_whose_last_run_has_no_padding_are_whole() -> None:
+    """Polars wrote them so, and pyarrow reads them: one group of eight levels of two bits, of which four are there."""
+    assert pages._levels_end(b"\x03\xe4", 4, 2) == 2
+    assert pages._levels_end(b"\x03\xe4\x00", 4, 2) == 3
+    with pytest.raises(pages._Short):
+        pages._levels_end(b"\x03\xe4", 5, 2)
+
+
+def test_levels_longer_than_their_page_are_not_read() -> None:
+    class Source:
+        def read_at(self, nbytes: int, offset: int) -> bytes:
+            raise AssertionError(f"{nbytes} bytes at {offset} are asked for")
+
+    page = pages._Page(3, 100, 100, 10, 10, 1 << 30, 0, 20)
+    with pytest.raises(DenoiseBatchError, match="damaged"):
+        pages._check_levels(Source(), 0, page, None)
 
 
 def test_a_page_of_too_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

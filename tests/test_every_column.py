@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,11 @@ from arbitrary_columns import TYPES, arbitrary, differs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.inference.assembly import merge
 from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.output_schema import output_schema
+from denoise_batch.input_file import check_int96, open_parquet
 
 if TYPE_CHECKING:
     from conftest import DenoiseFile
@@ -145,6 +149,52 @@ def test_timestamps_of_spark(year: int, tmp_path: Path, denoise_file: DenoiseFil
     when = pa.array([datetime.datetime(year, 6, 7, 8, 9, 10, 11), None], pa.timestamp("us"))
     path = write(tmp_path / "a.parquet", pa.table({"when": when}), use_deprecated_int96_timestamps=True)
     assert check(path, denoise_file)["when"].combine_chunks().equals(when)
+
+
+def test_times_of_96_bits_that_are_finer_than_microseconds_are_refused(tmp_path: Path) -> None:
+    when = pa.array([1_600_000_000_123_456_789, None, 1_600_000_000_123_456_000], pa.timestamp("ns"))
+    nested = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), when.fill_null(0))
+    for name, column in (("when", when), ("nested", nested)):
+        table = pa.table({name: column, "image": image_column(3, [False] * 3)})
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(table, path, use_deprecated_int96_timestamps=True)
+        with open_parquet(str(path)) as file, pytest.raises(DenoiseBatchError, match=f"{name}.*finer than a micro"):
+            check_int96(str(path), file, [0])
+        pq.write_table(table.slice(1, 2), path, use_deprecated_int96_timestamps=True)
+        with open_parquet(str(path)) as file:
+            check_int96(str(path), file, [0])
+
+
+def _spark_array(element: Any) -> dict[str, Any]:
+    return {"type": "array", "elementType": element, "containsNull": True}
+
+
+SPARK = "org.apache.spark.sql.parquet.row.metadata"
+
+
+@pytest.mark.parametrize(
+    ("type_", "spark"),
+    [
+        (pa.binary(784), "binary"),
+        (pa.list_(pa.uint8()), _spark_array("short")),
+        (pa.list_(pa.list_(pa.float64(), 28)), _spark_array(_spark_array("double"))),
+        (pa.fixed_shape_tensor(pa.float32(), [28, 28]), _spark_array("float")),
+        (pa.list_(pa.float16()), None),
+    ],
+)
+def test_sparks_note_of_the_columns_has_the_new_one(type_: pa.DataType, spark: Any) -> None:
+    note = {"type": "struct", "fields": [{"name": "id", "type": "long", "nullable": True, "metadata": {}}]}
+    before = pa.schema([pa.field("id", pa.int64())], {SPARK: json.dumps(note), "other": "x"})
+    after = output_schema(before, pa.field("denoised", type_))
+    assert after.metadata[b"other"] == b"x"
+    if spark is None:  # Spark has no such type: it reads the file's own schema
+        assert SPARK.encode() not in after.metadata
+        return
+    fields = json.loads(after.metadata[SPARK.encode()])["fields"]
+    assert fields[0] == note["fields"][0]
+    assert fields[1] == {"name": "denoised", "type": spark, "nullable": True, "metadata": {}}
+    damaged = output_schema(before.with_metadata({SPARK: "[1"}), pa.field("denoised", type_))
+    assert damaged.metadata is None or SPARK.encode() not in damaged.metadata
 
 
 def test_metadata_of_fields_and_schema(tmp_path: Path, denoise_file: DenoiseFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,22 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
         assert faults, path
         path.write_bytes(whole)
     assert manifest.verify(out) == []
+
+
+def test_all_that_is_shown_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut just after OUT was shown must not take: every file's content, every folder's names."""
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    out = build(tmp_path)
+    paths = [out, *out.rglob("*")]
+    assert len(paths) == 1 + 3 + 5
+    assert [path for path in paths if path.stat().st_ino not in synced] == []
 
 
 def test_missing_and_foreign_files_are_found(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -117,6 +118,53 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_partition_named_like_the_new_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "denoised=1").mkdir()
+    write(tmp_path / "denoised=1" / "a.parquet", 10)
+    files = storage.list_inputs([str(tmp_path)]).files
+    with pytest.raises(ColumnError, match=r"partition folders denoised=…"):
+        make_plan(files, None, Polarity.LIGHT_ON_DARK, "denoised")
+    assert make_plan(files, None, Polarity.LIGHT_ON_DARK, "clean").rows == 10
+
+
+def test_samples_of_large_rows_are_small(tmp_path: Path) -> None:
+    scans = pa.array([bytes(1 << 20)] * 200, pa.large_binary())
+    write(tmp_path / "a.parquet", 200, scan=scans)
+    (sample,) = footers.read_samples([(str(tmp_path / "a.parquet"), 0, ("image", "scan"))], 64)
+    assert isinstance(sample, footers.Sample)
+    assert sample.row_bytes > 1 << 20
+    assert sample.table.num_rows < 10
+    (sample,) = footers.read_samples([(str(tmp_path / "a.parquet"), 0, ("image",))], 64)
+    assert isinstance(sample, footers.Sample)
+    assert sample.table.column_names == ["image"]
+    assert sample.row_bytes > 1 << 20
+
+
+def test_files_that_differ_in_metadata_alone_share_a_schema(tmp_path: Path) -> None:
+    for number in range(3):
+        table = pq.read_table(write(tmp_path / f"{number}.parquet", 5))
+        pq.write_table(table.replace_schema_metadata({"number": str(number)}), tmp_path / f"{number}.parquet")
+    first, second, third = footers.read_footers([str(tmp_path / f"{n}.parquet") for n in range(3)], 1)
+    assert isinstance(first, Footer)
+    assert isinstance(second, Footer)
+    assert isinstance(third, Footer)
+    assert first.schema is second.schema is third.schema
+    assert pa.ipc.read_schema(pa.py_buffer(third.schema)).metadata == {b"number": b"0"}
+
+
+def test_types_that_arrow_does_not_carry_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", 2)
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"copy (select image, interval 3 days as pause, time with time zone '10:00:00+02' as shift, uuid() as id, "
+            f"1.5::decimal(5, 1) as price, true as yes, [1, 2] as many from '{path}') to '{tmp_path}/b.parquet'"
+        )
+    made = make_plan(storage.list_inputs([f"{tmp_path}/b.parquet"]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
+    assert [change.split()[1] for change in made.changes] == ["'pause':", "'shift':"]
+    made.save(tmp_path)
+    assert Plan.load(tmp_path).changes == made.changes
+
+
 def test_a_parser_that_crashes_or_hangs_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = write(tmp_path / "a.parquet", 10)
     # A child that dies at one file stands in for a footer that crashes its parser; the others are still read.

@@ -142,6 +142,18 @@ def test_an_output_that_touches_the_input_is_refused(tmp_path: Path, source: Pat
         check(source, tmp_path / "link", overwrite=True)
 
 
+def test_a_folder_of_somebody_elses_in_the_manifests_place_is_refused(tmp_path: Path, source: Path) -> None:
+    listing = storage.list_inputs([str(source)])
+    aside = tmp_path / "_out.parquet.manifest"
+    aside.mkdir()
+    assert check_output(str(tmp_path / "out.parquet"), listing, overwrite=False)
+    (aside / "manifest.json").write_text("{}")  # ours, or what is left of ours
+    assert check_output(str(tmp_path / "out.parquet"), listing, overwrite=False)
+    (aside / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not what infer wrote"):
+        check_output(str(tmp_path / "out.parquet"), listing, overwrite=True)
+
+
 def test_an_output_that_exists_or_has_no_place_is_refused(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists"):

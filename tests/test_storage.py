@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -74,6 +73,46 @@ def test_a_link_that_leads_back_up_ends(tmp_path: Path) -> None:
     _touch(tmp_path, "a/b.parquet")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     assert _names(tmp_path, storage.list_inputs([str(tmp_path)])) == ["a/b.parquet"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in it would be lost without a word. Root may list any folder, so the refusal is made here."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.parquet").write_bytes(b"")
+    closed, scan, access = str(tmp_path / "b"), os.scandir, os.access
+
+    def scandir(path: Any) -> Any:
+        if str(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: str(path) != closed and access(path, mode))
+    for given in (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/*/*.parquet", f"{tmp_path}/**/*.parquet"):
+        with pytest.raises(MissingFileError, match="b cannot be listed"):
+            storage.list_inputs([given])
+    assert len(storage.list_inputs([f"{tmp_path}/a/*"]).files) == 1
+
+
+@pytest.mark.parametrize("given", ["", "/*", "/*/*"])
+def test_partitions_that_only_some_readers_see_are_refused(tmp_path: Path, given: str) -> None:
+    (tmp_path / "x" / "_year=2024").mkdir(parents=True)
+    (tmp_path / "x" / "_year=2024" / "a.parquet").write_bytes(b"")
+    with pytest.raises(ParquetError, match="PyArrow would skip the partition folder '_year=2024'"):
+        storage.list_inputs([f"{tmp_path}{given}"])
+
+
+def test_hidden_names_are_skipped_by_globs_unless_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "_denoise_batch" / "quarantine").mkdir(parents=True)
+    for name in ("a.parquet", "_SUCCESS", "_denoise_batch/bad_rows.parquet", "_denoise_batch/quarantine/b.parquet"):
+        (tmp_path / name).write_bytes(b"")
+
+    def found(pattern: str) -> list[str]:
+        return [Path(file.path).name for file in storage.list_inputs([f"{tmp_path}/{pattern}"]).files]
+
+    assert found("*") == found("**/*.parquet") == ["a.parquet"]
+    assert found("_denoise_batch/quarantine/*") == found("_denoise*/quarantine/*.parquet") == ["b.parquet"]
 
 
 def test_globs_and_single_files(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def open_dataset(path: str) -> Dataset:
         read = footers.read_samples([(file, group, names)], 64)[0]
         if isinstance(read, footers.Unreadable):
             raise _unreadable(file, read.reason)
-        first_rows = read
+        first_rows = read.table
     return Dataset(path, tuple(files), tuple(found), schema, first_rows)
 
 

@@ -58,6 +58,7 @@ __all__ = [
     "encode",
     "find_image_column",
     "find_polarity",
+    "image_candidates",
     "image_column",
     "output_column",
     "to_model_input",
@@ -76,6 +77,19 @@ class Polarity(StrEnum):
     AUTO = "auto"
     LIGHT_ON_DARK = "light-on-dark"
     DARK_ON_LIGHT = "dark-on-light"
+
+
+def image_candidates(schema: pa.Schema, name: str | None = None) -> list[str]:
+    """The columns that `find_image_column` looks at the values of: those whose type could hold images."""
+
+    def fits(field: pa.Field) -> bool:
+        try:
+            image_column(field)
+        except ColumnError:
+            return False
+        return True
+
+    return [field.name for field in schema if (name is None or field.name == name) and fits(field)]
 
 
 def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Table | None = None) -> ImageColumn:

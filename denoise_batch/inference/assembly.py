@@ -15,6 +15,7 @@ from denoise_batch import __version__, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
 from denoise_batch.inference.ledger import DIGEST, Receipt
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS
+from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.run_folder import DATA, part_name
 from denoise_batch.input_file import read_batches
 from denoise_batch.output_file import OutputFile, Written, file_digest
@@ -127,7 +128,8 @@ def _move(run: RunFolder, receipt: Receipt, target: Path) -> None:
 
 def _write_empty(plan: Plan, column: ImageColumn, path: Path, compression: str) -> Written:
     storage.remove(path)
-    with OutputFile(path, plan.schema.append(column.field), (plan.column, column), compression=compression) as file:
+    schema = output_schema(plan.schema, column.field)
+    with OutputFile(path, schema, (plan.column, column), compression=compression) as file:
         return file.finish()
 
 
@@ -139,6 +141,7 @@ def _describe(
     if bad is not None:
         path = folder / BAD_ROWS
         pq.write_table(bad, path, compression="zstd", write_page_checksum=True)
+        storage.sync_file(path)
         extra.append({"path": BAD_ROWS, "bytes": path.stat().st_size, "digest": file_digest(path)})
     path = folder / REPORT
     storage.write_file(path, json.dumps(report, indent=1).encode())
@@ -154,6 +157,7 @@ def _describe(
         "polarity_found": run.plan.polarity.value,
         "image_column": run.plan.column.name,
         "image_layout": run.plan.column.layout.value,
+        "types_changed": list(run.plan.changes),
         "rows_in": run.plan.rows,
         "rows_out": run.ledger.rows_out,
         "rows_set_aside": run.plan.rows - run.ledger.rows_out,
@@ -185,6 +189,7 @@ def _quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
                 os.link(run.staging / receipt.quarantine_file, target)
             except OSError:  # a file system without links
                 shutil.copyfile(run.staging / receipt.quarantine_file, target)
+                storage.sync_file(target)
             entries.append({"path": name, "bytes": receipt.quarantine_bytes, "digest": receipt.quarantine_digest})
     return entries
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
 import threading
 import time
@@ -27,8 +26,9 @@ from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.pages import check_pages
-from denoise_batch.input_file import open_parquet, read_batches
+from denoise_batch.input_file import check_int96, open_parquet, read_batches
 from denoise_batch.output_file import OutputFile, Written
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def denoise_unit(
         return _denoise(assignment, options, forward, fingerprint, on_rows)
     except (DataChanged, JobFailed, ResourceExhausted) as error:
         return _failure(assignment, error.message, error)
+    except DenoiseBatchError as error:
+        return _failure(assignment, error.message)
     except OSError as error:
         exhausted = ran_out(error, options.staging)
         if exhausted is None:
@@ -153,7 +155,7 @@ def _denoise(
     bad_codes: list[int] = []
     target = Path(options.staging, assignment.name)
     with open_parquet(assignment.file.path) as source:
-        schema = source.schema_arrow.append(options.output.field)
+        schema = output_schema(source.schema_arrow, options.output.field)
         chunk = chunk_rows(assignment.file.row_bytes)
         images = (options.column, options.output)
         with (
@@ -284,8 +286,7 @@ def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> str:
     path = target.with_suffix(".bad.parquet")
     reasons = pa.array([BadReason.from_code(code).value for code in codes])
     pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "reason": reasons}), path, write_page_checksum=True)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    storage.sync_file(path)
     return path.name
 
 
@@ -315,6 +316,7 @@ def read_unit(source: pq.ParquetFile, unit: Unit, rows: int, path: str = "") -> 
     groups = list(range(unit.first_group, unit.last_group + 1))
     if path:
         rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups)))
+        check_int96(path, source, groups)
     skip, left = unit.skip, unit.rows
     whole = unit.skip == 0 and unit.rows == sum(source.metadata.row_group(group).num_rows for group in groups)
     for batch in read_batches(source, rows, groups):

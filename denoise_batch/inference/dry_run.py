@@ -59,6 +59,7 @@ class DryRun:
 
     Attributes:
         columns: the input's, with their types.
+        types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
         image_column, output_column: name, layout, dtype and Arrow type.
         done_rows: rows that an unfinished run of this request has done already.
         estimate: None where there are no rows, or the sample could not be read.
@@ -76,6 +77,7 @@ class DryRun:
     rows: int
     units: int
     columns: dict[str, str]
+    types_changed: tuple[str, ...]
     image_column: dict[str, str]
     polarity: str
     output_column: dict[str, str]
@@ -99,6 +101,7 @@ class DryRun:
         shown += [
             "columns:",
             *(f"  {name}: {kind}" for name, kind in self.columns.items()),
+            *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, {self.polarity}",
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
         ]
@@ -149,6 +152,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         rows=plan.rows,
         units=len(plan),
         columns={field.name: str(field.type) for field in plan.schema},
+        types_changed=plan.changes,
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
         output_column=_described(added),

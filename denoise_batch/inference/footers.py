@@ -8,6 +8,7 @@ names the file at fault.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import queue
@@ -30,6 +31,8 @@ TIMEOUT_S = 60.0
 MEMORY = 4 << 30
 """Bytes of address space that a child may take: a damaged file can ask for any number. A third is taken at rest."""
 
+_MEASURED_ROWS = 4
+_SAMPLE_BYTES = 8 << 20
 _ENCRYPTED = "it is encrypted"
 
 
@@ -38,18 +41,33 @@ class Footer:
     """What a file's footer says.
 
     Attributes:
-        schema: the Arrow schema, serialised (`pa.ipc.read_schema`).
+        schema: the Arrow schema, serialised (`pa.ipc.read_schema`). Files that differ in the schema's metadata alone
+            share one, with the metadata of the first.
         row_groups: rows of each row group.
         row_bytes: the largest uncompressed bytes a row takes in any row group.
+        changes: Parquet types that Arrow cannot carry, `column 'x': Interval becomes None`.
     """
 
     schema: bytes
     row_groups: tuple[int, ...]
     row_bytes: int
+    changes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         return sum(self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """First rows of a row group.
+
+    Attributes:
+        row_bytes: of Arrow memory that one of the first rows takes, in all columns of the file.
+    """
+
+    table: pa.Table
+    row_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +79,24 @@ class Unreadable:
 
 def read_footers(paths: Sequence[str], processes: int | None = None) -> list[Footer | Unreadable]:
     """The footers of many files, in their order, read by several processes side by side."""
-    answers = _ask([{"path": path} for path in paths], processes)
-    return [
-        Unreadable(answer["error"])
-        if "error" in answer
-        else Footer(base64.b64decode(answer["schema"]), tuple(answer["row_groups"]), answer["row_bytes"])
-        for answer in answers
-    ]
+    schemas: dict[str, bytes] = {}  # a million files have a handful of them
+    found: list[Footer | Unreadable] = []
+    for answer in _ask([{"path": path} for path in paths], processes):
+        if "error" in answer:
+            found.append(Unreadable(answer["error"]))
+            continue
+        if answer["schema_id"] not in schemas:
+            schemas[answer["schema_id"]] = base64.b64decode(answer["schema"])
+        rows, changes = tuple(answer["row_groups"]), tuple(answer["changes"])
+        found.append(Footer(schemas[answer["schema_id"]], rows, answer["row_bytes"], changes))
+    return found
 
 
-def read_samples(requests: Sequence[tuple[str, int, tuple[str, ...]]], rows: int) -> list[pa.Table | Unreadable]:
-    """The first rows of row groups.
+def read_samples(requests: Sequence[tuple[str, int, tuple[str, ...]]], rows: int) -> list[Sample | Unreadable]:
+    """The first rows of row groups; few of them where rows are large.
 
     Args:
-        requests: (path, row group, column names).
+        requests: (path, row group, names of the columns that are wanted).
         rows: how many rows of each, at most.
     """
     import pyarrow as pa
@@ -83,7 +105,7 @@ def read_samples(requests: Sequence[tuple[str, int, tuple[str, ...]]], rows: int
     return [
         Unreadable(answer["error"])
         if "error" in answer
-        else pa.ipc.open_stream(base64.b64decode(answer["table"])).read_all()
+        else Sample(pa.ipc.open_stream(base64.b64decode(answer["table"])).read_all(), answer["row_bytes"])
         for answer in answers
     ]
 
@@ -147,6 +169,7 @@ def _serve_logged(requests: list[dict[str, Any]], log: IO[bytes]) -> list[dict[s
     for worker in workers:
         worker.start()
     answers: list[dict[str, Any]] = []
+    schemas: dict[str, str] = {}
     try:
         while len(answers) < len(requests):
             try:
@@ -159,7 +182,10 @@ def _serve_logged(requests: list[dict[str, Any]], log: IO[bytes]) -> list[dict[s
                 cause = f"signal {-code}" if code < 0 else f"exit code {code}"
                 answers.append({"error": _last_words(log) or f"its parser crashed ({cause})"})
                 break
-            answers.append(json.loads(line))
+            answer = json.loads(line)
+            if "schema_id" in answer:  # the schema itself comes with the first file that has it
+                answer["schema"] = schemas.setdefault(answer["schema_id"], answer.get("schema", ""))
+            answers.append(answer)
     finally:
         child.kill()
         child.wait()
@@ -194,8 +220,48 @@ def _read_footer(path: str) -> dict[str, Any]:
                         f"values of its column {chunk.path_in_schema!r}"
                     }
         row_bytes = max((-(-group.total_byte_size // group.num_rows) for group in groups if group.num_rows), default=0)
-        schema = base64.b64encode(file.schema_arrow.serialize()).decode()
-        return {"schema": schema, "row_groups": rows, "row_bytes": row_bytes}
+        # Metadata of the schema (pandas' index, say) may be another in each of a million files.
+        schema_id = hashlib.sha256(file.schema_arrow.remove_metadata().serialize()).hexdigest()
+        return {
+            "schema_id": schema_id,
+            "schema": base64.b64encode(file.schema_arrow.serialize()).decode(),
+            "row_groups": rows,
+            "row_bytes": row_bytes,
+            "changes": _changes(file),
+        }
+
+
+def _changes(file: Any) -> list[str]:
+    """Columns whose Parquet type pyarrow reads as one that it writes as another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    try:
+        pq.ParquetWriter(sink, file.schema_arrow).close()
+        with pq.ParquetFile(pa.BufferReader(sink.getvalue())) as written:
+            leaves = [[parquet.schema.column(i) for i in range(len(parquet.schema))] for parquet in (file, written)]
+    except pa.ArrowException:
+        return []  # what cannot be written is said when it is
+    found = [
+        f"column {first.path!r}: {_logical(first)} becomes {_logical(other)}"
+        for first, other in zip(*leaves, strict=False)
+        if _logical(first) != _logical(other)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _logical(leaf: Any) -> str:
+    if leaf.physical_type == "INT96":
+        return "INT96"
+    about = json.loads(leaf.logical_type.to_json())
+    details = {key: value for key, value in about.items() if key in {"isAdjustedToUTC", "timeUnit", "bitWidth"}}
+    kind = str(about.get("Type", "None"))
+    plain = {"INT32": 32, "INT64": 64}.get(leaf.physical_type)
+    if kind == "Int" and about.get("isSigned") and about.get("bitWidth") == plain:
+        return "None"  # said or not, it is the same
+    kind = leaf.converted_type if kind in {"None", "Undefined"} and leaf.converted_type != "NONE" else kind
+    return f"{kind} ({', '.join(f'{key} {value}' for key, value in details.items())})" if details else kind
 
 
 def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[str, Any]:
@@ -205,15 +271,18 @@ def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[s
 
     with _open(path) as file:
         check_pages(path, file.metadata, [group])
-        batches = file.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
-        batch = next(batches, None)
-        table = pa.Table.from_batches(
-            [] if batch is None else [batch], None if batch is not None else file.schema_arrow
-        )
+        few = next(file.iter_batches(_MEASURED_ROWS, row_groups=[group], use_threads=False), None)
+        row_bytes = -(-few.nbytes // few.num_rows) if few is not None and few.num_rows else 0
+        rows = max(_MEASURED_ROWS, min(rows, _SAMPLE_BYTES // max(row_bytes, 1)))
+        whole = file.schema_arrow
+        names = [name for name in dict.fromkeys(columns) if len(whole.get_all_field_indices(name)) == 1]
+        batch = next(file.iter_batches(rows, row_groups=[group], columns=names, use_threads=False), None)
+        schema = pa.schema([whole.field(name) for name in names], whole.metadata)
+        table = pa.Table.from_batches([] if batch is None else [batch.select(names)], schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.slice(0, rows))
-    return {"table": base64.b64encode(sink.getvalue()).decode()}
+    return {"table": base64.b64encode(sink.getvalue()).decode(), "row_bytes": row_bytes}
 
 
 def _open(path: str) -> Any:
@@ -233,6 +302,7 @@ def _main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    sent: set[str] = set()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -242,6 +312,10 @@ def _main() -> None:
                 answer = _read_footer(request["path"])
         except Exception as error:  # a foreign file can raise anything; the answer carries it
             answer = {"error": _first_line(error)}
+        if answer.get("schema_id") in sent:
+            del answer["schema"]
+        elif "schema_id" in answer:
+            sent.add(answer["schema_id"])
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -324,6 +324,7 @@ class _Job:
             rate=round(done / denoising, 1) if denoising > 0 else 0.0,
             output_bytes=ledger.bytes,
             stages=stages,
+            types_changed=list(run.plan.changes),
             already_complete=already_complete,
         )
 

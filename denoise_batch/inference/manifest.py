@@ -36,6 +36,12 @@ def file_sidecar(out: Path) -> Path:
     return out.with_name(f"_{out.name}.manifest")
 
 
+def is_sidecar(folder: Path) -> bool:
+    """Whether a folder holds nothing but what describes an output, whole or half deleted."""
+    ours = {MANIFEST, REPORT, BAD_ROWS, QUARANTINE, SUCCESS}
+    return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= ours
+
+
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """The manifest of a finished output of `infer`, or None where `out` is something else."""
     path = sidecar(out) / MANIFEST

@@ -7,6 +7,7 @@ checksum cover its header: one flipped bit in a header's number of values gives 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
     import pyarrow.parquet as pq
 
-PAGE_BYTES = 512 << 20
-"""The largest page that is read, uncompressed. Writers make pages of 1 MB; the largest known ones are of 100 MB."""
+PAGE_BYTES = max(512 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
+"""The largest page that is read, uncompressed. Most writers make pages of 1 MB, but pyarrow looks at their size only
+after each thousand values, and these may be large; an eighth of the machine's memory holds what it makes of them."""
+
+_BEYOND_THE_FOOTER = 64 << 20
+"""A page may be larger than its column chunk by the footer, which some writers get wrong, but not by far."""
 
 PAGE_VALUES = 1 << 27
 """The most values of one page: a run of equal ones takes a few bytes in the file and eight each in memory."""
@@ -105,6 +110,9 @@ def _check_chunk(source: _Source, chunk: Any, leaf: Any, rows: int) -> int:
             break  # it is the next column's
         if page.uncompressed > PAGE_BYTES:
             raise _fault(f"a page of {page.uncompressed:,} bytes is more than a worker may hold ({PAGE_BYTES:,})")
+        if page.uncompressed > chunk.total_uncompressed_size + _BEYOND_THE_FOOTER:
+            claimed = f"{chunk.total_uncompressed_size:,} of them all"
+            raise _fault(f"a page claims {page.uncompressed:,} bytes, the footer {claimed}")
         if page.values > PAGE_VALUES:
             raise _fault(f"a page of {page.values:,} values is more than a worker may hold ({PAGE_VALUES:,})")
         if page.kind == _DICTIONARY:
@@ -152,6 +160,8 @@ def _page(source: _Source, position: int) -> _Page:
 
 def _check_levels(source: _Source, position: int, page: _Page, leaf: Any) -> None:
     """Version 2 gives the lengths of a page's levels in its header; pyarrow does not see where they are wrong."""
+    if page.repetitions + page.definitions > page.compressed:
+        raise _fault(_BAD)
     content = source.read_at(page.repetitions + page.definitions, position + page.length)
     for most, levels in (
         (leaf.max_repetition_level, content[: page.repetitions]),
@@ -172,8 +182,12 @@ def _levels_end(content: bytes, count: int, width: int) -> int:
     while count > 0:
         head, at = _varint(content, at)
         if head & 1:
-            count -= 8 * (head >> 1)
-            at += width * (head >> 1)
+            packed = 8 * (head >> 1)
+            needed = (min(packed, count) * width + 7) // 8
+            if at + needed > len(content):
+                raise _Short
+            count -= packed
+            at = min(at + width * (head >> 1), len(content))  # some writers leave out the last run's padding
         else:
             count -= head >> 1
             at += (width + 7) // 8

@@ -11,6 +11,7 @@ import base64
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, ParquetError
-from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity
+from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, image_candidates
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
 from denoise_batch.inference import footers
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from denoise_batch.inference.footers import Footer
+    from denoise_batch.inference.footers import Footer, Sample
     from denoise_batch.storage import InputFile
 
 UNIT_ROWS = 131_072
@@ -83,6 +84,7 @@ class Plan:
     Attributes:
         units: structured array of `Unit`'s fields but the index, int64.
         schema: the files' common Arrow schema; each file keeps metadata of its own.
+        changes: columns whose Parquet type Arrow cannot carry, and what they become.
         column: the image column.
         polarity: what was asked for or found; never `auto`.
     """
@@ -92,8 +94,9 @@ class Plan:
     schema: pa.Schema
     column: ImageColumn
     polarity: Polarity
+    changes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 
@@ -115,6 +118,7 @@ class Plan:
             "column": self.column.name,
             "layout": self.column.layout.value,
             "polarity": self.polarity.value,
+            "changes": self.changes,
         }
         storage.write_file(folder / "plan.json", json.dumps(content).encode(), private=True)  # URIs may hold secrets
 
@@ -133,6 +137,7 @@ class Plan:
             schema,
             image_column(schema.field(content["column"]), Layout(content["layout"])),
             Polarity(content["polarity"]),
+            tuple(content["changes"]),
         )
 
 
@@ -145,11 +150,12 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     """
     found = footers.read_footers([file.path for file in files])
     read, schema = _check_files(files, found)
-    _check_columns(schema, files[0], column, output_column)
-    samples = _sample(files, read, schema)
+    _check_columns(schema, files, column, output_column)
+    found_samples = _sample(files, read, image_candidates(schema, column))
+    samples = [sample.table for sample in found_samples]
     image = find_image_column(schema, column, _first_rows(samples))
     # Footers count bytes as they are encoded: a long text that many rows share weighs next to nothing there.
-    measured = max((-(-table.nbytes // table.num_rows) for table in samples if table.num_rows), default=0)
+    measured = max((sample.row_bytes for sample in found_samples), default=0)
     return Plan(
         tuple(
             PlannedFile(file.path, file.folder, file.size, file.mtime_ns, footer.rows, max(footer.row_bytes, measured))
@@ -159,6 +165,7 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
         schema,
         image,
         _look(samples, image, polarity, sum(footer.rows for footer in read)),
+        tuple(dict.fromkeys(change for footer in read for change in footer.changes)),
     )
 
 
@@ -215,7 +222,8 @@ def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Sch
     return kinds[common], odd
 
 
-def _check_columns(schema: pa.Schema, file: InputFile, column: str | None, output_column: str) -> None:
+def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | None, output_column: str) -> None:
+    file = files[0]
     duplicates = {name for name in schema.names if schema.names.count(name) > 1}
     if duplicates:
         raise ColumnError(
@@ -224,6 +232,12 @@ def _check_columns(schema: pa.Schema, file: InputFile, column: str | None, outpu
         )
     if column is not None and column not in schema.names:
         raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(schema.names)}")
+    partitions = {part.partition("=")[0] for folder in {file.folder for file in files} for part in folder.split("/")}
+    if output_column in partitions:
+        raise ColumnError(
+            f"the input has partition folders {output_column}=…, which readers take for a column",
+            hint="give the new column another name (infer: --output-column)",
+        )
     if output_column in schema.names:
         raise ColumnError(
             f"the input has a column {output_column!r} already",
@@ -247,15 +261,15 @@ def _difference(first: pa.Schema, other: pa.Schema) -> str:
     return "its columns stand in another order"
 
 
-def _sample(files: Sequence[InputFile], read: Sequence[Footer], schema: pa.Schema) -> list[pa.Table]:
+def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[str]) -> list[Sample]:
     """First rows of some row groups, spread over the input. Damaged pages are left to the run, which names them."""
     places = [(i, g) for i, footer in enumerate(read) for g, rows in enumerate(footer.row_groups) if rows]
     if len(places) > _SAMPLES:
         chosen = np.linspace(0, len(places) - 1, _SAMPLES).astype(int)
         places = [places[i] for i in chosen]
-    requests = [(files[i].path, group, tuple(schema.names)) for i, group in places]
+    requests = [(files[i].path, group, tuple(names)) for i, group in places]
     answers = footers.read_samples(requests, _SAMPLE_ROWS)
-    samples = [table for table in answers if isinstance(table, pa.Table)]
+    samples = [sample for sample in answers if isinstance(sample, footers.Sample)]
     if answers and not samples:
         # Nothing is known of the images then: not their layout, their polarity or their range.
         first = answers[0]

@@ -43,6 +43,7 @@ class InferReport:
         seconds: wall time of this session; `denoising_seconds` runs from its first unit's start to its last receipt.
         rate: rows a second over `denoising_seconds`.
         stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
+        types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         output_bytes: of the data files, before a single file is joined.
         already_complete: an earlier run had shown the output and was cut short before it had cleaned up.
     """
@@ -68,6 +69,7 @@ class InferReport:
     rate: float
     output_bytes: int
     stages: dict[str, float] = field(default_factory=dict)
+    types_changed: list[str] = field(default_factory=list)
     already_complete: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ class InferReport:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
         if self.resumed_units:
             lines.append(f"{self.resumed_units:,} of {self.units:,} units were done by an earlier run")
+        lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
         if self.failed_attempts:
             lines.append(f"{self.failed_attempts:,} of {self.attempts:,} attempts at units failed and were made again")
         return lines

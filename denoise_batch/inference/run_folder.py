@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
 from denoise_batch.inference.ledger import Ledger, Receipt
-from denoise_batch.inference.manifest import is_shown
+from denoise_batch.inference.manifest import file_sidecar, is_shown, is_sidecar
 from denoise_batch.inference.plan import Plan
 from denoise_batch.output_file import file_digest
 
@@ -104,6 +104,11 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     storage.check_apart(path, listing)
     storage.check_parent(path)
+    sidecar = file_sidecar(path)
+    if os.path.lexists(sidecar) and not is_sidecar(sidecar):
+        raise OutputError(
+            f"{sidecar}, where the manifest of a single file goes, is not what infer wrote", hint="remove or rename it"
+        )
     # Left by a run that died while it deleted them; where OUT is gone, the replaced one is the only copy of it.
     for left in [_discarded(path)] + ([storage.replaced(path)] if os.path.lexists(path) else []):
         shutil.rmtree(left, ignore_errors=True)

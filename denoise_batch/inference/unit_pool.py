@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import signal
 import threading
@@ -18,7 +19,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch import errors
 from denoise_batch.cluster import full_ray_disk, ray_died, ray_disk_is_full, refuse_unsafe_switches
@@ -37,12 +38,17 @@ _RAY_TENSOR_TYPES = (
     "ray.data.arrow_pickled_object",
 )
 _PROGRESS_SECONDS = 1.0
+STUCK_SECONDS = 900.0
+"""How long a unit may stand still: a decoder that loops, a file system that does not answer. A chunk takes seconds, and
+closing and verifying a file of 200 MB at most minutes."""
+
 _WATCH_SECONDS = 1.0
 _SILENCE_SECONDS = 15.0
 _FULL_DISK_SECONDS = 5.0  # of silence; Ray's own processes on a full disk end, and the driver with them
 _STEADY_SECONDS = 5.0
 _DEATHS = 5
 """Workers that die with no unit answered in between, before it is the machine that is at fault and not the data."""
+_Item = TypeVar("_Item")
 # The file that an actor leaves in the staging folder begins so, and ends so until the model is loaded.
 _MARK, _LOADING = "worker-", ".loading"
 
@@ -141,7 +147,8 @@ def process_units(
                 max_task_retries=0,
             )
             # Nothing is fetched ahead: an answer would wait for the next one before it could be committed.
-            for batch in answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            batches = answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+            for batch in watch.over(iter(batches)):
                 for record in batch.column("answer").to_pylist():
                     kind, fields = json.loads(record)
                     answer = _ANSWERS[kind](**fields)
@@ -203,8 +210,16 @@ class DenoiseUnit:
         future = self._thread.submit(
             denoise_unit, Assignment(unit, file, **fields), self._options, self._denoiser, self._fingerprint, on_rows
         )
+        seen, since = done, time.monotonic()
         while not wait([future], timeout=_PROGRESS_SECONDS).done:
             yield _answer("working", asdict(Working(unit.index, done)))
+            if done != seen:
+                seen, since = done, time.monotonic()
+            elif time.monotonic() - since > STUCK_SECONDS:
+                reason = f"nothing moved for {STUCK_SECONDS:.0f} s behind its first {done:,} rows: its worker was ended"
+                yield _answer("failure", Failure(unit.index, fields["attempt"], reason).to_json())
+                time.sleep(_PROGRESS_SECONDS)  # for the answer to leave
+                os._exit(1)  # a thread cannot be stopped
         result = future.result()
         yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
 
@@ -226,7 +241,8 @@ class _Watch:
     cannot are no reason to stop.
 
         with _Watch(staging, actors) as watch:
-            watch.heard(answer)  # with each answer
+            for batch in watch.over(batches):  # ends their wait
+                watch.heard(answer)  # with each answer in it
 
     Raises:
         ResourceExhausted: on leaving, as is
@@ -236,6 +252,7 @@ class _Watch:
     def __init__(self, staging: Path, actors: int) -> None:
         self._staging, self._actors = staging, actors
         self._left = threading.Event()
+        self._waiting, self._lock = False, threading.Lock()
         self._verdict: DenoiseBatchError | None = None
         self._starts = 0
         self._base = 0  # starts when a unit was last answered
@@ -257,8 +274,23 @@ class _Watch:
         self._left.set()
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
-        if self._verdict is not None and error is not None:
+        if self._verdict is not None and error is not None and error is not self._verdict:
             raise self._verdict from error
+
+    def over(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        """The items; the wait for the next one ends with the verdict, but nobody is disturbed who uses an item."""
+        while True:
+            if self._verdict is not None:
+                raise self._verdict
+            try:
+                self._waiting = True
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                with self._lock:  # a signal that was sent comes now, not when the item is used
+                    self._waiting = False
+            yield item
 
     def heard(self, answer: Receipt | Failure | Working) -> None:
         """Takes note of a sign of life."""
@@ -276,9 +308,11 @@ class _Watch:
                 self._verdict = self._judge()
             except Exception:  # a look that failed says nothing
                 continue
-            if self._verdict is not None and not self._left.is_set():
-                # Ray's waits end for nothing but signals.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            if self._verdict is not None:
+                with self._lock:
+                    if self._waiting and not self._left.is_set():
+                        # Ray's waits end for nothing but signals.
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
 
     def _judge(self) -> DenoiseBatchError | None:

@@ -173,7 +173,7 @@ def _samples(paths: Sequence[str], pieces: Sequence[Piece], names: Sequence[str]
             raise ParquetError(
                 f"{storage.redact(request[0])} cannot be read: {sample.reason}", hint="write the file again"
             )
-        samples.append(sample)
+        samples.append(sample.table)
     return samples
 
 

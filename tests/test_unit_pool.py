@@ -1,0 +1,98 @@
+"""What watches over the workers: a wait for dead ones ends, and so does a unit that stands still."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from denoise_batch.errors import ResourceExhausted
+from denoise_batch.inference import unit_pool
+from denoise_batch.inference.denoise_unit import Assignment
+from denoise_batch.inference.plan import PlannedFile, Unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Condemned(unit_pool._Watch):
+    """Finds, as soon as it is told, that the workers died."""
+
+    def __init__(self, staging: Path) -> None:
+        super().__init__(staging, 1)
+        self.told = threading.Event()
+
+    def _judge(self) -> ResourceExhausted | None:
+        return ResourceExhausted("the workers died", hint="give them memory") if self.told.is_set() else None
+
+
+@pytest.fixture
+def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Condemned:
+    monkeypatch.setattr(unit_pool, "_WATCH_SECONDS", 0.02)
+    return Condemned(tmp_path)
+
+
+def test_a_wait_for_workers_that_died_ends(watch: Condemned) -> None:
+    def answers() -> Iterator[int]:
+        yield 1
+        watch.told.set()
+        time.sleep(30)
+        yield 2
+
+    begun = time.monotonic()
+    with pytest.raises(ResourceExhausted, match="the workers died"), watch:
+        for _ in watch.over(answers()):
+            pass
+    assert time.monotonic() - begun < 10
+
+
+def test_who_uses_an_answer_is_not_disturbed(watch: Condemned) -> None:
+    used = []
+
+    def units() -> Iterator[int]:  # as `process_units`: the one who uses its answers is outside of the watch
+        with watch:
+            yield from watch.over(iter(range(5)))
+
+    answers = units()
+    used.append(next(answers))
+    watch.told.set()
+    time.sleep(0.3)  # writing the receipt
+    with pytest.raises(ResourceExhausted, match="the workers died"):
+        next(answers)
+    assert used == [0]
+
+
+def test_a_unit_that_stands_still_is_a_failure_and_its_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, ended = threading.Event(), list[int]()
+
+    def denoise_unit(_assignment: Any, _options: Any, _forward: Any, _fingerprint: Any, on_rows: Any) -> None:
+        on_rows(128)
+        stuck.wait()
+
+    monkeypatch.setattr(unit_pool, "denoise_unit", denoise_unit)
+    monkeypatch.setattr(unit_pool, "_PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(unit_pool, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    actor = unit_pool.DenoiseUnit.__new__(unit_pool.DenoiseUnit)
+    actor._options = actor._denoiser = None
+    actor._thread = ThreadPoolExecutor(1)
+    file = PlannedFile("a.parquet", "", 1, 1, 256, 784)
+    assignment = Assignment(Unit(7, 0, 0, 0, 0, 256, 0), file, 2, "a.parquet")
+    try:
+        for answer in actor({"assignment": [json.dumps(asdict(assignment))]}):
+            kind, fields = json.loads(answer["answer"][0])
+            if kind == "failure":
+                break
+    finally:
+        stuck.set()
+        actor._thread.shutdown()
+    assert (kind, fields["unit"], fields["attempt"], fields["final"]) == ("failure", 7, 2, False)
+    assert fields["reason"] == "nothing moved for 0 s behind its first 128 rows: its worker was ended"
+    assert not ended  # only once the answer has been taken
