@@ -58,6 +58,8 @@ _LOST_SECONDS = 120.0
 _RECONNECT_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 10.0
 _STOP_SECONDS = 60.0
+_GRACE_SECONDS = "15"
+"""Between SIGTERM and SIGKILL; Ray's default of 3 is short for a busy head. Nothing is lost by SIGKILL but the word."""
 _KILLED = 128
 """Shells add the signal's number to it."""
 _STOPPED_CODE = Terminated.exit_code
@@ -362,6 +364,7 @@ def submit(cluster: Cluster, command: ParsedCommand, job_id: str, runtime_env: d
         FlagError: the runtime environment is not one.
         NetworkError: the cluster does not take it.
     """
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": _GRACE_SECONDS, **runtime_env.get("env_vars", {})}
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
         # A copy: compiled files differ from run to run, and what differs is uploaded again.
         shutil.copytree(_PACKAGE, Path(folder, _PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
@@ -371,7 +374,7 @@ def submit(cluster: Cluster, command: ParsedCommand, job_id: str, runtime_env: d
                     # The job starts in the upload, so this module is found there before any that is installed.
                     entrypoint=shlex.join(["python", "-m", job.__name__, *command.arguments]),
                     submission_id=job_id,
-                    runtime_env={**runtime_env, "working_dir": folder},
+                    runtime_env={**runtime_env, "env_vars": variables, "working_dir": folder},
                     metadata={"denoise_batch": __version__},
                 )
             except (TypeError, ValueError) as error:
@@ -411,7 +414,7 @@ def _exit_code(status: str, driver: int | None) -> int | None:
 
 
 def stop(cluster: Cluster, job_id: str) -> JobState:
-    """Stops a job (SIGTERM, and SIGKILL three seconds later), and waits until it has ended.
+    """Stops a job (SIGTERM, and SIGKILL if it has not ended in time), and waits until it has ended.
 
     Raises:
         FlagError: the cluster has no such job.

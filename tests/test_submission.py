@@ -330,7 +330,7 @@ def test_what_is_uploaded_and_started() -> None:
     request = on.client.submitted
     assert shlex.split(request["entrypoint"]) == ["python", "-m", "denoise_batch.job", "infer", "/in put", "/out"]
     assert request["submission_id"] == "infer-1"
-    assert request["runtime_env"]["env_vars"] == {"A": "b"}
+    assert request["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "15", "A": "b"}
     wanted = {"job.py", "pretrained/bounds-unet/model.safetensors", "pretrained/bounds-unet/model.json"}
     assert {f"denoise_batch/{name}" for name in wanted} <= on.client.files
     assert not [name for name in on.client.files if "__pycache__" in name or not name.startswith("denoise_batch/")]
