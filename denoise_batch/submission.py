@@ -19,7 +19,9 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ from denoise_batch.errors import (
 from denoise_batch.redaction import has_secrets, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from denoise_batch.console import ParsedCommand
     from denoise_batch.progress import Progress
@@ -493,7 +495,7 @@ def follow(cluster: Cluster, job_id: str, progress: Progress, *, verbose: bool) 
     again = f"{PROGRAM} submit --address {redact(cluster.url)}"
     on = f"follow it with: {again} --follow {job_id}; stop it with: {again} --stop {job_id}"
     try:
-        ended = asyncio.run(_follow(cluster, job_id, transcript))
+        ended = _until_terminated(_follow(cluster, job_id, transcript))
     except (KeyboardInterrupt, Interrupted) as error:
         kind = Terminated if isinstance(error, Terminated) else Interrupted
         raise kind(f"no longer followed; {job_id} goes on", hint=on) from error
@@ -518,6 +520,30 @@ def _check_ending(ended: JobState, transcript: Transcript) -> None:
         error = JobFailed(f"{ended.id} failed: {reason}", hint="submit -v --follow shows the whole log of the job")
     error.exit_code = ended.exit_code or 1
     raise error
+
+
+def _until_terminated(work: Coroutine[Any, Any, JobState]) -> JobState:
+    """Runs it. SIGTERM cancels it: a handler that raises would do so in whatever task runs, where nobody looks.
+
+    Raises:
+        Terminated: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.run(work)
+
+    async def run() -> JobState:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError as error:
+        raise Terminated("stopped by SIGTERM", hint="") from error
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobState:
@@ -548,6 +574,7 @@ async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobS
             lines.close()
             return found
         if tail.done():
+            tail.result()  # what is no broken connection is a fault of ours
             tail = None
             await asyncio.sleep(_RECONNECT_SECONDS)
 

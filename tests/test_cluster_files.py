@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from denoise_batch import cli, job
+from denoise_batch import cli, console, job
 
 ROOT = Path(__file__).parent.parent
 PINNED = dict(
@@ -83,18 +82,29 @@ def test_aws_has_a_head_without_gpu_and_spot_workers_with_one() -> None:
     assert "InstanceMarketOptions" not in head["node_config"], "a head that goes takes the run's driver along"
     assert worker["resources"]["GPU"] == 1
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert head["node_config"]["ImageId"] == worker["node_config"]["ImageId"] == "ami-REPLACE-ME"
     assert 1 <= worker["min_workers"] <= worker["max_workers"] <= given["max_workers"]
 
 
-@pytest.mark.parametrize("name", CLUSTERS)
-def test_the_commands_in_its_comments_parse(name: str) -> None:
-    lines = re.findall(r"^# +(denoise-batch .*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize("name", [*CLUSTERS, "jobs/runtime_env.yaml", "docs/cluster.md"])
+def test_the_commands_in_a_file_parse(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:# +)?(denoise-batch .*)$", text.replace("\\\n", " "), re.MULTILINE)
     assert lines
-    top: Any = typer.main.get_command(cli.app)
     for line in lines:
-        with top.make_context("denoise-batch", shlex.split(line)[1:]) as context:
-            name, command, rest = top.resolve_command(context, shlex.split(line)[1:])
-            command.make_context(name, rest, parent=context)
+        parsed = console.parse_command(cli.app, shlex.split(line, comments=True)[1:])
+        if parsed.name == "submit" and "--" in parsed.arguments:
+            inner = parsed.arguments[parsed.arguments.index("--") + 1 :]
+            job.check_paths(console.parse_command(cli.app, inner))
+
+
+def test_links_and_files_of_the_guide_are_there() -> None:
+    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
+    for name in set(re.findall(r"\bjobs/[\w.-]+\.(?:py|yaml)", text)):
+        assert (ROOT / name).is_file(), name
+    assert set(re.findall(r"\w+-REPLACE-ME", text)) == {"ami-REPLACE-ME", "fs-REPLACE-ME"}
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -141,10 +151,7 @@ def test_the_kuberay_job_starts_an_entry_point_with_flags_that_parse() -> None:
     assert program == "python"
     path = Path(script).relative_to("/shared/denoise-batch")
     assert (ROOT / path).is_file()
-    top: Any = typer.main.get_command(cli.app)
-    with top.make_context("denoise-batch", ["infer"]) as context:
-        top.get_command(context, path.stem).make_context(path.stem, arguments, parent=context)
-    assert all(Path(word).is_absolute() for word in arguments if word.endswith(".parquet"))
+    job.check_paths(console.parse_command(cli.app, [path.stem, *arguments]))
 
 
 @pytest.mark.parametrize("command", ["train", "infer"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.metadata
 import io
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -407,6 +411,26 @@ def test_an_interruption_leaves_the_job_alone(
     shown = capsys.readouterr().err.splitlines()
     assert shown[-2] == "error: no longer followed; infer-1 goes on"
     assert shown[-1].endswith("stop it with: denoise-batch submit --address http://head:8265 --stop infer-1")
+    assert on.client.stopped == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_following_and_not_the_job(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def silent(_client: object, _job_id: str) -> AsyncIterator[str]:
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(60)
+        yield ""
+
+    on = cluster([], ["RUNNING"])
+    monkeypatch.setattr(Client, "tail_job_logs", silent)
+    monkeypatch.setattr(submission, "reach", lambda _: on)
+    monkeypatch.setattr(submission, "_POLL_SECONDS", 60.0)
+    begun = time.monotonic()
+    assert cli.run(["submit", "--follow", "infer-1"]) == code
+    assert time.monotonic() - begun < 10
+    assert "infer-1 goes on" in capsys.readouterr().err
     assert on.client.stopped == 0
 
 
