@@ -705,7 +705,8 @@ def _follow_job(cluster: Cluster, job_id: str) -> None:
 
     with Progress() as progress:
         said = follow(cluster, job_id, progress, verbose=session.verbose)
-    print_out("\n".join(said.result))
+    if said.result:
+        print_out("\n".join(said.result))
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------

@@ -129,8 +129,12 @@ def check_seen_by_nodes(folder: Path, paths: Sequence[Path]) -> None:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    others.pop(here, None)
+    others = {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        # A node without CPUs, as heads often are, is given no work.
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0)
+    }
     if not others:
         return
     # A name that no node has looked for before: network file systems remember what was not there.

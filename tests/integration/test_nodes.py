@@ -37,13 +37,14 @@ def test_one_node_is_not_asked(tmp_path: Path) -> None:
 def test_the_path_and_the_machine_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_is_shared: bool
 ) -> None:
-    other = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.7", "Alive": True}
+    other = {"NodeID": "ab" * 28, "NodeManagerAddress": "10.0.0.7", "Alive": True, "Resources": {"CPU": 4.0}}
+    gone = {"NodeID": "cd" * 28, "NodeManagerAddress": "10.0.0.8", "Alive": False, "Resources": {"CPU": 4.0}}
+    idle = {"NodeID": "ef" * 28, "NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {}}
     nodes = ray.nodes()
-    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, other])
-    asked: list[list[Path]] = []
+    monkeypatch.setattr(ray, "nodes", lambda: [gone, idle, *nodes, other])
 
     def look(nodes: dict[str, str], paths: list[Path]) -> dict[str, str]:
-        asked.append(paths)
+        assert nodes == {"ab" * 28: "10.0.0.7"}
         assert paths[0].parent == tmp_path
         assert paths[0].exists()
         return dict.fromkeys(nodes, str(paths[1 if folder_is_shared else 0]))
