@@ -121,7 +121,7 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
         raise FlagError(
             f"--runtime-env {path}: {reason}", hint="give a YAML file of a Ray runtime environment"
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("env_vars", {}), dict):
         raise FlagError(f"--runtime-env {path} holds no settings", hint="see jobs/runtime_env.yaml for one")
     ours = sorted({"working_dir", "py_modules"} & content.keys())
     if ours:

@@ -55,6 +55,11 @@ def test_ray_accepts_it_and_takes_nothing_for_granted(cluster: tuple[dict[str, A
     assert prepared["head_node_type"] in prepared["available_node_types"]
 
 
+def test_its_commands_are_shell(cluster: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    _, prepared = cluster
+    subprocess.run(["bash", "-n"], input=commands(prepared), text=True, check=True, timeout=20)
+
+
 def test_its_ray_is_the_pinned_one(cluster: tuple[dict[str, Any], dict[str, Any]]) -> None:
     given, _ = cluster
     asserted = re.findall(r"assert ray\.__version__ == '([^']+)'", commands(given))

@@ -467,7 +467,12 @@ def test_submit_prints_the_id_or_the_result(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("pip: [a", "runtime-env"), ("- a\n", "holds no settings"), ("working_dir: /x\n", "sets working_dir")],
+    [
+        ("pip: [a", "runtime-env"),
+        ("- a\n", "holds no settings"),
+        ("env_vars: x\n", "holds no"),
+        ("working_dir: /x\n", "sets working_dir"),
+    ],
 )
 def test_runtime_environments_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "env.yaml").write_text(text)
