@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "denoise-batch"
 RESUMABLE = ("train", "infer")
+_PATH_METAVARS = {"IN", "OUT", "PATH", "FOLDER", "PARQUET", "PNG"}
+"""How the command line names what is a path, in every command."""
 
 
 def print_result(content: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
@@ -97,13 +100,18 @@ class _Session:
 session = _Session()
 
 
-def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Runs a command line and gives its exit code; the result and the errors are printed."""
+def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[[], None] = lambda: None) -> int:
+    """Runs a command line and gives its exit code; the result and the errors are printed.
+
+    Args:
+        before: called first; its errors are shown as the command's own.
+    """
     session.arguments = tuple(arguments)
     if not session.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
         with _terminated_by_sigterm():
+            before()
             # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
             command = typer.main.get_command(app)
             with command.make_context(PROGRAM, list(arguments)) as context:
@@ -113,7 +121,8 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         return _fail(Interrupted("interrupted", hint=_after_interruption()), error)
     except Interrupted as error:
-        error.hint = _after_interruption()
+        if session.command != "submit":  # which says itself what becomes of the job
+            error.hint = _after_interruption()
         return _fail(error, error)
     except DenoiseBatchError as error:
         return _fail(error, error)
@@ -122,6 +131,62 @@ def run_command(app: typer.Typer, arguments: Sequence[str]) -> int:
     except Exception as error:
         return _fail(_explained(error), error)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPath:
+    """A path of a command line, given or by default.
+
+    Attributes:
+        name: of the argument or flag: `IN`, `--model`.
+    """
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCommand:
+    """A command line that is sound, not run.
+
+    Attributes:
+        arguments: the words, from the command's name on.
+        paths: what names a file, a folder or a URI.
+        address: the Ray cluster that it names itself.
+    """
+
+    arguments: tuple[str, ...]
+    paths: tuple[GivenPath, ...]
+    address: str | None
+
+    @property
+    def name(self) -> str:
+        return self.arguments[0]
+
+    def has(self, name: str) -> bool:
+        """Whether a path of this name was given."""
+        return any(path.name == name for path in self.paths)
+
+
+def parse_command(app: typer.Typer, arguments: Sequence[str]) -> ParsedCommand:
+    """Parses a command line as `run_command` would, without running it; `--help` in it is answered.
+
+    Raises:
+        Exception: whatever `run_command` turns into a usage error.
+    """
+    top: Any = typer.main.get_command(app)
+    with top.make_context(PROGRAM, list(arguments)) as context:
+        name, command, rest = top.resolve_command(context, list(arguments))
+        with command.make_context(name, list(rest), parent=context) as parsed:
+            values = dict(parsed.params)
+    paths = []
+    for parameter in command.params:
+        value = values.get(parameter.name)
+        if getattr(parameter, "metavar", None) not in _PATH_METAVARS or value is None:
+            continue
+        shown = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+        paths += [GivenPath(shown, str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
+    return ParsedCommand(tuple(arguments), tuple(paths), values.get("address"))
 
 
 def _explained(error: Exception) -> DenoiseBatchError:

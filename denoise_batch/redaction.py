@@ -46,6 +46,11 @@ def redact_all(value: Any) -> Any:
     return value
 
 
+def has_secrets(path: str) -> bool:
+    """Whether a path or URI holds what may be secret: a user, a password, more of a query than where a store is."""
+    return bool(_secrets(path))
+
+
 def without_secrets(text: str, path: str) -> str:
     """A library's message about a path, in which the path is redacted; where it repeats more of it, another one."""
     path = _FLAG.sub("", path)

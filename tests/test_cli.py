@@ -29,7 +29,7 @@ from denoise_batch.training.recipes import Device as TrainDevice
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = ["demo", "digits", "corrupt", "train", "infer", "evaluate", "preview", "inspect"]
+COMMANDS = ["demo", "digits", "corrupt", "train", "infer", "evaluate", "preview", "inspect", "submit"]
 HEAVY = ["torch", "ray", "numpy", "pyarrow", "scipy", "matplotlib", "pandas"]
 
 # Runs command lines one after another and says, as JSON, what each gave, what it took and which modules are loaded.

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors, storage
-from denoise_batch.cluster import connect
-from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.cluster import check_seen_by_nodes, connect
+from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
@@ -53,6 +53,8 @@ OUT_OF_MEMORY = 6
 """Attempts that run out of memory before the session's first receipt, before it is the machine that is at fault."""
 
 _NAMED_AT_MOST = 10
+_LOOKED_AT = 100
+"""Input folders whose files every node is asked for."""
 
 
 def infer(
@@ -83,7 +85,12 @@ def infer(
             job.tidy()
             return job.report(already_complete=True)
         if len(run.ledger.receipts) < len(run.plan):
-            job.run_units()
+            try:
+                job.run_units()
+            except RequestError:
+                if not run.resumed and not run.ledger.receipts:
+                    run.discard()  # or the request, put right, would be another one than the unfinished run's
+                raise
         return job.publish()
 
 
@@ -127,6 +134,7 @@ class _Job:
         self._report("starting")
         self._check_bad()
         with connect(address=self.settings.address, verbose=self.verbose) as resources:
+            check_seen_by_nodes(self.run.staging, self._local_paths())
             while pending := self._pending():
                 self._run_wave(pending[:WAVE], resources)
         failed = sorted(set(range(len(self.run.plan))) - self.run.ledger.receipts.keys())
@@ -137,6 +145,16 @@ class _Job:
                 f"{len(failed)} of {len(self.run.plan)} units failed: {named}{more}",
                 hint="the others are done and kept; run the same command again to try only these",
             )
+
+    def _local_paths(self) -> list[Path]:
+        """What every node must see: the model, and of the inputs the first and the last of each folder."""
+        ends: dict[Path, tuple[Path, Path]] = {}
+        for file in self.run.plan.files:
+            if not storage.is_uri(file.path):
+                path = Path(file.path)
+                ends[path.parent] = (ends.get(path.parent, (path, path))[0], path)
+        inputs = dict.fromkeys(path for pair in list(ends.values())[:_LOOKED_AT] for path in pair)
+        return [self.request.bundle.folder.absolute(), *inputs]
 
     def publish(self) -> InferReport:
         """Reconciles rows, puts the result together and shows it."""

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors, storage
 from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
-from denoise_batch.cluster import connect
-from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, ResumeError
+from denoise_batch.cluster import check_seen_by_nodes, connect
+from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, RequestError, ResumeError
 from denoise_batch.training.data import held_out_count, open_parquet
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Device, Recipe
@@ -52,6 +52,7 @@ _WORKER_ENVIRONMENT = {
 _MOST_CPU_WORKERS = 4
 _POLL_SECONDS = 0.5
 _SETTINGS_FILE = "settings.json"
+_RAY_FOLDER = "ray"
 _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
 """Settings that may change between an interrupted run and the one that goes on from it."""
 
@@ -87,10 +88,16 @@ def train(
         _enter(folder, settings, recipe, parquet)
         if not (folder / "finished").exists():
             starting()
-            with connect(address=settings.address, verbose=settings.verbose) as resources:
-                place = _place(settings, resources)
-                config = _loop_config(settings, recipe, folder, parquet, mnist, place)
-                _fit(config, place, folder, progress)
+            try:
+                with connect(address=settings.address, verbose=settings.verbose) as resources:
+                    check_seen_by_nodes(folder, _data_paths(parquet))
+                    place = _place(settings, resources)
+                    config = _loop_config(settings, recipe, folder, parquet, mnist, place)
+                    _fit(config, place, folder, progress)
+            except RequestError:
+                if not (folder / _RAY_FOLDER).exists():  # nothing is trained yet
+                    storage.remove(folder)
+                raise
         from denoise_batch import models
         from denoise_batch.training.checkpoint import read_finished
 
@@ -154,7 +161,7 @@ def _enter(folder: Path, settings: TrainSettings, recipe: Recipe, parquet: Parqu
             )
         before = None
     if before is not None:
-        _check_snapshot(folder / "ray" / "checkpoint_manager_snapshot.json")
+        _check_snapshot(folder / _RAY_FOLDER / "checkpoint_manager_snapshot.json")
     if before is None:
         for entry in folder.iterdir():
             if entry.name != "lock":
@@ -241,6 +248,12 @@ def _place(settings: TrainSettings, resources: dict[str, Any]) -> _Place:
     return _Place(workers, gpu, round(cpus, 3), threads, -(-workers // nodes))
 
 
+def _data_paths(parquet: ParquetImages | None) -> list[Path]:
+    """The first and the last local file to train on: what every node must see of them."""
+    files = [] if parquet is None else [path for path, _, _ in parquet.files if not storage.is_uri(path)]
+    return [Path(path) for path in dict.fromkeys(files[:1] + files[-1:])]
+
+
 def _loop_config(
     settings: TrainSettings,
     recipe: Recipe,
@@ -292,7 +305,7 @@ def _fit(config: LoopConfig, place: _Place, folder: Path, progress: Callable[[Tr
             num_workers=place.workers, use_gpu=place.gpu, resources_per_worker=_resources(place)
         ),
         run_config=ray.train.RunConfig(
-            name="ray",
+            name=_RAY_FOLDER,
             storage_path=str(folder),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             failure_config=ray.train.FailureConfig(

@@ -1,0 +1,11 @@
+"""`denoise-batch infer` as a Ray job.
+
+ray job submit --working-dir . -- python jobs/infer.py /shared/in /shared/out
+"""
+
+import sys
+
+from denoise_batch import job
+
+if __name__ == "__main__":
+    sys.exit(job.run(["infer", *sys.argv[1:]]))

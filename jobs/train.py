@@ -1,0 +1,11 @@
+"""`denoise-batch train` as a Ray job.
+
+ray job submit --working-dir . -- python jobs/train.py --out /shared/model
+"""
+
+import sys
+
+from denoise_batch import job
+
+if __name__ == "__main__":
+    sys.exit(job.run(["train", *sys.argv[1:]]))
