@@ -132,7 +132,7 @@ def _watch(driver: int, peaks: dict[int, float], done: threading.Event) -> None:
                 pid = int(entry.name)
                 actor = (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker")
                 if pid == driver or (actor and os.getsid(pid) == driver):
-                    peaks[pid] = _peak(pid)
+                    peaks[pid] = max(peaks.get(pid, 0.0), _peak(pid))  # of one that has just ended it is 0
             except OSError:
                 continue  # it has ended meanwhile
 
@@ -195,6 +195,7 @@ def _many_units(units: int) -> None:
             mock.patch.object(planning, "_cut", cut),
             mock.patch.object(module, "process_units", answers),
             mock.patch.object(module, "living_nodes", set),
+            mock.patch.object(module, "check_seen_by_nodes"),
             mock.patch.object(module, "cores_of_a_node", return_value=2),
             mock.patch.object(module, "connect", return_value=contextlib.nullcontext({"CPU": 2.0})),
         ):

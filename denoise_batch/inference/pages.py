@@ -23,6 +23,9 @@ PAGE_BYTES = max(512 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAG
 """The largest page that is read, uncompressed. Most writers make pages of 1 MB, but pyarrow looks at their size only
 after each thousand values, and these may be large; an eighth of the machine's memory holds what it makes of them."""
 
+_WORTH_REQUESTS = 512 << 20
+"""Over a network each page header costs a request: only larger column chunks are looked at there."""
+
 _BEYOND_THE_FOOTER = 64 << 20
 """A page may be larger than its column chunk by the footer, which some writers get wrong, but not by far."""
 
@@ -87,7 +90,7 @@ def _check_group(source: _Source, path: str, row_group: Any, leaves: Sequence[An
     entries = 0
     for index in range(row_group.num_columns):
         chunk = row_group.column(index)
-        if storage.is_uri(path) and chunk.total_uncompressed_size <= PAGE_BYTES:
+        if storage.is_uri(path) and chunk.total_uncompressed_size <= _WORTH_REQUESTS:
             continue
         try:
             entries += _check_chunk(source, chunk, leaves[index], row_group.num_rows)
