@@ -101,7 +101,14 @@ def phase_of(out: Path) -> str:
 def start(arguments: list[str], mark: str, errors: IO[str]) -> subprocess.Popen[str]:
     environment = os.environ | {_MARK: mark}
     return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        # A shell lets what it runs in the background ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

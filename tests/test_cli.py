@@ -316,19 +316,31 @@ def test_an_interrupted_job_names_the_command_that_goes_on(
     assert hint == f"hint: what is done is kept; go on with: denoise-batch {arguments}"
 
 
+def hears_ctrl_c() -> None:
+    """A shell lets what it runs in the background ignore Ctrl-C, and the tests with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "drawn.parquet"
     program = "import sys; from denoise_batch import cli; sys.exit(cli.run(sys.argv[1:]))"
     arguments = ["digits", str(out), "--source", "synthetic", "--count", "50000000"]
     child = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*/*")) and time.monotonic() < deadline:  # the file itself, not its folder alone
-        time.sleep(0.05)
-    child.send_signal(number)
-    _, err = child.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".*/*")) and time.monotonic() < deadline:  # the file itself, not its folder alone
+            time.sleep(0.05)
+        child.send_signal(number)
+        _, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert child.returncode == code
     assert err.splitlines()[-2].startswith("error: ")
     assert list(tmp_path.iterdir()) == []
