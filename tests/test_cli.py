@@ -316,11 +316,6 @@ def test_an_interrupted_job_names_the_command_that_goes_on(
     assert hint == f"hint: what is done is kept; go on with: denoise-batch {arguments}"
 
 
-def hears_ctrl_c() -> None:
-    """A shell lets what it runs in the background ignore Ctrl-C, and the tests with it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "drawn.parquet"
@@ -331,7 +326,6 @@ def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=hears_ctrl_c,
     )
     try:
         deadline = time.monotonic() + 60

@@ -309,14 +309,7 @@ def test_ctrl_c_and_sigterm_stop_within_seconds_and_the_same_command_goes_on(
     command += ["--workers", "1"]
     done = 0
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A shell lets what it runs in the background ignore Ctrl-C, and the tests with it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
         while _committed(out) <= done and time.monotonic() < deadline:
             time.sleep(0.05)
