@@ -33,7 +33,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from fault_steps import Steps, digests, forked, source_of, without_ray, write_source
 
-from denoise_batch import storage
+from denoise_batch import publishing
 from denoise_batch.errors import OutputError
 from denoise_batch.inference import manifest, plan, request
 from denoise_batch.inference.denoise_unit import OnBadRow
@@ -159,7 +159,7 @@ class Place:
             planned = plan.Plan.load(self.plans)
             request.make_plan = lambda *_: planned
             if self.no_swap:
-                storage._rename_with = _cannot
+                publishing._rename_with = _cannot
             steps = Steps(self.root, kill_at)
             steps.watch()
             try:

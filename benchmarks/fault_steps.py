@@ -21,7 +21,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import xxhash
 
-from denoise_batch import storage
+from denoise_batch import publishing
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
@@ -55,14 +55,14 @@ class Steps:
         os.fsync = self._around(os.fsync)
         os.fdatasync = self._around(os.fdatasync)
         os.write = self._torn(os.write)  # type: ignore[assignment]
-        rename = storage._rename_with  # by ctypes, of which no audit event tells the paths
+        rename = publishing._rename_with  # by ctypes, of which no audit event tells the paths
 
         def rename_with(flags: int, source: Path, target: Path) -> None:
             self._step(str(target), "before showing")
             rename(flags, source, target)
             self._step(str(target), "after showing")
 
-        storage._rename_with = rename_with
+        publishing._rename_with = rename_with
 
     def _step(self, path: str, what: str) -> None:
         if path.startswith(self.root):

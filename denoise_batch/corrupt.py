@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import storage
+from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, DataChanged, FlagError
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.plan import make_plan
@@ -108,11 +108,11 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         DataChanged: a file gave another number of rows than its footer promised.
     """
     started = time.monotonic()
-    storage.check_output_file(settings.output, overwrite=settings.overwrite)
+    publishing.check_output_file(settings.output, overwrite=settings.overwrite)
     if not 0 <= settings.seed < 2**63:
         raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number of at least 0")
     listing = storage.list_inputs(settings.inputs)
-    storage.check_apart(settings.output, listing)
+    publishing.check_apart(settings.output, listing)
     # White noise and blur are the same for dark ink on white as for light on dark, so the polarity may stay what it is.
     plan = make_plan(listing.files, settings.column, Polarity.LIGHT_ON_DARK, SIGMA)
     schema = _output_schema(plan, settings)
@@ -126,7 +126,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         built = Path(folder) / settings.output.name
         bad_rows = _write(built, plan, schema, recipe, settings, progress)
         size = _verified_size(built, plan.rows)
-        storage.publish(built, settings.output, overwrite=settings.overwrite)
+        publishing.publish(built, settings.output, overwrite=settings.overwrite)
     return CorruptReport(
         str(settings.output),
         plan.rows,

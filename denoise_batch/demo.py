@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import storage
+from denoise_batch import publishing
 from denoise_batch.errors import NetworkError, OutputError
 from denoise_batch.progress import infer_line, training_line
 
@@ -130,7 +130,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoReport:
 
     out.mkdir(parents=True, exist_ok=True)
     for name in _MADE:
-        storage.remove(out / name)
+        publishing.remove(out / name)
     report = DemoReport(str(out), note)
     steps = _Steps(settings, report, progress)
     steps.digits(source, mnist, "train.parquet", Split.TRAIN, TRAINING_IMAGES)

@@ -1,32 +1,25 @@
-"""Where things are: inputs listed, outputs published by one rename, one run at a time.
+"""Where things are: paths and URIs, and the Parquet files that inputs name.
 
 A path or URI goes through `locate`, which gives a pyarrow filesystem and a path on it. Inputs may lie on any of them.
-Outputs are published on file systems that rename (local disks, shared POSIX file systems).
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import fcntl
 import glob
 import itertools
 import os
 import re
-import shutil
-import tempfile
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
+from denoise_batch.errors import FlagError, MissingFileError, ParquetError
 from denoise_batch.redaction import redact as redact  # (the same name: others find it here)
 from denoise_batch.redaction import without_secrets as without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 # A path that a program has tidied up, or a person mistyped, has one slash: still not a local path.
@@ -317,53 +310,6 @@ def stays_inside(name: str, *, folders: bool = False) -> bool:
     return name not in {"", ".", ".."} and not set(name) & set("/\0")
 
 
-# --- publishing -------------------------------------------------------------------------------------------------------
-
-_RENAME_NOREPLACE = 1
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
-
-
-def _rename_with(flags: int, source: Path, target: Path) -> None:
-    """renameat2(2): the only way to swap two folders, or to refuse an existing target, in one step."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        raise OSError(errno.ENOSYS, "renameat2 is missing")
-    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(target))
-
-
-def publish(built: Path, out: Path, *, overwrite: bool) -> None:
-    """Shows `built` (a file or a folder, complete and on the same file system) as `out`, by one rename.
-
-    With `overwrite` an existing `out` is swapped: a reader sees the old one or the new one, never a mix. Where the
-    file system cannot swap, a folder is moved away first, and for that moment `out` does not exist.
-
-    Raises:
-        OutputError: `out` exists and `overwrite` is off.
-    """
-    for folder in [built.parent, *(Path(parent) for parent, _, _ in os.walk(built))]:
-        _sync(folder)
-    try:
-        _rename_with(_RENAME_NOREPLACE, built, out)
-    except OSError as error:
-        if error.errno == errno.EEXIST:
-            if not overwrite:
-                raise output_exists(out) from error
-            _swap(built, out)
-        elif error.errno in {errno.ENOSYS, errno.EINVAL}:
-            if out.exists() and not overwrite:
-                raise output_exists(out) from error
-            if out.exists():
-                _swap(built, out)
-            else:
-                built.rename(out)
-        else:
-            raise
-    _sync(out.parent)
-
-
 def local_path(text: str | Path) -> Path:
     """A path on this machine, as a flag or its default gives it.
 
@@ -374,184 +320,3 @@ def local_path(text: str | Path) -> Path:
     if is_uri(text):
         raise FlagError(f"{redact(text)} is not a local path", hint="give a local path; copy what lies elsewhere")
     return Path(text)
-
-
-def check_output_file(output: Path, *, overwrite: bool) -> None:
-    """Refuses an output file that cannot be written; missing folders above it are no reason.
-
-    Raises:
-        OutputError: it is a folder, exists without `overwrite`, or its folder is a file or not writable.
-    """
-    if is_uri(str(output)):
-        raise OutputError(f"{redact(str(output))} is not a local path", hint="write a local file, then copy it")
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder", hint="give the name of a file, such as noisy.parquet")
-    if output.exists() and not overwrite:
-        raise output_exists(output)
-    check_parent(output)
-
-
-def check_apart(output: Path, listing: Listing) -> None:
-    """Refuses an output that is an input, holds one or lies in a listed folder, links followed.
-
-    Raises:
-        OutputError: it does.
-    """
-    real = Path(os.path.realpath(output))
-    for file in listing.files:
-        if is_uri(file.path):
-            continue
-        source = Path(os.path.realpath(file.path))
-        if real == source or real in source.parents:
-            raise OutputError(f"output {output} is, or holds, the input {file.path}", hint="give another output")
-    for folder in listing.folders:
-        if Path(os.path.realpath(folder)) in real.parents:
-            raise OutputError(
-                f"output {output} lies inside the input folder {folder}", hint="give an output outside the input"
-            )
-
-
-def check_parent(output: Path) -> None:
-    """Refuses an output whose folder cannot be written, or cannot be made.
-
-    Raises:
-        OutputError: the nearest folder above it is a file or not writable.
-    """
-    parent = output.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
-
-
-def output_exists(out: Path) -> OutputError:
-    return OutputError(f"{out} exists", hint="give --overwrite to replace it, or another output")
-
-
-def replaced(out: Path) -> Path:
-    """Where the old `out` is moved on file systems that cannot swap; it stays there if the process dies right then."""
-    return out.with_name(f".{out.name}.replaced")
-
-
-def _swap(built: Path, out: Path) -> None:
-    try:
-        _rename_with(_RENAME_EXCHANGE, built, out)
-    except OSError as error:
-        if error.errno not in {errno.ENOSYS, errno.EINVAL}:
-            raise
-        if out.is_file() and built.is_file():
-            built.replace(out)
-            return
-        old = replaced(out)
-        remove(old)
-        out.rename(old)
-        built.rename(out)
-        remove(old)
-        return
-    remove(built)  # what was `out` before the swap
-
-
-def remove(path: Path) -> None:
-    """Deletes a file or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Makes what a library wrote to a file survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Writes a small file so that it holds all of `content` or does not exist, and survives a power cut.
-
-    Args:
-        private: nobody else may read it.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.unlink(missing_ok=True)
-    mode = 0o600 if private else 0o666  # less the umask
-    # A new file or none: what somebody else puts there at this moment, a link to another file, is not written to.
-    new = os.O_EXCL | os.O_NOFOLLOW
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | new, mode)) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run's work folder, so that two runs on one output cannot mix.
-
-    The kernel drops the lock with the process, however it dies. The folder is private: nobody else may read or
-    write in it. Only a folder of our own is gone on with, and none that leads elsewhere: what is left over in it is
-    deleted, and the result is made of it.
-
-    Raises:
-        OutputError: another run holds it; it belongs to somebody else; it is, or holds, a link.
-    """
-    while True:
-        if folder.is_symlink():
-            raise OutputError(f"{folder} is a link; a run's own folder is none", hint="remove it, then run again")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / "lock"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            continue  # the run before us has just removed its folder
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            raise OutputError(f"{path} is a link", hint=f"remove {folder}, then run again") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"another run is writing this output (it holds {path})",
-                    hint="wait for it, stop it, or give another output",
-                ) from error
-            # A run that finished between our open and our lock has unlinked the file we hold: start over.
-            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-                _check_own(folder)
-                yield
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _check_own(folder: Path) -> None:
-    """Refuses a work folder that somebody else prepared.
-
-    Raises:
-        OutputError: it belongs to another user, or something in it is a link.
-    """
-    # Not `os.geteuid`: network file systems give files other owners than the process has.
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        owner = os.fstat(probe.fileno()).st_uid
-    if folder.stat().st_uid != owner:
-        raise OutputError(
-            f"{folder} belongs to another user, so what it says of an unfinished run is not trusted",
-            hint="remove it, or give another output",
-        )
-    for path in folder.iterdir():
-        if path.is_symlink():
-            raise OutputError(f"{path} is a link; a run makes none", hint=f"remove {folder}, then run again")

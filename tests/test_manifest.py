@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import storage
+from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
@@ -68,7 +68,7 @@ def build(
         if then is not None:
             then(run)
         assembly.reconcile(run)
-        storage.publish(assembly.build_folder(run, column, "zstd", {"rate": 1.0}), out, overwrite=False)
+        publishing.publish(assembly.build_folder(run, column, "zstd", {"rate": 1.0}), out, overwrite=False)
         run.discard()
     return out
 
@@ -171,7 +171,7 @@ def test_a_crash_while_the_result_is_put_together_can_be_repeated(tmp_path: Path
         assert run.resumed
         assert sorted(run.ledger.receipts) == [0, 1, 2]
         column = output_column(run.plan.column, "denoised")
-        storage.publish(assembly.build_folder(run, column, "zstd", {}), out, overwrite=False)
+        publishing.publish(assembly.build_folder(run, column, "zstd", {}), out, overwrite=False)
         run.discard()
     assert manifest.verify(out) == []
     assert pq.read_table(out)["id"].to_pylist() == list(range(60))
@@ -207,7 +207,7 @@ def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: 
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
     with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=False) as run:
         assert run.shown  # the run knows its own output again, and has only to be discarded
-    storage.remove(tmp_path / "out")
+    publishing.remove(tmp_path / "out")
     with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=True) as run:
         assert run.resumed
         assert not run.shown
@@ -221,7 +221,7 @@ def test_a_run_that_died_after_its_output_was_shown_has_only_to_be_discarded(tmp
 
     def show(run: RunFolder) -> None:
         column = output_column(run.plan.column, "denoised")
-        storage.publish(assembly.build_folder(run, column, "zstd", {}), run.out, overwrite=False)
+        publishing.publish(assembly.build_folder(run, column, "zstd", {}), run.out, overwrite=False)
         raise Crash
 
     with pytest.raises(Crash):

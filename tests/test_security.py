@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 import denoise_batch
-from denoise_batch import cluster, console, redaction, storage
+from denoise_batch import cluster, console, publishing, redaction, storage
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.cli import run
 from denoise_batch.cluster import refuse_unsafe_switches
@@ -504,7 +504,7 @@ class _Run:
                 receipt, _ = _denoise(run_folder.plan, run_folder.staging)
                 run_folder.ledger.commit(receipt)
             if not self.stop:
-                storage.publish(assembly.build_folder(run_folder, column, "zstd", {}), self.out, overwrite=overwrite)
+                publishing.publish(assembly.build_folder(run_folder, column, "zstd", {}), self.out, overwrite=overwrite)
                 run_folder.discard()
         return sorted(str(path.relative_to(self.out)) for path in self.out.rglob("*")) if not self.stop else []
 
@@ -579,7 +579,7 @@ def test_a_staged_link_is_not_published(unfinished: _Run) -> None:
 @pytest.mark.parametrize("name", ["staging", "ledger", "output", "plan.json", "identity.json", "anything"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_link_in_a_run_folder_is_refused(unfinished: _Run, name: str, overwrite: bool) -> None:
-    storage.remove(unfinished.folder / name)
+    publishing.remove(unfinished.folder / name)
     (unfinished.folder / name).symlink_to(unfinished.precious.parent)
     with pytest.raises(OutputError, match="is a link"):
         unfinished.start(overwrite=overwrite)
@@ -621,7 +621,7 @@ def test_a_run_folder_is_private(unfinished: _Run) -> None:
 @pytest.mark.parametrize("mask", [0o077, 0o027])
 def test_outputs_follow_the_umask(unfinished: _Run, mask: int) -> None:
     unfinished.start(overwrite=True)
-    storage.remove(unfinished.out)
+    publishing.remove(unfinished.out)
     before = os.umask(mask)
     try:
         unfinished.start()
@@ -654,12 +654,12 @@ def test_a_link_planted_under_a_temporary_name_is_not_followed(
     target = tmp_path / "report.json"
     planted = tmp_path / ".report.json.writing"
     planted.symlink_to(unfinished.precious)
-    storage.write_file(target, b"one")
+    publishing.write_file(target, b"one")
     assert unfinished.intact()
     planted.symlink_to(unfinished.precious)
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if planted after we looked
     with pytest.raises(FileExistsError):
-        storage.write_file(target, b"two")
+        publishing.write_file(target, b"two")
     assert unfinished.intact()
 
 
@@ -785,7 +785,7 @@ def test_nothing_that_a_run_leaves_behind_has_a_secret(unfinished: _Run, monkeyp
             if path.is_file() and path != private:
                 assert not _leaks(path.read_bytes().decode("latin-1")), path
         column = output_column(run_folder.plan.column, "denoised")
-        storage.publish(assembly.build_folder(run_folder, column, "zstd", {}), out, overwrite=False)
+        publishing.publish(assembly.build_folder(run_folder, column, "zstd", {}), out, overwrite=False)
         run_folder.discard()
     files = [path for path in out.rglob("*") if path.is_file()]
     assert any(path.name == "bad_rows.parquet" for path in files)

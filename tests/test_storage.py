@@ -1,18 +1,15 @@
-"""Listing, publishing and locking."""
+"""Listing, and what URIs show of themselves."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from denoise_batch import storage
-from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
+from denoise_batch.errors import FlagError, MissingFileError, ParquetError
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -153,82 +150,3 @@ def test_secrets_in_uris_are_not_shown() -> None:
     with pytest.raises(FlagError) as error:
         storage.locate("nonsense://user:password@host/x")
     assert "password" not in str(error.value)
-
-
-@pytest.mark.parametrize("folder", [False, True])
-def test_publish_shows_all_or_refuses(tmp_path: Path, folder: bool) -> None:
-    def build(text: str) -> Path:
-        built = tmp_path / f"built-{text}"
-        if folder:
-            built.mkdir()
-            (built / "x").write_text(text)
-        else:
-            built.write_text(text)
-        return built
-
-    out = tmp_path / "out"
-    storage.publish(build("one"), out, overwrite=False)
-    with pytest.raises(OutputError, match="exists"):
-        storage.publish(build("two"), out, overwrite=False)
-    assert (out / "x" if folder else out).read_text() == "one"
-    storage.publish(tmp_path / "built-two", out, overwrite=True)
-    assert (out / "x" if folder else out).read_text() == "two"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_empty_folder_is_not_silently_replaced(tmp_path: Path) -> None:
-    # rename(2) alone would replace it.
-    (tmp_path / "out").mkdir()
-    (tmp_path / "built").mkdir()
-    with pytest.raises(OutputError, match="exists"):
-        storage.publish(tmp_path / "built", tmp_path / "out", overwrite=False)
-
-
-def test_a_reader_never_sees_a_mix_while_overwriting(tmp_path: Path) -> None:
-    out, stop, seen = tmp_path / "out", threading.Event(), set[str]()
-
-    def poll() -> None:
-        while not stop.is_set():
-            try:
-                seen.add((out / "x").read_text() + (out / "y").read_text())
-            except FileNotFoundError:
-                # Between the two reads the folder may be swapped and the old one deleted; it must still exist.
-                seen.add("there" if out.exists() else "gone")
-
-    for number in range(40):
-        built = tmp_path / "built"
-        built.mkdir()
-        for name in "xy":
-            (built / name).write_text(str(number % 10))
-        storage.publish(built, out, overwrite=True)
-        if number == 0:
-            reader = threading.Thread(target=poll)
-            reader.start()
-    stop.set()
-    reader.join()
-    assert "gone" not in seen
-
-
-def test_only_one_holds_a_folder_and_a_dead_holder_lets_go(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    script = (
-        "import sys, time; from pathlib import Path; from denoise_batch import storage\n"
-        "with storage.exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(OutputError, match="another run"), storage.exclusive(folder):
-        pass
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-    with storage.exclusive(folder):
-        pass
-
-
-def test_write_file_replaces_whole(tmp_path: Path) -> None:
-    storage.write_file(tmp_path / "a", b"one")
-    storage.write_file(tmp_path / "a", b"two")
-    assert (tmp_path / "a").read_bytes() == b"two"
-    assert len(list(tmp_path.iterdir())) == 1

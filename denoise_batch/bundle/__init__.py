@@ -28,7 +28,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from denoise_batch import storage
+from denoise_batch import publishing
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
@@ -223,19 +223,19 @@ def save_bundle(
         raise OutputError(f"{folder} cannot be written: {error.strerror}", hint="give another --out") from error
     try:
         built.chmod(0o777 & ~_umask())
-        storage.write_file(built / WEIGHTS_FILE, content)
-        storage.write_file(built / MODEL_FILE, (json.dumps(model, indent=1, allow_nan=False) + "\n").encode())
-        storage.write_file(built / "history.csv", history_csv(card.history).encode())
+        publishing.write_file(built / WEIGHTS_FILE, content)
+        publishing.write_file(built / MODEL_FILE, (json.dumps(model, indent=1, allow_nan=False) + "\n").encode())
+        publishing.write_file(built / "history.csv", history_csv(card.history).encode())
         if card.history:
             title = f"{card.architecture} · {card.data.get('source', '')}"
             draw_curves(card.history, built / "curves.png", title=title)
-        storage.write_file(built / "README.md", model_card(model, card.history).encode())
+        publishing.write_file(built / "README.md", model_card(model, card.history).encode())
         if tensorboard is not None and tensorboard.is_dir():
             shutil.copytree(tensorboard, built / "tensorboard", ignore=_links)
         read_bundle(built)
-        storage.publish(built, folder, overwrite=overwrite)
+        publishing.publish(built, folder, overwrite=overwrite)
     finally:
-        storage.remove(built)
+        publishing.remove(built)
 
 
 def _links(folder: str, names: list[str]) -> list[str]:

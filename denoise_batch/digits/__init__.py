@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoise_batch import storage
+from denoise_batch import publishing
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.digits.mnist import FOLDER_VARIABLE, MIRRORS, Split, find_mnist, load_mnist
 from denoise_batch.errors import FlagError, OutputError, ResourceExhausted
@@ -114,7 +114,7 @@ def make_digits(
     from denoise_batch.images.layouts import Layout
 
     layout = layout or Layout.BINARY
-    storage.check_output_file(out, overwrite=overwrite)
+    publishing.check_output_file(out, overwrite=overwrite)
     if count is not None and count < 1:
         raise FlagError(f"--count {count} is impossible", hint="give a whole number of at least 1")
     note: dict[str, object] = {"command": "digits", "source": source, "split": split}
@@ -181,7 +181,7 @@ def write_digits(
     from denoise_batch.images import encode, output_column
     from denoise_batch.output_file import OutputFile
 
-    storage.check_output_file(out, overwrite=overwrite)
+    publishing.check_output_file(out, overwrite=overwrite)
     column = output_column(None, "image", layout)
     schema = pa.schema([column.field, pa.field("label", pa.uint8())], {"denoise_batch": json.dumps(note)})
     done = 0
@@ -197,7 +197,7 @@ def write_digits(
                     if progress is not None:
                         progress(done, rows)
                 written = file.finish()
-            storage.publish(built, out, overwrite=overwrite)
+            publishing.publish(built, out, overwrite=overwrite)
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from denoise_batch import storage
+from denoise_batch import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +51,7 @@ def _drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         # Without the library's version in it the file depends on the pixels alone.
         figure.savefig(content, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_file(path, content.getvalue())
+    publishing.write_file(path, content.getvalue())
 
 
 def seed_figure_levels(denoise: Denoise, digit: npt.NDArray[np.uint8], path: Path, *, seed: int = FIGURE_SEED) -> None:

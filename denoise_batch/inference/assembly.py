@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import __version__, storage
+from denoise_batch import __version__, publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
 from denoise_batch.inference.ledger import DIGEST, Receipt
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS
@@ -96,7 +96,7 @@ def build_file(
         _move(run, receipt, data)
         merged = Written(receipt.rows_out, receipt.bytes, receipt.digest)
     elif merged is None:
-        storage.remove(data)
+        publishing.remove(data)
         merged = _write_empty(run.plan, column, data, compression)
     files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
     _describe(run, described, files, report, success=described / SUCCESS)
@@ -105,7 +105,7 @@ def build_file(
 
 def merge(parts: list[Path], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:
     """Rewrites parts into one file, in their order, a row group at a time."""
-    storage.remove(target)
+    publishing.remove(target)
     with pq.ParquetFile(parts[0]) as first:
         schema = first.schema_arrow
     with OutputFile(target, schema, (column, output), compression=compression) as file:
@@ -127,7 +127,7 @@ def _move(run: RunFolder, receipt: Receipt, target: Path) -> None:
 
 
 def _write_empty(plan: Plan, column: ImageColumn, path: Path, compression: str) -> Written:
-    storage.remove(path)
+    publishing.remove(path)
     schema = output_schema(plan.schema, column.field)
     with OutputFile(path, schema, (plan.column, column), compression=compression) as file:
         return file.finish()
@@ -141,10 +141,10 @@ def _describe(
     if bad is not None:
         path = folder / BAD_ROWS
         pq.write_table(bad, path, compression="zstd", write_page_checksum=True)
-        storage.sync_file(path)
+        publishing.sync_file(path)
         extra.append({"path": BAD_ROWS, "bytes": path.stat().st_size, "digest": file_digest(path)})
     path = folder / REPORT
-    storage.write_file(path, json.dumps(report, indent=1).encode())
+    publishing.write_file(path, json.dumps(report, indent=1).encode())
     extra.append({"path": REPORT, "bytes": path.stat().st_size, "digest": file_digest(path)})
     receipts = run.ledger.receipts.values()
     manifest = {
@@ -170,8 +170,8 @@ def _describe(
         "files": files,
         "sidecar": extra,
     }
-    storage.write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    storage.write_file(success, f"{DIGEST} {file_digest(folder / MANIFEST)}\n".encode())
+    publishing.write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    publishing.write_file(success, f"{DIGEST} {file_digest(folder / MANIFEST)}\n".encode())
 
 
 def _quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
@@ -183,13 +183,13 @@ def _quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
             name = f"{QUARANTINE}/{part_name(run.plan, unit)}"
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            storage.remove(target)
+            publishing.remove(target)
             # The staged file stays until the run is discarded: a run that dies here finds it again.
             try:
                 os.link(run.staging / receipt.quarantine_file, target)
             except OSError:  # a file system without links
                 shutil.copyfile(run.staging / receipt.quarantine_file, target)
-                storage.sync_file(target)
+                publishing.sync_file(target)
             entries.append({"path": name, "bytes": receipt.quarantine_bytes, "digest": receipt.quarantine_digest})
     return entries
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import storage
+from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.ledger import Failure, Receipt
@@ -286,7 +286,7 @@ def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> str:
     path = target.with_suffix(".bad.parquet")
     reasons = pa.array([BadReason.from_code(code).value for code in codes])
     pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "reason": reasons}), path, write_page_checksum=True)
-    storage.sync_file(path)
+    publishing.sync_file(path)
     return path.name
 
 

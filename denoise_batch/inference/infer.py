@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import errors, storage
+from denoise_batch import errors, publishing, storage
 from denoise_batch.cluster import check_seen_by_nodes, connect
 from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly
@@ -167,11 +167,11 @@ class _Job:
             merged = self._merge() if len(run.plan) > 1 else None
             data, described = assembly.build_file(run, self.output, compression, report.to_json(), merged)
             # The description first: while it stands alone there is no output, and the next run replaces it.
-            storage.publish(described, file_sidecar(run.out), overwrite=True)
-            storage.publish(data, run.out, overwrite=self.settings.overwrite)
+            publishing.publish(described, file_sidecar(run.out), overwrite=True)
+            publishing.publish(data, run.out, overwrite=self.settings.overwrite)
         else:
             built = assembly.build_folder(run, self.output, compression, report.to_json())
-            storage.publish(built, run.out, overwrite=self.settings.overwrite)
+            publishing.publish(built, run.out, overwrite=self.settings.overwrite)
         self.tidy()
         return report
 
@@ -179,9 +179,9 @@ class _Job:
         """Deletes what is no longer needed once OUT is shown."""
         sidecar = file_sidecar(self.run.out)
         if not self.request.single:
-            storage.remove(sidecar)  # of a single file that stood here before
+            publishing.remove(sidecar)  # of a single file that stood here before
         for path in (self.run.out, sidecar):
-            storage.remove(storage.replaced(path))
+            publishing.remove(publishing.replaced(path))
         self.run.discard()
 
     def _merge(self) -> Any:

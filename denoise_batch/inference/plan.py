@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import storage
+from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, image_candidates
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
@@ -111,7 +111,7 @@ class Plan:
         table = pa.table({field: self.units[field] for field in _UNIT_FIELDS})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        storage.write_file(folder / "units.parquet", sink.getvalue().to_pybytes())
+        publishing.write_file(folder / "units.parquet", sink.getvalue().to_pybytes())
         content = {
             "files": [[getattr(file, name) for name in PlannedFile.__slots__] for file in self.files],
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
@@ -120,7 +120,7 @@ class Plan:
             "polarity": self.polarity.value,
             "changes": self.changes,
         }
-        storage.write_file(folder / "plan.json", json.dumps(content).encode(), private=True)  # URIs may hold secrets
+        publishing.write_file(folder / "plan.json", json.dumps(content).encode(), private=True)  # URIs may hold secrets
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import storage
+from denoise_batch import publishing, storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
 from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.manifest import file_sidecar, is_shown, is_sidecar
@@ -102,19 +102,19 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     path = Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
     if path.is_symlink():
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
-    storage.check_apart(path, listing)
-    storage.check_parent(path)
+    publishing.check_apart(path, listing)
+    publishing.check_parent(path)
     sidecar = file_sidecar(path)
     if os.path.lexists(sidecar) and not is_sidecar(sidecar):
         raise OutputError(
             f"{sidecar}, where the manifest of a single file goes, is not what infer wrote", hint="remove or rename it"
         )
     # Left by a run that died while it deleted them; where OUT is gone, the replaced one is the only copy of it.
-    for left in [_discarded(path)] + ([storage.replaced(path)] if os.path.lexists(path) else []):
+    for left in [_discarded(path)] + ([publishing.replaced(path)] if os.path.lexists(path) else []):
         shutil.rmtree(left, ignore_errors=True)
     # Where a run is unfinished, OUT may be its own result, shown just before it died: `open_run` looks, under the lock.
     if os.path.lexists(path) and not overwrite and not (work_folder(path) / "identity.json").exists():
-        raise storage.output_exists(path)
+        raise publishing.output_exists(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "_denoise_batch" / "manifest.json").is_file():
         raise OutputError(
             f"{path} is a folder that infer did not write: --overwrite would delete all that is in it",
@@ -144,20 +144,20 @@ def open_run(
     """
     folder = work_folder(out)
     identity = {"format": FORMAT, **identity}
-    with storage.exclusive(folder):
+    with publishing.exclusive(folder):
         run_id = _id_of(folder)
         shown = run_id is not None and is_shown(out, run_id)
         if os.path.lexists(out) and not overwrite and not shown:
             if run_id is None:
-                storage.remove(folder)
-            raise storage.output_exists(out)
+                publishing.remove(folder)
+            raise publishing.output_exists(out)
         try:
             plan = _plan_of(folder, files, identity, overwrite=overwrite)
         except ResumeError as error:
             if not shown:
                 raise
-            storage.remove(folder)  # of a run that had come to its end; this is another request
-            raise storage.output_exists(out) from error
+            publishing.remove(folder)  # of a run that had come to its end; this is another request
+            raise publishing.output_exists(out) from error
         if plan is not None and run_id is not None and shown:
             with Ledger(folder / "ledger") as ledger:
                 yield RunFolder(folder, out, plan, ledger, identity, run_id, resumed=True, shown=True)
@@ -168,13 +168,13 @@ def open_run(
                 plan = make_plan()
             except RequestError:
                 if not (folder / "identity.json").exists():  # else it is another request's unfinished run
-                    storage.remove(folder)
+                    publishing.remove(folder)
                 raise
             _clear(folder)
             (folder / "staging").mkdir()
             plan.save(folder)
             run_id = uuid.uuid4().hex
-            storage.write_file(folder / "identity.json", json.dumps({"run": run_id, **identity}).encode())
+            publishing.write_file(folder / "identity.json", json.dumps({"run": run_id, **identity}).encode())
         with _open_ledger(folder, overwrite=overwrite) as ledger:
             run = RunFolder(folder, out, plan, ledger, identity, run_id, resumed, shown=False)
             _drop_strays(run)
@@ -207,7 +207,7 @@ def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
     except ResumeError:
         if not overwrite:
             raise
-        storage.remove(folder / "ledger")  # without receipts every unit is done again
+        publishing.remove(folder / "ledger")  # without receipts every unit is done again
         return Ledger(folder / "ledger")
 
 
@@ -270,7 +270,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], plan: Plan, files:
 def _clear(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.name != "lock":
-            storage.remove(entry)
+            publishing.remove(entry)
 
 
 def _drop_strays(run: RunFolder) -> None:
@@ -292,16 +292,16 @@ def _drop_strays(run: RunFolder) -> None:
             run.ledger.withdraw(receipt.unit, "its finished file is gone")
     for entry in run.staging.iterdir():
         if entry.name not in named:
-            storage.remove(entry)
+            publishing.remove(entry)
     # What else stands there is half of a description, or the OLD output of a swap that was cut short.
     if run.built.is_dir():
         for path in [path for path in run.built.rglob("*") if path.is_symlink() or not path.is_dir()]:
             if path not in kept:
-                storage.remove(path)
+                publishing.remove(path)
         if (run.built / DATA).is_dir():
-            storage.remove(run.built / DATA)
+            publishing.remove(run.built / DATA)
     else:
-        storage.remove(run.built)
+        publishing.remove(run.built)
 
 
 def _moved(run: RunFolder, receipt: Receipt) -> Path | None:

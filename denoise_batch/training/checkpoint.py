@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from denoise_batch import storage
+from denoise_batch import publishing
 from denoise_batch.bundle.history import EpochRow
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ def load_checkpoint(
 def write_finished(folder: Path, state: TrainingState, weights: Weights) -> None:
     """Writes a finished training's state and the weights to keep: a folder that is whole or does not exist."""
     building = folder.with_name(f"{folder.name}.writing")
-    storage.remove(building)
+    publishing.remove(building)
     building.mkdir()
     save_file(weights, building / "weights.safetensors")
     (building / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-    storage.publish(building, folder, overwrite=True)
+    publishing.publish(building, folder, overwrite=True)
 
 
 def read_finished(folder: Path) -> tuple[TrainingState, Weights]:

@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from denoise_batch import models, storage
+from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow, history_csv
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
@@ -160,7 +160,7 @@ def train_worker(arguments: dict[str, LoopConfig]) -> None:
         _Worker(config).run()
     except DenoiseBatchError as error:
         fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        storage.write_file(failure, json.dumps(fields).encode())
+        publishing.write_file(failure, json.dumps(fields).encode())
         if ray.train.get_context().get_world_size() > 1:
             raise  # the other workers wait for this one: only Ray Train can end them
 

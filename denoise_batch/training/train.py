@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import errors, storage
+from denoise_batch import errors, publishing, storage
 from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
 from denoise_batch.cluster import check_seen_by_nodes, connect
 from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, RequestError, ResumeError
@@ -84,7 +84,7 @@ def train(
     parquet = None if settings.data is None else open_parquet(settings)
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
     folder = output.with_name(f".{output.name}.training")
-    with storage.exclusive(folder):
+    with publishing.exclusive(folder):
         _enter(folder, settings, recipe, parquet)
         if not (folder / "finished").exists():
             starting()
@@ -96,7 +96,7 @@ def train(
                     _fit(config, place, folder, progress)
             except RequestError:
                 if not (folder / _RAY_FOLDER).exists():  # nothing is trained yet
-                    storage.remove(folder)
+                    publishing.remove(folder)
                 raise
         from denoise_batch import models
         from denoise_batch.training.checkpoint import read_finished
@@ -106,7 +106,7 @@ def train(
         network.load_state_dict(weights)
         card = _card(settings, recipe, parquet, state, network.parameters_json)
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
-        storage.remove(folder)
+        publishing.remove(folder)
     return read_bundle(output)
 
 
@@ -114,11 +114,11 @@ def train(
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    storage.check_parent(output)
+    publishing.check_parent(output)
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
-        raise storage.output_exists(output)
+        raise publishing.output_exists(output)
     if output.is_symlink() or not (output.is_dir() and ((output / "model.json").exists() or not any(output.iterdir()))):
         raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
 
@@ -165,8 +165,8 @@ def _enter(folder: Path, settings: TrainSettings, recipe: Recipe, parquet: Parqu
     if before is None:
         for entry in folder.iterdir():
             if entry.name != "lock":
-                storage.remove(entry)
-        storage.write_file(path, json.dumps(identity, indent=1).encode())
+                publishing.remove(entry)
+        publishing.write_file(path, json.dumps(identity, indent=1).encode())
     for name in ("failure.json", "progress.json"):
         (folder / name).unlink(missing_ok=True)
 

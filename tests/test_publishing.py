@@ -1,0 +1,92 @@
+"""One rename that shows all, and one run at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from denoise_batch import publishing
+from denoise_batch.errors import OutputError
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_publish_shows_all_or_refuses(tmp_path: Path, folder: bool) -> None:
+    def build(text: str) -> Path:
+        built = tmp_path / f"built-{text}"
+        if folder:
+            built.mkdir()
+            (built / "x").write_text(text)
+        else:
+            built.write_text(text)
+        return built
+
+    out = tmp_path / "out"
+    publishing.publish(build("one"), out, overwrite=False)
+    with pytest.raises(OutputError, match="exists"):
+        publishing.publish(build("two"), out, overwrite=False)
+    assert (out / "x" if folder else out).read_text() == "one"
+    publishing.publish(tmp_path / "built-two", out, overwrite=True)
+    assert (out / "x" if folder else out).read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_not_silently_replaced(tmp_path: Path) -> None:
+    # rename(2) alone would replace it.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "built").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        publishing.publish(tmp_path / "built", tmp_path / "out", overwrite=False)
+
+
+def test_a_reader_never_sees_a_mix_while_overwriting(tmp_path: Path) -> None:
+    out, stop, seen = tmp_path / "out", threading.Event(), set[str]()
+
+    def poll() -> None:
+        while not stop.is_set():
+            try:
+                seen.add((out / "x").read_text() + (out / "y").read_text())
+            except FileNotFoundError:
+                # Between the two reads the folder may be swapped and the old one deleted; it must still exist.
+                seen.add("there" if out.exists() else "gone")
+
+    for number in range(40):
+        built = tmp_path / "built"
+        built.mkdir()
+        for name in "xy":
+            (built / name).write_text(str(number % 10))
+        publishing.publish(built, out, overwrite=True)
+        if number == 0:
+            reader = threading.Thread(target=poll)
+            reader.start()
+    stop.set()
+    reader.join()
+    assert "gone" not in seen
+
+
+def test_only_one_holds_a_folder_and_a_dead_holder_lets_go(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    script = (
+        "import sys, time; from pathlib import Path; from denoise_batch import publishing\n"
+        "with publishing.exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(OutputError, match="another run"), publishing.exclusive(folder):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with publishing.exclusive(folder):
+        pass
+
+
+def test_write_file_replaces_whole(tmp_path: Path) -> None:
+    publishing.write_file(tmp_path / "a", b"one")
+    publishing.write_file(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert len(list(tmp_path.iterdir())) == 1
