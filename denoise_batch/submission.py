@@ -112,15 +112,17 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
     Raises:
         FlagError: it cannot be read, or says where the code comes from, which is ours to say.
     """
-    import yaml
-
+    hint = "give a YAML file of a Ray runtime environment, such as jobs/runtime_env.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise FlagError(
-            f"--runtime-env {path}: {reason}", hint="give a YAML file of a Ray runtime environment"
-        ) from error
+        path.read_text(encoding="utf-8")  # before Ray loads, which takes a while
+        from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
+
+        # Ray's own reader, which is `yaml.safe_load`.
+        content = parse_runtime_env_args(runtime_env=str(path))
+    except OSError as error:
+        raise FlagError(f"--runtime-env {path}: {error.strerror or error}", hint=hint) from error
+    except Exception as error:  # whatever its parser raises for what is no YAML
+        raise FlagError(f"--runtime-env {path} is no YAML: {' '.join(str(error).split())}", hint=hint) from error
     if not isinstance(content, dict) or not isinstance(content.get("env_vars", {}), dict):
         raise FlagError(f"--runtime-env {path} holds no settings", hint="see jobs/runtime_env.yaml for one")
     ours = sorted({"working_dir", "py_modules"} & content.keys())
