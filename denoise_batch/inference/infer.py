@@ -49,6 +49,9 @@ ATTEMPTS = 3
 ASSIGNMENTS = 10
 """Most times a unit is given out in one session: one that takes its whole node along would come back for ever."""
 
+NODE_LOSS_SECONDS = 20.0
+"""How long Ray may take to notice that one of several nodes is gone, before a unit without an answer is charged."""
+
 OUT_OF_MEMORY = 6
 """Attempts that run out of memory before the session's first receipt, before it is the machine that is at fault."""
 
@@ -242,11 +245,11 @@ class _Job:
                 self._fail(answer)
         # A unit without an answer took its worker down with it. Where a node went, the units were not to blame.
         self.under_way.clear()
-        if nodes <= living_nodes():
-            for unit in wave:
-                if unit not in answered:
-                    reason = "its worker died without a word (killed, or out of memory)"
-                    self._fail(Failure(unit, self.attempts.get(unit, 0) + 1, reason))
+        unanswered = [unit for unit in wave if unit not in answered]
+        if unanswered and not _lost_a_node(nodes):
+            for unit in unanswered:
+                reason = "its worker died without a word (killed, or out of memory)"
+                self._fail(Failure(unit, self.attempts.get(unit, 0) + 1, reason))
 
     def _assign(self, index: int) -> Assignment:
         plan, unit = self.run.plan, self.run.plan.unit(index)
@@ -345,6 +348,16 @@ class _Job:
             types_changed=list(run.plan.changes),
             already_complete=already_complete,
         )
+
+
+def _lost_a_node(before: set[str]) -> bool:
+    """Whether one of the nodes has gone. Ray notices it some seconds after the end of what ran there."""
+    until = time.monotonic() + (NODE_LOSS_SECONDS if len(before) > 1 else 0.0)
+    while before <= living_nodes():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 @contextlib.contextmanager
