@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from denoise_batch import __version__, console
+from denoise_batch.cluster import leave
 from denoise_batch.console import PROGRAM, bytes_done, parse_command, print_out, print_result, rows_done, session
 from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.progress import Progress, duration, infer_line, training_line
@@ -732,7 +733,7 @@ def _levels(flag: str, text: str) -> tuple[float, float]:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -131,4 +131,6 @@ class _Marked:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], marked=True))
+    from denoise_batch.cluster import leave
+
+    leave(run(sys.argv[1:], marked=True))

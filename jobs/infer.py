@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/infer.py /shared/in /shared/out
 
 import sys
 
-from denoise_batch import job
+from denoise_batch import cluster, job
 
 if __name__ == "__main__":
-    sys.exit(job.run(["infer", *sys.argv[1:]]))
+    cluster.leave(job.run(["infer", *sys.argv[1:]]))

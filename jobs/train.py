@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/train.py --out /shared/model
 
 import sys
 
-from denoise_batch import job
+from denoise_batch import cluster, job
 
 if __name__ == "__main__":
-    sys.exit(job.run(["train", *sys.argv[1:]]))
+    cluster.leave(job.run(["train", *sys.argv[1:]]))

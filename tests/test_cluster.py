@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import resource
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -55,3 +57,16 @@ def test_what_keeps_ray_from_starting_is_named(error: Exception, kind: type[Exce
 def test_a_limit_on_the_size_of_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, 1000))
     assert "ulimit -f" in cluster._not_started(Exception("timed out")).message
+
+
+def test_a_process_with_ray_ends_with_its_own_code_whatever_its_core_does() -> None:
+    script = (
+        "import atexit, sys, os, types; from denoise_batch import cluster\n"
+        "sys.modules['ray'] = types.ModuleType('ray')\n"
+        "class Crash:\n"
+        "    def __del__(self): os.kill(os.getpid(), 11)\n"
+        "kept = Crash(); atexit.register(print, 'ended Ray'); print('result')\n"
+        "cluster.leave(130)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "result\nended Ray\n")
