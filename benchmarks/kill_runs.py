@@ -102,6 +102,10 @@ def _command(process: int) -> bytes:
         return b""
 
 
+def name_of(process: int) -> str:
+    return _command(process).replace(b"\0", b" ").decode(errors="replace")[:80].strip()
+
+
 def _status(process: int) -> str:
     """State and parent, as /proc/PID/stat gives them behind the name, which may hold anything."""
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fault_steps import IMAGE, digests, forked, source_of, without_ray, write_source
-from kill_runs import Driver, kill, members, wait_for
+from kill_runs import Driver, kill, members, name_of, wait_for
 
 import denoise_batch
 from denoise_batch.images import decode
@@ -206,7 +206,10 @@ class Run:
         for timer in self.timers:
             timer.join()
         for driver in self.drivers:
-            wait_for(lambda seen=driver.session: not members(seen), 60, "orphans do not end")
+            try:
+                wait_for(lambda seen=driver.session: not members(seen), 60, "orphans")
+            except TimeoutError:
+                fault(f"orphans that do not end: {', '.join(name_of(pid) for pid in members(driver.session))}")
         if self.reader:
             time.sleep(0.1)
             tally.sights += self.reader.sights

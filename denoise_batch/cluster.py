@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -41,6 +42,7 @@ Parquet file holds, which runs code of whoever made the file. A later Ray may ha
 
 _UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
 
+_PR_SET_CHILD_SUBREAPER = 36
 _FULL_BYTES = 1 << 20
 _THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
 _LOOK_SECONDS = 60.0
@@ -90,18 +92,19 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
     if local and full_ray_disk():
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
+    _adopt_orphans()
     try:
         with _muted(not verbose), _no_secrets_in_job(), _private_token():
             ray.init(address=address, **quiet, **here)
     except (KeyboardInterrupt, DenoiseBatchError):
-        _shut_down()
+        _shut_down(half_started=True)
         raise
     except SystemExit as error:  # what ray.init makes of a SIGTERM that comes while it runs
-        _shut_down()
+        _shut_down(half_started=True)
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
         raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     except Exception as error:  # Ray raises the plainest of them for a process that does not start
-        _shut_down()
+        _shut_down(half_started=True)
         if local:
             raise _not_started(error) from error
         raise RequestError(
@@ -253,14 +256,49 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _shut_down() -> None:
-    """Ends Ray's processes, whatever signal comes a second time: else some of them would stay."""
+def _shut_down(*, half_started: bool = False) -> None:
+    """Ends Ray's processes, whatever signal comes a second time: else some of them would stay.
+
+    Args:
+        half_started: Ray does not know yet of all that it has started.
+    """
     import ray
 
     with _deaf():
         if _ray_data_ended():
             ray.shutdown()
         # Else Ray does so when Python ends: what happened has been said by then.
+        if half_started:
+            _end_orphans()
+
+
+def _adopt_orphans() -> None:
+    """Processes whose parent dies, as agents of Ray's do, become children of this one, which can then end them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_orphans() -> None:
+    until = time.monotonic() + _KILLED_SECONDS
+    while (left := _ray_children()) and time.monotonic() < until:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _ray_children() -> list[int]:
+    """The living processes of Ray's that are children of this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
+            command = (entry / "cmdline").read_bytes()
+            if int(parent) == os.getpid() and state != "Z" and (command.startswith(b"ray::") or b"/ray/" in command):
+                found.append(int(entry.name))
+    return found
 
 
 def _ray_data_ended() -> bool:

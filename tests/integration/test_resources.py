@@ -175,7 +175,8 @@ import sys
 import ray
 from denoise_batch import cli
 ray.init(
-    num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+    "local", num_cpus=2, object_store_memory=80_000_000, include_dashboard=False,
+    logging_level="ERROR", log_to_driver=False,
     _system_config={"automatic_object_spilling_enabled": False},
 )
 held = [ray.put(bytes(4_000_000)) for _ in range(17)]
