@@ -48,7 +48,7 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
         OutputError: `out` exists and `overwrite` is off.
     """
     for folder in [built.parent, *(Path(parent) for parent, _, _ in os.walk(built))]:
-        _sync(folder)
+        sync(folder)
     try:
         _rename_with(_RENAME_NOREPLACE, built, out)
     except OSError as error:
@@ -65,7 +65,7 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
                 built.rename(out)
         else:
             raise
-    _sync(out.parent)
+    sync(out.parent)
 
 
 def check_output_file(output: Path, *, overwrite: bool) -> None:
@@ -151,17 +151,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Makes what a library wrote to a file survive a power cut."""
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -185,7 +176,7 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager

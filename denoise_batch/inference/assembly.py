@@ -141,7 +141,7 @@ def _describe(
     if bad is not None:
         path = folder / BAD_ROWS
         pq.write_table(bad, path, compression="zstd", write_page_checksum=True)
-        publishing.sync_file(path)
+        publishing.sync(path)
         extra.append({"path": BAD_ROWS, "bytes": path.stat().st_size, "digest": file_digest(path)})
     path = folder / REPORT
     publishing.write_file(path, json.dumps(report, indent=1).encode())
@@ -189,7 +189,7 @@ def _quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
                 os.link(run.staging / receipt.quarantine_file, target)
             except OSError:  # a file system without links
                 shutil.copyfile(run.staging / receipt.quarantine_file, target)
-                publishing.sync_file(target)
+                publishing.sync(target)
             entries.append({"path": name, "bytes": receipt.quarantine_bytes, "digest": receipt.quarantine_digest})
     return entries
 

@@ -286,7 +286,7 @@ def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> str:
     path = target.with_suffix(".bad.parquet")
     reasons = pa.array([BadReason.from_code(code).value for code in codes])
     pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "reason": reasons}), path, write_page_checksum=True)
-    publishing.sync_file(path)
+    publishing.sync(path)
     return path.name
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
+from denoise_batch import publishing
 from denoise_batch.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Ledger:
             os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
             0o644,
         )
-        _sync_folder(folder)
+        publishing.sync(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -201,11 +202,3 @@ class Ledger:
                 self.receipts.pop(record["unit"], None)
             else:
                 self._count_failure(Failure(**record))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
