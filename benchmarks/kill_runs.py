@@ -49,6 +49,15 @@ def members(session: int) -> list[int]:
     return [pid for pid in _all_processes() if session_of(pid) == session and _status(pid)[:1] not in {"Z", "X", ""}]
 
 
+def orphans(session: int) -> list[int]:
+    """The members of a dead driver's session but for Ray's two agents.
+
+    Those have no part in any run, and always take a minute: so long they try to tell Ray's dead service of its end.
+    """
+    agents = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+    return [pid for pid in members(session) if not _command(pid).startswith(agents)]
+
+
 def actors(session: int) -> list[int]:
     """Ray Data's actors in a session."""
     return [pid for pid in members(session) if _command(pid).startswith(b"ray::MapWorker")]

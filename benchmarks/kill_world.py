@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fault_steps import IMAGE, digests, forked, source_of, without_ray, write_source
-from kill_runs import Driver, kill, members, name_of, wait_for
+from kill_runs import Driver, kill, name_of, orphans, wait_for
 
 import denoise_batch
 from denoise_batch.images import decode
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 UNITS, ROWS = 24, 1500
 OLD_UNITS, OLD_ID = 5, 1_000_000
+ORPHAN_S = 90.0
+"""Ray gives a service that is gone a minute to come back, in the calls that know no other limit."""
 
 
 @dataclass
@@ -207,9 +209,9 @@ class Run:
             timer.join()
         for driver in self.drivers:
             try:
-                wait_for(lambda seen=driver.session: not members(seen), 60, "orphans")
+                wait_for(lambda seen=driver.session: not orphans(seen), ORPHAN_S, "orphans")
             except TimeoutError:
-                fault(f"orphans that do not end: {', '.join(name_of(pid) for pid in members(driver.session))}")
+                fault(f"orphans that do not end: {', '.join(name_of(pid) for pid in orphans(driver.session))}")
         if self.reader:
             time.sleep(0.1)
             tally.sights += self.reader.sights

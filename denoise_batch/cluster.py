@@ -42,6 +42,10 @@ Parquet file holds, which runs code of whoever made the file. A later Ray may ha
 
 _UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
 
+_SOON_WITHOUT_DRIVER = ("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+"""Where the driver is killed, its Ray's own service goes with it; processes left behind would wait a minute for it to
+come back, as it may in a cluster."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 _FULL_BYTES = 1 << 20
 _THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
@@ -91,6 +95,8 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     if local and full_ray_disk():
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
+    if local:
+        os.environ.setdefault(*_SOON_WITHOUT_DRIVER)
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     _adopt_orphans()
     try:

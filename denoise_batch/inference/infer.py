@@ -10,6 +10,7 @@ together (`assembly`) and shown by one rename. Run it again after any crash: wha
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors, publishing, storage
-from denoise_batch.cluster import check_seen_by_nodes, connect
+from denoise_batch.cluster import check_seen_by_nodes, connect, full_ray_disk, ray_disk_is_full
 from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
@@ -380,7 +381,17 @@ def _named_resources(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        exhausted = errors.ran_out(error, out)
+        exhausted = _ray_ran_out(error, out) or errors.ran_out(error, out)
         if exhausted is None:
             raise
         raise exhausted from error
+
+
+def _ray_ran_out(error: OSError, out: Path) -> ResourceExhausted | None:
+    """The error of a disk that only Ray's logs are on: Ray says neither which file it was about nor that it was its."""
+    if error.errno != errno.ENOSPC or error.filename is not None:
+        return None
+    folder = full_ray_disk()
+    if folder is None or Path(folder).stat().st_dev == out.parent.stat().st_dev:
+        return None
+    return ray_disk_is_full(folder)
