@@ -31,6 +31,7 @@ from denoise_batch.errors import (
     Terminated,
     ran_out,
 )
+from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
@@ -425,21 +426,16 @@ def _terminated_by_sigterm(before: Any) -> Iterator[None]:
         yield
         return
 
-    terminated = False
-
-    def terminate(_signal: int, _frame: object) -> None:
-        nonlocal terminated
-        terminated = True
-        # Ray's calls look for signals while they wait, but let no other exception through than this one.
-        raise KeyboardInterrupt
-
+    # Ray's calls look for signals while they wait, but let no other exception through than this one.
+    terminate = Insistent(KeyboardInterrupt)
     signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except (KeyboardInterrupt, Exception) as error:
-        if not terminated:
+        if not terminate.came:
             raise
         # Whatever Ray made of the interruption.
         raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     finally:
+        terminate.close()
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

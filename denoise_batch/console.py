@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from denoise_batch.errors import CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
+from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact, without_secrets
 
 if TYPE_CHECKING:
@@ -235,11 +236,10 @@ def _terminated_by_sigterm() -> Iterator[None]:
         yield
         return
 
-    def terminate(_signal: int, _frame: object) -> None:
-        raise Terminated("stopped by SIGTERM", hint="start again")
-
+    terminate = Insistent(lambda: Terminated("stopped by SIGTERM", hint="start again"))
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
+        terminate.close()
         signal.signal(signal.SIGTERM, before)
