@@ -11,7 +11,6 @@ take longer than anyone waits; a real run of 2,000 units stands beside it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -22,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from driver_alone import driver_alone
 
 DISTINCT = 20_000  # digits that are drawn; longer inputs repeat them
 ROW_GROUP = 65_536
@@ -153,16 +154,17 @@ def _many_units(units: int) -> None:
     import pyarrow.parquet as pq
 
     from denoise_batch.images import Polarity
-    from denoise_batch.inference import infer as module
     from denoise_batch.inference import plan as planning
-    from denoise_batch.inference.ledger import Receipt
+    from denoise_batch.inference.infer import infer
     from denoise_batch.inference.request import InferSettings, OutputShape
 
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        image = pa.array([bytes(784)] * units, pa.binary(784))
-        pq.write_table(pa.table({"image": image}), folder / "in.parquet")
+        image = pa.array([bytes(784)] * min(units, 10_000), pa.binary(784))
+        with pq.ParquetWriter(folder / "in.parquet", pa.schema({"image": image.type})) as writer:
+            for start in range(0, units, len(image)):
+                writer.write_table(pa.table({"image": image[: units - start]}))
 
         def cut(*_: Any, **__: Any) -> dict[str, Any]:
             rows = np.arange(units)
@@ -176,30 +178,14 @@ def _many_units(units: int) -> None:
                 "start": rows,
             }
 
-        def answers(assignments: Any, options: Any, *_: Any, **__: Any) -> Any:
-            for assignment in assignments:
-                Path(options.staging, assignment.name).write_bytes(b"")
-                stages = dict.fromkeys(("read", "decode", "forward", "encode", "write", "verify", "total"), 1.234)
-                machine = "Some GPU of a long name; threads 2; batch 16384; torch 2.13.0; pyarrow 26.0.1"
-                yield Receipt(
-                    assignment.unit.index, 1, assignment.name, 1, 1, 0, "0" * 32, seconds=stages, fingerprint=machine
-                )
-
         settings = InferSettings(
             (str(folder / "in.parquet"),),
             str(folder / "out"),
             polarity=Polarity.LIGHT_ON_DARK,
             shape=OutputShape.DIRECTORY,
         )
-        with (
-            mock.patch.object(planning, "_cut", cut),
-            mock.patch.object(module, "process_units", answers),
-            mock.patch.object(module, "living_nodes", set),
-            mock.patch.object(module, "check_seen_by_nodes"),
-            mock.patch.object(module, "cores_of_a_node", return_value=2),
-            mock.patch.object(module, "connect", return_value=contextlib.nullcontext({"CPU": 2.0})),
-        ):
-            module.infer(settings)
+        with mock.patch.object(planning, "_cut", cut), driver_alone():
+            infer(settings)
     print(json.dumps({"peak": _peak(os.getpid()), "seconds": time.monotonic() - begun}))
 
 

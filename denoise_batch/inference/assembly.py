@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from denoise_batch import __version__, publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
 from denoise_batch.inference.ledger import DIGEST, Receipt
-from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS
+from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.run_folder import DATA, part_name
 from denoise_batch.input_file import read_batches
@@ -170,7 +170,7 @@ def _describe(
         "files": files,
         "sidecar": extra,
     }
-    publishing.write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    publishing.write_file(folder / MANIFEST, to_text(manifest))
     publishing.write_file(success, f"{DIGEST} {file_digest(folder / MANIFEST)}\n".encode())
 
 

@@ -318,10 +318,7 @@ class _Job:
 
     def report(self, *, already_complete: bool = False) -> InferReport:
         """What was done until now, in this session and before."""
-        run, ledger, stages = self.run, self.run.ledger, dict[str, float]()
-        for receipt in ledger.receipts.values():
-            for stage, seconds in receipt.seconds.items():
-                stages[stage] = round(stages.get(stage, 0.0) + seconds, 3)
+        run, ledger = self.run, self.run.ledger
         denoising = max(0.0, self.last_receipt - self.first_start) if self.first_start is not None else 0.0
         done = self.rows_done - self.rows_before
         return InferReport(
@@ -345,7 +342,7 @@ class _Job:
             denoising_seconds=round(denoising, 3),
             rate=round(done / denoising, 1) if denoising > 0 else 0.0,
             output_bytes=ledger.bytes,
-            stages=stages,
+            stages={stage: round(seconds, 3) for stage, seconds in ledger.seconds.items()},
             types_changed=list(run.plan.changes),
             already_complete=already_complete,
         )

@@ -42,6 +42,18 @@ def is_sidecar(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= ours
 
 
+def to_text(manifest: dict[str, Any]) -> bytes:
+    """JSON with a line for each member, and for each entry of a list: there may be millions of files."""
+
+    def member(value: Any) -> str:
+        if not isinstance(value, list) or not value:
+            return json.dumps(value)
+        return "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]"
+
+    members = (f" {json.dumps(name)}: {member(value)}" for name, value in manifest.items())
+    return ("{\n" + ",\n".join(members) + "\n}\n").encode()
+
+
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """The manifest of a finished output of `infer`, or None where `out` is something else."""
     path = sidecar(out) / MANIFEST
