@@ -526,17 +526,26 @@ def evaluate(
     bundles = [find_bundle(model) for model in (models or (None,))]
     if data is not None:
         storage.list_inputs((data,))
-    from denoise_batch.evaluation.clean_images import load_clean_images
+    from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
     from denoise_batch.images import Polarity
 
     images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity))
+    prior = load_prior_images(mnist) if data is None else None
     if figures is not None and digit >= len(images):
         raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
     from denoise_batch.evaluation.evaluate import evaluate as run
     from denoise_batch.evaluation.evaluate import format_table
 
     with Progress() as progress:
-        evaluation = run(bundles, images, description=description, seed=seed, device=device, progress=progress.update)
+        evaluation = run(
+            bundles,
+            images,
+            description=description,
+            prior=prior,
+            seed=seed,
+            device=device,
+            progress=progress.update,
+        )
         drawn: list[Path] = []
         if figures is not None:
             from denoise_batch.evaluation.evaluation_figures import draw_evaluation

@@ -15,7 +15,7 @@ import torch
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images
-from denoise_batch.evaluation.evaluate import Evaluation, evaluate, format_table
+from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, evaluate, format_table
 from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 
 if TYPE_CHECKING:
@@ -73,8 +73,30 @@ def test_scores_are_those_of_the_metrics(evaluation: Evaluation, images: np.ndar
     assert scores.ssim == pytest.approx(metrics.ssim(clean, noisy).mean(), abs=1e-9)
     excess = metrics.excess_cross_entropy(clean, noisy).mean()
     assert scores.excess_cross_entropy == pytest.approx(excess, abs=1e-9)
+    ink = clean > 0
+    assert scores.foreground_rmse == pytest.approx(np.sqrt(np.square(clean - noisy)[ink].mean()), rel=1e-6)
     clipped = metrics.pooled_psnr(clean, noisy.clip(0, 1))
     assert evaluation.row("mixture", "clamp").scores.pooled_psnr == pytest.approx(clipped, abs=1e-6)
+
+
+def test_intervals_hold_the_figures_and_shrink_with_more_images(evaluation: Evaluation, images: np.ndarray) -> None:
+    few = evaluate(bundles(), images[:6], description="bars")
+    for name in ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy"):
+        scores = evaluation.row("mixture", "clamp").scores
+        low, high = scores.intervals[name]
+        assert low < getattr(scores, name) < high
+        narrower = few.row("mixture", "clamp").scores.intervals[name]
+        assert high - low < narrower[1] - narrower[0]
+    assert evaluation.row("i=0", "noisy").scores.intervals["pooled_psnr"] == (math.inf, math.inf)
+
+
+def test_the_linear_estimate_stands_where_the_noise_is_known(images: np.ndarray) -> None:
+    found = evaluate([], images, prior=np.concatenate([images] * 40))
+    assert {row.condition for row in found.rows if row.method == LINEAR} == {"i=1", "i=2", "i=3", "i=4", "i=5"}
+    assert found.score("i=2", LINEAR, "pooled_psnr") > found.score("i=2", "wiener", "pooled_psnr")
+    assert math.isnan(found.score("mixture", LINEAR, "pooled_psnr"))
+    line = next(line for line in format_table(found).splitlines() if line.startswith("linear MMSE"))
+    assert line.split()[-8:-5] == ["–", "–", "–"]
 
 
 def test_two_runs_print_the_same_table(evaluation: Evaluation, images: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denoise_batch.evaluation.evaluate import Evaluation, Row, Scores
+from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, Row, Scores
 from denoise_batch.evaluation.figures import (
     Section,
     Tile,
@@ -79,9 +79,15 @@ def test_a_users_own_style_changes_nothing(tmp_path: Path, digits: np.ndarray) -
 
 def _evaluation(*models: str) -> Evaluation:
     rows = [
-        Row(condition.key, method, None, Scores(math.inf if condition.key == "i=0" else 20.0 - level, 20.0, 0.5, 0.1))
+        Row(
+            condition.key,
+            method,
+            None,
+            Scores(math.inf if condition.key == "i=0" else 20.0 - level, 20.0, 0.5, 0.2, 0.1),
+        )
         for level, condition in enumerate(CONDITIONS)
-        for method in ("noisy", "median", "gaussian", "wiener", *models)
+        for method in ("noisy", "median", "gaussian", "wiener", LINEAR, *models)
+        if method != LINEAR or condition.key not in {"mixture", "uint8", "i=0"}
     ]
     described = tuple({"method": model, "architecture": model, "sha256": ""} for model in models)
     return Evaluation(10, "bars", 0, 0.05, described, tuple(rows))

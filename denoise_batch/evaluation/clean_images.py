@@ -82,3 +82,14 @@ def load_clean_images(
         ", a sample" if len(sample) < dataset.rows else ""
     )
     return np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), description
+
+
+def load_prior_images(mnist_folder: Path | None = None) -> npt.NDArray[np.uint8]:
+    """MNIST's training images, (60000, 28, 28) uint8: what the linear MMSE estimate on its test set is made from.
+
+    Raises:
+        RequestError: MNIST is not there.
+    """
+    from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
+
+    return load_mnist(find_mnist(mnist_folder), Split.TRAIN)[0]

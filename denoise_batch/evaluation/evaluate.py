@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +20,9 @@ import numpy as np
 
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import FlagError, RequestError
-from denoise_batch.evaluation import metrics
+from denoise_batch.evaluation import bootstrap, metrics
 from denoise_batch.evaluation.baselines import Filter, classical_filter
+from denoise_batch.evaluation.linear_mmse import LinearMmse
 from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, FILTER_SETTINGS, NOISE_SEED, Condition, degrade_images
 
 if TYPE_CHECKING:
@@ -40,13 +41,23 @@ class Scores:
         pooled_psnr: dB, of the mean squared error over all images.
         mean_psnr: dB, mean of the images' own.
         ssim: mean over the images.
+        foreground_rmse: root of the mean squared error over all pixels that hold ink, in units of full ink.
         excess_cross_entropy: nats a pixel above the clean images' own entropy.
+        intervals: 95% interval of each of them over other images of the kind; see `bootstrap`.
     """
 
     pooled_psnr: float
     mean_psnr: float
     ssim: float
+    foreground_rmse: float
     excess_cross_entropy: float
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; an infinite one (PSNR of an exact copy) is None."""
+        content: dict[str, Any] = {name: _finite(getattr(self, name)) for name, _, _ in _BLOCKS}
+        intervals = {name: [_finite(end) for end in ends] for name, ends in self.intervals.items()}
+        return content | {"intervals_95": intervals}
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,8 @@ class Evaluation:
         seed: of the noise.
         target_entropy: mean entropy of the clean pixels, in nats: the floor of the cross-entropy.
         models: `method`, `architecture` and `sha256` of each model.
-        rows: condition by condition, each with the same methods in the same order.
+        rows: condition by condition, each with its methods in the same order; the linear MMSE estimate stands only
+            where σ and r are fixed and there is noise.
     """
 
     images: int
@@ -81,13 +93,30 @@ class Evaluation:
 
     @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(row.method for row in self.rows))
+        """What the models are compared with, then the models."""
+        models = [model["method"] for model in self.models]
+        return [name for name in dict.fromkeys(row.method for row in self.rows) if name not in models] + models
 
     def row(self, condition: str, method: str) -> Row:
-        return next(row for row in self.rows if (row.condition, row.method) == (condition, method))
+        """That method under that condition.
+
+        Raises:
+            KeyError: it has none.
+        """
+        for row in self.rows:
+            if (row.condition, row.method) == (condition, method):
+                return row
+        raise KeyError((condition, method))
+
+    def score(self, condition: str, method: str, name: str) -> float:
+        """One figure of `Scores`; NaN where the method has none under that condition."""
+        try:
+            return float(getattr(self.row(condition, method).scores, name))
+        except KeyError:
+            return math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`; an infinite PSNR (an exact copy) is None, since JSON has no infinity."""
+        """Plain values for `json.dumps`, which knows no infinity."""
         return {
             "images": self.images,
             "description": self.description,
@@ -104,7 +133,7 @@ class Evaluation:
                         {
                             "method": row.method,
                             "setting": row.setting,
-                            **{k: v if math.isfinite(v) else None for k, v in asdict(row.scores).items()},
+                            **row.scores.to_json(),
                         }
                         for row in self.rows
                         if row.condition == condition.key
@@ -120,6 +149,7 @@ def evaluate(
     images: npt.NDArray[np.uint8],
     *,
     description: str = "",
+    prior: npt.NDArray[np.uint8] | None = None,
     seed: int = NOISE_SEED,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
@@ -130,6 +160,8 @@ def evaluate(
         bundles: the models to compare; none gives the baselines alone.
         images: (n, 28, 28) uint8, clean, 0 = background.
         description: what the images are, for the table.
+        prior: (n, 28, 28) uint8, clean images of the same kind, not those evaluated on: the linear MMSE estimate is
+            made from them. None leaves it out.
         seed: of the noise.
         device: where the models run (`auto`, `cpu`, `cuda`); noise, filters and metrics stay on the CPU.
         progress: told what is done, and the share of it.
@@ -143,6 +175,7 @@ def evaluate(
         raise RequestError("there are no images to evaluate on", hint="give a dataset with rows, and --limit above 0")
     names = _model_names(bundles)
     denoisers = [Denoiser(bundle, device=device) for bundle in bundles]
+    linear = {} if prior is None else _linear_estimates(prior)
     tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
     entropy: list[npt.NDArray[np.float64]] = []
     starts = range(0, len(images), BLOCK)
@@ -157,6 +190,8 @@ def evaluate(
                 filtered = {kind: pool.submit(classical_filter, kind, noisy, settings[kind]) for kind in Filter}
                 denoised = [run(noisy.reshape(len(noisy), -1)).reshape(noisy.shape) for run in denoisers]
                 outputs = {"noisy": noisy, **{kind.value: future.result() for kind, future in filtered.items()}}
+                if condition.key in linear:
+                    outputs[LINEAR] = linear[condition.key](noisy)
                 outputs |= dict(zip(names, denoised, strict=True))
                 scored = pool.map(_per_image, repeat(clean), outputs.values(), repeat(entropy[-1]))
                 for name, scores in zip(outputs, scored, strict=True):
@@ -182,14 +217,30 @@ def evaluate(
     )
 
 
+LINEAR: Final = "linear MMSE"
 _WINDOW: Final = f"{metrics.SSIM_WINDOW}×{metrics.SSIM_WINDOW}"
 _BLOCKS: Final = (
     ("pooled_psnr", "pooled PSNR, dB (higher is better)", 2),
     ("mean_psnr", "mean PSNR, dB (higher is better)", 2),
     ("ssim", f"SSIM, {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA} (higher is better)", 4),
+    ("foreground_rmse", "RMSE where there is ink, of full ink (lower is better)", 4),
     ("excess_cross_entropy", "excess cross-entropy, nats a pixel (lower is better)", 4),
 )
-_METHOD_TITLES: Final = {"noisy": "noisy input", **{kind.value: f"{kind.value.capitalize()} filter" for kind in Filter}}
+_METHOD_TITLES: Final = {
+    "noisy": "noisy input",
+    **{kind.value: f"{kind.value.capitalize()} filter" for kind in Filter},
+    LINEAR: f"{LINEAR}, told σ and r",
+}
+
+
+def _linear_estimates(prior: npt.NDArray[np.uint8]) -> dict[str, Callable[[npt.NDArray[np.float32]], Any]]:
+    """The linear MMSE estimate for each condition of fixed σ and r > 0."""
+    moments = LinearMmse(prior)
+    return {
+        condition.key: moments.restorer(condition.recipe.sigma[0], condition.recipe.half_range[0])
+        for condition in CONDITIONS
+        if condition.fixed and condition.recipe.half_range[0] > 0.0
+    }
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -207,8 +258,11 @@ def format_table(evaluation: Evaluation) -> str:
     for name, heading, digits in _BLOCKS:
         lines += ["", heading]
         for method, title in zip(evaluation.methods, titles, strict=True):
-            scores = [getattr(evaluation.row(condition.key, method).scores, name) for condition in CONDITIONS]
+            scores = [evaluation.score(condition.key, method, name) for condition in CONDITIONS]
             lines.append(_line(title, first, [_number(score, digits) for score in scores]))
+    lines += ["", "95% interval of the pooled PSNR, ± dB"]
+    for method, title in zip(evaluation.methods, titles, strict=True):
+        lines.append(_line(title, first, [_margin(evaluation, condition.key, method) for condition in CONDITIONS]))
     lines += ["", "setting of each filter (window's side in pixels; the Gaussian's σ)"]
     for kind in Filter:
         settings = [f"{FILTER_SETTINGS[condition.key][kind]:g}" for condition in CONDITIONS]
@@ -219,8 +273,18 @@ def format_table(evaluation: Evaluation) -> str:
         "to 8 bits. * beyond the seed's training range: extrapolation. Each filter has, under each condition, the",
         "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
         f"Cross-entropy is counted from the clean images' own entropy, {evaluation.target_entropy:.4f}.",
+        f"Intervals: {bootstrap.RESAMPLES:,} resamples of the images, the wider half; JSON has those of all figures.",
     ]
     return "\n".join(lines)
+
+
+def _margin(evaluation: Evaluation, condition: str, method: str) -> str:
+    """The wider half of the interval of the pooled PSNR."""
+    middle = evaluation.score(condition, method, "pooled_psnr")
+    if not math.isfinite(middle):
+        return "–"
+    low, high = evaluation.row(condition, method).scores.intervals["pooled_psnr"]
+    return f"{max(high - middle, middle - low):.2f}"
 
 
 def _line(title: str, width: int, cells: Sequence[str]) -> str:
@@ -232,6 +296,8 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 def _number(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
 
 
@@ -255,16 +321,40 @@ def _setting(condition: Condition, method: str) -> float | None:
 def _per_image(
     clean: npt.NDArray[np.float32], other: npt.NDArray[np.float32], entropy: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """(3, n): squared error, SSIM, excess cross-entropy."""
+    """(6, n): squared error, PSNR, SSIM, squared error over ink and pixels of ink, excess cross-entropy."""
+    squared_error = metrics.mse(clean, other)
     excess = metrics.binary_cross_entropy(clean, other) - entropy
-    return np.stack([metrics.mse(clean, other), metrics.ssim(clean, other), excess])
+    return np.stack(
+        [
+            squared_error,
+            metrics.psnr_from_mse(squared_error),
+            metrics.ssim(clean, other),
+            *metrics.foreground(clean, other),
+            excess,
+        ]
+    )
 
 
 def _scores(per_image: npt.NDArray[np.float64]) -> Scores:
-    squared_error, ssim, excess = per_image
+    found = _figures(per_image.mean(axis=1, keepdims=True))
+    resampled = _figures(bootstrap.resampled_means(per_image))
     return Scores(
-        float(metrics.psnr_from_mse(squared_error.mean())),
-        float(metrics.psnr_from_mse(squared_error).mean()),
-        float(ssim.mean()),
-        float(excess.mean()),
+        **{name: float(value[0]) for name, value in found.items()},
+        intervals={name: bootstrap.interval(values) for name, values in resampled.items()},
     )
+
+
+def _figures(means: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+    """The figures of `Scores` from (6, m) means of `_per_image`: (m,) each."""
+    squared_error, psnr, ssim, ink_error, ink, excess = means
+    return {
+        "pooled_psnr": metrics.psnr_from_mse(squared_error),
+        "mean_psnr": psnr,
+        "ssim": ssim,
+        "foreground_rmse": np.sqrt(ink_error / np.maximum(ink, np.finfo(np.float64).tiny)),
+        "excess_cross_entropy": excess,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -151,14 +151,14 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
     levels = [condition for condition in CONDITIONS if condition.key.startswith("i=")]
     models = [model["method"] for model in evaluation.models]
     others = [method for method in evaluation.methods if method not in models]
-    marks = dict(zip(others, ("", "s", "^", "v"), strict=True))
+    marks = dict(zip(others, ("", "s", "^", "v", "D"), strict=False))
     panels = (("pooled_psnr", "pooled PSNR, dB"), ("ssim", "SSIM"))
     with _drawing(path, 11.0, 4.6) as figure:
         axes = figure.subplots(1, 2)
         for axis, (field, title) in zip(axes, panels, strict=True):
             drawn: dict[str, list[float]] = {}
             for method in evaluation.methods:
-                values = [getattr(evaluation.row(level.key, method).scores, field) for level in levels]
+                values = [evaluation.score(level.key, method, field) for level in levels]
                 drawn[method] = [value if np.isfinite(value) else float("nan") for value in values]
                 style: dict[str, Any] = (
                     {"linewidth": 2.2, "marker": "o", "markersize": 5, "zorder": 3}

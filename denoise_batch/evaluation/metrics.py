@@ -1,4 +1,4 @@
-"""How far images lie from their clean originals: PSNR, SSIM, cross-entropy.
+"""How far images lie from their clean originals: PSNR, SSIM, error on the strokes, cross-entropy.
 
     pooled_psnr(clean, denoised)      # one figure for a set of images
     ssim(clean, denoised)             # one figure an image
@@ -36,6 +36,19 @@ def mse(clean: Images, other: Images) -> PerImage:
     clean, other = _pair(clean, other)
     result: PerImage = np.square(clean - other, dtype=np.float64).mean(axis=1)
     return result
+
+
+def foreground(clean: Images, other: Images) -> tuple[PerImage, PerImage]:
+    """Squared error where there is ink: most of a digit's image is background, which hides what happens to strokes.
+
+    Returns:
+        (n,) float64 sum of squared differences over the pixels whose clean value is above 0, in units of (full ink)²,
+        and (n,) float64 how many pixels these are.
+    """
+    clean, other = _pair(clean, other)
+    ink = clean > 0.0
+    squares = np.square(clean - other, dtype=np.float64)
+    return np.where(ink, squares, 0.0).sum(axis=1), ink.sum(axis=1, dtype=np.float64)
 
 
 def psnr_from_mse(squared_error: PerImage | float) -> PerImage:

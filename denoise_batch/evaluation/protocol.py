@@ -47,6 +47,12 @@ class Condition:
     stream: int
     beyond_training: bool = False
 
+    @property
+    def fixed(self) -> bool:
+        """Whether all images have the same σ and r."""
+        sigma, half_range = self.recipe.sigma, self.recipe.half_range
+        return sigma[0] == sigma[1] and half_range[0] == half_range[1]
+
 
 def _seed_conditions() -> tuple[Condition, ...]:
     mixture = NoiseRecipe()
