@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -101,6 +103,19 @@ def build_file(
     files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
     _describe(run, described, files, report, success=described / SUCCESS)
     return data, described
+
+
+def end_with_parent() -> None:
+    """Lets this process end as soon as the one that started it does; else it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def merge(parts: list[Path], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:

@@ -193,7 +193,8 @@ class _Job:
         run = self.run
         parts = [run.staging / run.ledger.receipts[unit].file for unit in range(len(run.plan))]
         run.built.mkdir(exist_ok=True)
-        with _safe_path(), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with _safe_path(), ProcessPoolExecutor(1, mp_context=context, initializer=assembly.end_with_parent) as pool:
             try:
                 return pool.submit(
                     assembly.merge, parts, run.built / DATA, run.plan.column, self.output, self.settings.compression

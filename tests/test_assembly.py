@@ -1,0 +1,49 @@
+"""Joining parts into one file: in a process of its own, which must not outlive the run's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_DRIVER = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from denoise_batch.inference import assembly
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=assembly.end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_the_joining_process_ends_with_a_driver_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(_DRIVER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as driver:
+        assert driver.stdout is not None
+        joining = int(driver.stdout.readline())
+        driver.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 20
+    while _alive(joining) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _alive(joining)
