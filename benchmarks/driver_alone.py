@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -19,6 +20,7 @@ def driver_alone(finish: int | None = None, on_first: Callable[[], None] = lambd
         finish: units to answer; then the run is interrupted. None: all of them.
         on_first: called when the first unit is given out.
     """
+    from denoise_batch.capacity import Node
     from denoise_batch.errors import Interrupted
     from denoise_batch.inference import infer as module
     from denoise_batch.inference.ledger import Receipt
@@ -51,10 +53,13 @@ def driver_alone(finish: int | None = None, on_first: Callable[[], None] = lambd
 
     with (
         mock.patch.object(module, "process_units", answers),
-        mock.patch.object(module, "living_nodes", set),
         mock.patch.object(module, "check_seen_by_nodes"),
-        mock.patch.object(module, "cores_of_a_node", return_value=2),
-        mock.patch.object(module, "connect", return_value=contextlib.nullcontext({"CPU": 2.0})),
+        mock.patch.object(
+            module,
+            "capacity",
+            SimpleNamespace(living_nodes=lambda: [Node(2, 0)], nodes_to_come=list, lost_nodes=set),
+        ),
+        mock.patch.object(module, "connect", return_value=contextlib.nullcontext()),
         contextlib.suppress(Interrupted),
     ):
         yield

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from denoise_batch import publishing
+from denoise_batch.capacity import Node
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
@@ -146,15 +148,14 @@ def without_ray(order: int = 0) -> Iterator[None]:
             yield denoise_unit(assignment, options, lambda pixels: np.clip(pixels, 0, 1))
 
     @contextlib.contextmanager
-    def connect(**_: Any) -> Iterator[dict[str, Any]]:
-        yield {"CPU": 1.0}
+    def connect(**_: Any) -> Iterator[None]:
+        yield
 
     places = {
         "process_units": process_units,
         "connect": connect,
         "check_seen_by_nodes": lambda *_: None,
-        "living_nodes": set,
-        "cores_of_a_node": lambda: 1,
+        "capacity": SimpleNamespace(living_nodes=lambda: [Node(1, 0)], nodes_to_come=list, lost_nodes=set),
         "ProcessPoolExecutor": _InThisProcess,
     }
     before = {name: getattr(module, name) for name in places}

@@ -20,6 +20,7 @@ from denoise_batch.console import PROGRAM, bytes_done, parse_command, print_out,
 from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.progress import Progress, duration, infer_line, training_line
 from denoise_batch.storage import local_path
+from denoise_batch.worker_count import parse_workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -303,9 +304,10 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the order of the images and the noise.")] = 0,
     workers: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            metavar="N", help="Training processes. Default: one for each GPU, or for each core, at most four."
+            metavar="N|A:B",
+            help="Training processes: N, or A to B as there is room. Default: one for each GPU, or core, at most four.",
         ),
     ] = None,
     device: Device = "auto",
@@ -342,7 +344,7 @@ def train(
         clipped=clipped,
         patience=patience,
         seed=seed,
-        workers=workers,
+        workers=parse_workers(workers),
         device=TrainDevice(device),
         overwrite=overwrite,
         command=shlex.join([PROGRAM, *session.arguments]),
@@ -357,6 +359,7 @@ def train(
             settings,
             lambda now: progress.update(*training_line(now)),
             starting=lambda: progress.note("train: starting Ray and the workers"),
+            waiting=lambda missing: progress.update(f"train: waiting for {missing}"),
         )
     print_result(
         {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
@@ -404,8 +407,15 @@ def infer(
         Literal["none", "snappy", "lz4", "zstd"], typer.Option(help="Of the output's pages.")
     ] = "zstd",
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Ray actors. Default: one for each GPU, or what suits the cores.")
+        str | None,
+        typer.Option(
+            metavar="N|A:B",
+            help="Ray actors: at most N, or A to B. Default: one for each GPU, or each core, as machines come and go.",
+        ),
     ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(metavar="X", help="Share of a GPU for each actor: 0.5 puts two on each.")
+    ] = 1.0,
     device: Device = "auto",
     batch: Annotated[
         int | None,
@@ -449,7 +459,8 @@ def infer(
         compression=compression,
         max_bad=max_bad,
         overwrite=overwrite,
-        workers=workers,
+        workers=parse_workers(workers),
+        gpus_per_worker=gpus_per_worker,
         device=device,
         batch_size=batch,
         address=address,

@@ -158,12 +158,15 @@ def check_seen_by_nodes(folder: Path, paths: Sequence[Path]) -> None:
     finally:
         probe.unlink(missing_ok=True)
     for node, path in unseen.items():
-        what = folder if path == str(probe) else path
-        raise RequestError(
-            f"{what} is not seen by the cluster's machine {others[node]}",
-            hint="put inputs, model and output on a file system that all machines mount at the same place; inputs may "
-            "also be URIs such as s3://bucket/folder",
-        )
+        raise not_seen(folder if path == str(probe) else path, others[node])
+
+
+def not_seen(path: Path | str, machine: str) -> RequestError:
+    return RequestError(
+        f"{path} is not seen by the cluster's machine {machine}",
+        hint="put inputs, model and output on a file system that all machines mount at the same place; inputs may "
+        "also be URIs such as s3://bucket/folder",
+    )
 
 
 def unseen_on_nodes(nodes: Iterable[str], paths: Sequence[Path]) -> dict[str, str]:

@@ -96,6 +96,8 @@ class Progress:
 
 def infer_line(now: InferProgress) -> tuple[str, float]:
     """A denoising run's progress: the line, and the share that is done."""
+    if now.waiting:
+        return f"infer: waiting for {now.waiting}", now.rows / max(1, now.total_rows)
     parts = [f"infer: {now.phase}, {now.rows:,} of {now.total_rows:,} rows"]
     if now.rate:
         parts.append(f"{now.rate:,.0f} images/s")

@@ -87,3 +87,8 @@ def test_durations() -> None:
         "59 min 59 s",
         "2 h 03 min",
     ]
+
+
+def test_a_run_that_waits_says_for_what() -> None:
+    waiting = InferProgress("starting", 0, 4, 0, 400, 0, waiting="1 GPU: the cluster has none free")
+    assert infer_line(waiting) == ("infer: waiting for 1 GPU: the cluster has none free", 0.0)

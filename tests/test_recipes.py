@@ -48,6 +48,7 @@ def test_the_users_own_noise_leaves_no_copies() -> None:
         ({"epochs": 0}, "--epochs"),
         ({"batch": -1}, "--batch"),
         ({"workers": 0}, "--workers"),
+        ({"workers": (4, 2)}, "--workers 4:2"),
         ({"max_images": 1}, "--max-images"),
         ({"patience": 0}, "--patience"),
         ({"seed": -1}, "--seed"),

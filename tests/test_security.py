@@ -301,7 +301,8 @@ from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions
 from denoise_batch.inference.plan import make_plan
-from denoise_batch.inference.unit_pool import DenoiseUnit, ModelToLoad, PoolSize
+from denoise_batch.inference.pool_size import PoolSize
+from denoise_batch.inference.unit_pool import DenoiseUnit, ModelToLoad
 staging = Path(sys.argv[1])
 model = ModelToLoad(str(SHIPPED_FOLDER), find_bundle(SHIPPED_FOLDER).sha256, None, "cpu")
 for number, source in enumerate(sys.argv[2:]):
@@ -309,7 +310,7 @@ for number, source in enumerate(sys.argv[2:]):
     options = UnitOptions(
         str(staging), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "zstd"
     )
-    actor = DenoiseUnit(options, model, PoolSize(1, 1, 0.9, 0.0))
+    actor = DenoiseUnit(options, model, PoolSize(1, 1, 1, 1, 0.9, 0.0))
     assignment = Assignment(plan.unit(0), plan.files[0], 1, f"{number}.parquet")
     answers = [json.loads(answer["answer"][0])[0] for answer in actor({"assignment": [json.dumps(asdict(assignment))]})]
     print(number, answers[-1])

@@ -12,21 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from denoise_batch import capacity
 from denoise_batch.errors import ResourceExhausted
-from denoise_batch.inference import unit_pool
+from denoise_batch.inference import unit_pool, worker_watch
 from denoise_batch.inference.denoise_unit import Assignment
 from denoise_batch.inference.plan import PlannedFile, Unit
+from denoise_batch.inference.pool_size import PoolSize
+from denoise_batch.inference.unit_metrics import UnitMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
-class Condemned(unit_pool._Watch):
+class Condemned(worker_watch.Watch):
     """Finds, as soon as it is told, that the workers died."""
 
     def __init__(self, staging: Path) -> None:
-        super().__init__(staging, 1)
+        super().__init__(staging, PoolSize(1, 1, 1, 1, 0.9, 0.0))
         self.told = threading.Event()
 
     def _judge(self) -> ResourceExhausted | None:
@@ -35,7 +38,8 @@ class Condemned(unit_pool._Watch):
 
 @pytest.fixture
 def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Condemned:
-    monkeypatch.setattr(unit_pool, "_WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(worker_watch, "_WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(capacity, "waiting_for", lambda *_: None)
     return Condemned(tmp_path)
 
 
@@ -82,6 +86,7 @@ def test_a_unit_that_stands_still_is_a_failure_and_its_worker_ends(monkeypatch: 
     monkeypatch.setattr(os, "_exit", ended.append)
     actor = unit_pool.DenoiseUnit.__new__(unit_pool.DenoiseUnit)
     actor._options = actor._denoiser = None
+    actor._metrics = UnitMetrics()
     actor._thread = ThreadPoolExecutor(1)
     file = PlannedFile("a.parquet", "", 1, 1, 256, 784)
     assignment = Assignment(Unit(7, 0, 0, 0, 0, 256, 0), file, 2, "a.parquet")

@@ -179,13 +179,15 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     """
     import torch
 
+    from denoise_batch.capacity import Node
     from denoise_batch.denoiser import Denoiser
-    from denoise_batch.inference.unit_pool import pool_size
+    from denoise_batch.inference.pool_size import pool_size
 
     settings = request.settings
     cores = os.cpu_count() or 1
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    size = pool_size({"CPU": cores, "GPU": gpus}, settings.workers, settings.device, len(plan), cores)
+    share = settings.gpus_per_worker
+    size = pool_size([Node(cores, gpus)], settings.workers, settings.device, len(plan), gpu_share=share)
     device = settings.device if size.gpus else "cpu"
     denoiser = Denoiser(request.bundle, device=device, threads=size.threads, batch=settings.batch_size)
     unit = plan.unit(len(plan) // 2)

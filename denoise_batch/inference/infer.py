@@ -19,24 +19,18 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import errors, publishing, storage
+from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.cluster import check_seen_by_nodes, connect, full_ray_disk, ray_disk_is_full
 from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.manifest import file_sidecar
+from denoise_batch.inference.pool_size import pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
 from denoise_batch.inference.run_folder import DATA, RunFolder, open_run, work_folder
-from denoise_batch.inference.unit_pool import (
-    ModelToLoad,
-    Working,
-    cores_of_a_node,
-    living_nodes,
-    pool_size,
-    process_units,
-)
+from denoise_batch.inference.unit_pool import ModelToLoad, Working, process_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,10 +131,10 @@ class _Job:
         """
         self._report("starting")
         self._check_bad()
-        with connect(address=self.settings.address, verbose=self.verbose) as resources:
+        with connect(address=self.settings.address, verbose=self.verbose):
             check_seen_by_nodes(self.run.staging, self._local_paths())
             while pending := self._pending():
-                self._run_wave(pending[:WAVE], resources)
+                self._run_wave(pending[:WAVE])
         failed = sorted(set(range(len(self.run.plan))) - self.run.ledger.receipts.keys())
         if failed:
             named = "; ".join(self._name_failure(unit) for unit in failed[:_NAMED_AT_MOST])
@@ -219,9 +213,9 @@ class _Job:
             and self.assigned.get(unit, 0) < ASSIGNMENTS
         ]
 
-    def _run_wave(self, wave: list[int], resources: dict[str, Any]) -> None:
+    def _run_wave(self, wave: list[int]) -> None:
         settings, run = self.settings, self.run
-        nodes = living_nodes()
+        lost = capacity.lost_nodes()
         answered: set[int] = set()
         options = UnitOptions(
             str(run.staging),
@@ -231,11 +225,21 @@ class _Job:
             settings.on_bad_row,
             settings.compression,
         )
-        size = pool_size(resources, settings.workers, settings.device, len(self.run.plan), cores_of_a_node())
+        size = pool_size(
+            capacity.living_nodes(),
+            settings.workers,
+            settings.device,
+            len(run.plan),
+            gpu_share=settings.gpus_per_worker,
+            to_come=capacity.nodes_to_come(),
+        )
         device = settings.device if size.gpus else "cpu"
         bundle = self.request.bundle
         model = ModelToLoad(str(bundle.folder.absolute()), bundle.sha256, settings.batch_size, device)
-        for answer in process_units([self._assign(unit) for unit in wave], options, model, size, verbose=self.verbose):
+        assignments = [self._assign(unit) for unit in wave]
+        for answer in process_units(
+            assignments, options, model, size, verbose=self.verbose, waiting=self._note_waiting
+        ):
             if isinstance(answer, Working):
                 self._note_progress(answer)
                 continue
@@ -248,7 +252,7 @@ class _Job:
         # A unit without an answer took its worker down with it. Where a node went, the units were not to blame.
         self.under_way.clear()
         unanswered = [unit for unit in wave if unit not in answered]
-        if unanswered and not _lost_a_node(nodes):
+        if unanswered and not _lost_a_node(lost):
             for unit in unanswered:
                 reason = "its worker died without a word (killed, or out of memory)"
                 self._fail(Failure(unit, self.attempts.get(unit, 0) + 1, reason))
@@ -292,6 +296,9 @@ class _Job:
             self.under_way[answer.unit] = answer.rows
             self._report("denoising")
 
+    def _note_waiting(self, missing: str) -> None:
+        self._report("denoising" if self.first_start else "starting", waiting=missing)
+
     def _check_bad(self) -> None:
         allowed = self.settings.max_bad * self.run.plan.rows
         if self.bad > allowed:
@@ -309,13 +316,14 @@ class _Job:
         reason = failures[-1].reason if failures else "every node that worked on it was lost"
         return f"unit {index} ({path}, rows {unit.start}–{unit.start + unit.rows - 1}): {reason}"
 
-    def _report(self, phase: str) -> None:
+    def _report(self, phase: str, *, waiting: str = "") -> None:
         rows = self.rows_done + sum(self.under_way.values())
         elapsed = time.monotonic() - self.first_start if self.first_start is not None else 0.0
         rate = (rows - self.rows_before) / elapsed if rows > self.rows_before and elapsed > 0 else 0.0
         left = (self.run.plan.rows - rows) / rate if rate and rows < self.run.plan.rows else None
         units = len(self.run.ledger.receipts)
-        self.progress(InferProgress(phase, units, len(self.run.plan), rows, self.run.plan.rows, self.bad, rate, left))
+        plan = self.run.plan
+        self.progress(InferProgress(phase, units, len(plan), rows, plan.rows, self.bad, rate, left, waiting))
 
     def report(self, *, already_complete: bool = False) -> InferReport:
         """What was done until now, in this session and before."""
@@ -350,9 +358,9 @@ class _Job:
 
 
 def _lost_a_node(before: set[str]) -> bool:
-    """Whether one of the nodes has gone. Ray notices it some seconds after the end of what ran there."""
-    until = time.monotonic() + (NODE_LOSS_SECONDS if len(before) > 1 else 0.0)
-    while before <= living_nodes():
+    """Whether a node has gone that was not lost before. Ray notices it some seconds after the end of what ran there."""
+    until = time.monotonic() + (NODE_LOSS_SECONDS if len(capacity.living_nodes()) > 1 else 0.0)
+    while capacity.lost_nodes() <= before:
         if time.monotonic() > until:
             return False
         time.sleep(0.5)

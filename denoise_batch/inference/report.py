@@ -18,6 +18,7 @@ class InferProgress:
         rows: rows done, those of earlier sessions and of units that are under way included.
         rate: rows a second of this session, since its first unit was begun.
         seconds_left: None while unknown.
+        waiting: what the cluster has no room for, while nothing can be done for want of it.
     """
 
     phase: str
@@ -28,6 +29,7 @@ class InferProgress:
     bad_rows: int
     rate: float = 0.0
     seconds_left: float | None = None
+    waiting: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from denoise_batch.images.layouts import ImageColumn, Layout, output_column
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output
+from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,9 @@ class InferSettings:
         column, output_column, layout, dtype, polarity, on_bad_row, shape, compression: result options.
         max_bad: share of all rows, 0..1, that may be bad.
         overwrite: replace OUT, and discard an unfinished run of another request.
-        workers: actors; None is one for each GPU, else one for each CPU core.
+        workers: the most actors, or the fewest and the most; None is one for each GPU, else one for each CPU core, of
+            what the cluster has and comes to have.
+        gpus_per_worker: share of a GPU that each actor takes, above 0 to 1.
         device: `auto`, `cpu` or `cuda`.
         batch_size: images a forward pass; None suits the device.
         address: a Ray cluster.
@@ -61,7 +64,8 @@ class InferSettings:
     compression: str = "zstd"
     max_bad: float = 0.01
     overwrite: bool = False
-    workers: int | None = None
+    workers: WorkerCount | None = None
+    gpus_per_worker: float = 1.0
     device: str = "auto"
     batch_size: int | None = None
     address: str | None = None
@@ -130,9 +134,13 @@ def look_at(settings: InferSettings) -> Request:
 
 
 def _check(settings: InferSettings) -> None:
-    for flag, value, low in (("--workers", settings.workers, 1), ("--batch-size", settings.batch_size, 1)):
-        if value is not None and value < low:
-            raise FlagError(f"{flag} {value} is impossible", hint=f"give {low} or more")
+    check_workers(settings.workers)
+    if not 0.0 < settings.gpus_per_worker <= 1.0:
+        raise FlagError(
+            f"--gpus-per-worker {settings.gpus_per_worker:g} is no share of a GPU", hint="give more than 0, at most 1"
+        )
+    if settings.batch_size is not None and settings.batch_size < 1:
+        raise FlagError(f"--batch-size {settings.batch_size} is impossible", hint="give 1 or more")
     if not 0.0 <= settings.max_bad <= 1.0:
         raise FlagError(f"--max-bad {settings.max_bad:g} is not a share of the rows", hint="give a number from 0 to 1")
     if settings.compression not in COMPRESSIONS:

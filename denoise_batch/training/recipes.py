@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import FlagError
+from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,7 +165,8 @@ class TrainSettings:
         architecture, epochs, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace the
             recipe's.
         seed: of the weights, the order of the images and the noise.
-        workers: training processes; None takes one for each GPU, or on CPUs one for each core, at most four.
+        workers: training processes, or the fewest and the most, as the cluster has room; None takes one for each GPU,
+            or on CPUs one for each core, at most four.
         device: where they compute.
         resident_limit: bytes of images that a worker may hold; beyond, they stream from Parquet at every epoch. None
             takes a quarter of the memory.
@@ -192,7 +194,7 @@ class TrainSettings:
     patience: int | None = None
     precision: Precision | None = None
     seed: int = 0
-    workers: int | None = None
+    workers: WorkerCount | None = None
     device: Device = Device.AUTO
     resident_limit: int | None = None
     overwrite: bool = False
@@ -210,7 +212,7 @@ class TrainSettings:
             raise FlagError(f"--recipe {self.recipe}: no such recipe", hint=f"there are: {', '.join(RECIPES)}")
         _at_least("--epochs", self.epochs, 1)
         _at_least("--batch", self.batch, 1)
-        _at_least("--workers", self.workers, 1)
+        check_workers(self.workers)
         _at_least("--max-images", self.max_images, 2)
         _at_least("--patience", self.patience, 1)
         _at_least("--resident-limit", self.resident_limit, 0)

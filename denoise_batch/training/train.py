@@ -14,17 +14,18 @@ import json
 import os
 import signal
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import errors, publishing, storage
+from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
 from denoise_batch.cluster import check_seen_by_nodes, connect
-from denoise_batch.errors import FlagError, Interrupted, JobFailed, OutputError, RequestError, ResumeError
+from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
 from denoise_batch.training.data import held_out_count, open_parquet
-from denoise_batch.training.progress import TrainProgress
-from denoise_batch.training.recipes import Device, Recipe
+from denoise_batch.training.place import choose_place
+from denoise_batch.training.recipes import Recipe
+from denoise_batch.training.worker_watch import WorkerWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,25 +33,25 @@ if TYPE_CHECKING:
     from denoise_batch.training.checkpoint import TrainingState
     from denoise_batch.training.data import ParquetImages
     from denoise_batch.training.loop import LoopConfig
+    from denoise_batch.training.place import Place
+    from denoise_batch.training.progress import TrainProgress
     from denoise_batch.training.recipes import TrainSettings
 
 MAX_FAILURES = 5
 """How often the workers are started again after one of them died, in one run."""
 
-MAX_START_FAILURES = 5
-"""How often the workers may fail to start, each time for two minutes, before Ray is taken to have no room for them."""
+_START_SECONDS = 8
+"""How long Ray Train waits for room before it looks again how many workers find some; so long, too, Ctrl-C may take."""
 
 _RAY_TRAIN = {
     # A worker's report waits until the controller asks for it, every 2 s by default: an epoch may take less.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_START_SECONDS),
 }
 _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-_MOST_CPU_WORKERS = 4
-_POLL_SECONDS = 0.5
 _SETTINGS_FILE = "settings.json"
 _RAY_FOLDER = "ray"
 _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
@@ -62,6 +63,7 @@ def train(
     progress: Callable[[TrainProgress], None],
     *,
     starting: Callable[[], None] = lambda: None,
+    waiting: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Trains, or goes on with an unfinished training of the same settings, and writes the model folder.
 
@@ -69,6 +71,7 @@ def train(
         settings: what to train on what.
         progress: called with the newest state about twice a second, from a thread of its own.
         starting: called once, when the request is found sound and Ray starts, which takes seconds.
+        waiting: called with what the cluster has no room for, while the workers wait for it; from that thread too.
 
     Returns:
         The model folder, written and checked.
@@ -89,11 +92,11 @@ def train(
         if not (folder / "finished").exists():
             starting()
             try:
-                with connect(address=settings.address, verbose=settings.verbose) as resources:
+                with connect(address=settings.address, verbose=settings.verbose):
                     check_seen_by_nodes(folder, _data_paths(parquet))
-                    place = _place(settings, resources)
+                    place = choose_place(settings, capacity.living_nodes(), capacity.nodes_to_come())
                     config = _loop_config(settings, recipe, folder, parquet, mnist, place)
-                    _fit(config, place, folder, progress)
+                    _fit(config, place, folder, progress, waiting)
             except RequestError:
                 if not (folder / _RAY_FOLDER).exists():  # nothing is trained yet
                     publishing.remove(folder)
@@ -207,47 +210,6 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
 # --- with Ray ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where the workers run.
-
-    Attributes:
-        workers: how many.
-        gpu: whether each has a GPU.
-        cpus: what each asks of Ray; less than it uses, so that Ray's own tasks always find room.
-        threads: of torch in each.
-        workers_on_node: how many may share a machine's memory.
-    """
-
-    workers: int
-    gpu: bool
-    cpus: float
-    threads: int
-    workers_on_node: int
-
-
-def _place(settings: TrainSettings, resources: dict[str, Any]) -> _Place:
-    """Chooses the workers' devices and threads from what the cluster has.
-
-    Raises:
-        FlagError: it has fewer GPUs than asked for.
-    """
-    gpus, cores = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
-    nodes = max(1, sum(name.startswith("node:") and name != "node:__internal_head__" for name in resources))
-    gpu = settings.device is Device.CUDA or (settings.device is Device.AUTO and gpus > 0)
-    # A core each: processes of one thread stand a busy machine better than threads that wait for each other.
-    workers = settings.workers or (max(1, gpus) if gpu else min(cores, _MOST_CPU_WORKERS))
-    if gpu and workers > gpus:
-        raise FlagError(
-            f"--workers {workers} on GPUs, but Ray sees {gpus}", hint="lower --workers, or give --device cpu"
-        )
-    threads = max(1, min(cores // workers, -(-cores // nodes)))
-    # Whole requests that fill the machine would leave nothing to schedule anything else with, and Ray would wait
-    # for ever: each worker asks for a little less than it uses.
-    cpus = 0.9 * min(1.0, cores / workers) if threads == 1 or gpu else float(threads - 1)
-    return _Place(workers, gpu, round(cpus, 3), threads, -(-workers // nodes))
-
-
 def _data_paths(parquet: ParquetImages | None) -> list[Path]:
     """The first and the last local file to train on: what every node must see of them."""
     files = [] if parquet is None else [path for path, _, _ in parquet.files if not storage.is_uri(path)]
@@ -260,7 +222,7 @@ def _loop_config(
     folder: Path,
     parquet: ParquetImages | None,
     mnist: Path | None,
-    place: _Place,
+    place: Place,
 ) -> LoopConfig:
     import ray
 
@@ -291,38 +253,49 @@ def _loop_config(
     )
 
 
-def _fit(config: LoopConfig, place: _Place, folder: Path, progress: Callable[[TrainProgress], None]) -> None:
+def _fit(
+    config: LoopConfig,
+    place: Place,
+    folder: Path,
+    progress: Callable[[TrainProgress], None],
+    waiting: Callable[[str], None],
+) -> None:
     """Runs Ray Train to its end."""
     import ray.train
     import ray.train.torch
 
     from denoise_batch.training.loop import train_worker
 
+    fewest, most = place.workers
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"config": config},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=place.workers, use_gpu=place.gpu, resources_per_worker=_resources(place)
+            num_workers=fewest if fewest == most else place.workers,
+            use_gpu=place.gpu,
+            resources_per_worker=place.resources,
         ),
         run_config=ray.train.RunConfig(
             name=_RAY_FOLDER,
             storage_path=str(folder),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-            failure_config=ray.train.FailureConfig(
-                max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES
-            ),
+            # It counts waits for room as failures of the controller: they have no end but Ctrl-C.
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    with _sigint_kept(), _environment(_RAY_TRAIN), _watched(folder / "progress.json", progress):
+    watch = WorkerWatch(place, folder / "progress.json", progress, waiting)
+    with _sigint_kept(), _environment(_RAY_TRAIN), watch:
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so
+            if watch.verdict is not None:
+                raise watch.verdict from stopped
             raise Interrupted("stopped by Ctrl-C", hint="run the same command again to go on from here") from stopped
         except ray.train.ControllerError as error:
             raise JobFailed(
-                f"Ray found no room for {place.workers} workers of {_resources(place)}",
-                hint="lower --workers, or wait until the cluster is free; -v shows Ray's log",
+                f"Ray cannot start {fewest} workers of {place.resources}: {str(error).strip().splitlines()[-1]}",
+                hint="lower --workers; -v shows Ray's log",
             ) from error
         except ray.train.TrainingFailedError as error:
             raise _failure(folder) or JobFailed(
@@ -332,10 +305,6 @@ def _fit(config: LoopConfig, place: _Place, folder: Path, progress: Callable[[Tr
     failure = _failure(folder)
     if failure is not None:
         raise failure
-
-
-def _resources(place: _Place) -> dict[str, float]:
-    return {"CPU": place.cpus, "GPU": 1} if place.gpu else {"CPU": place.cpus}
 
 
 def _failure(folder: Path) -> errors.DenoiseBatchError | None:
@@ -371,31 +340,6 @@ def _sigint_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _watched(path: Path, progress: Callable[[TrainProgress], None]) -> Iterator[None]:
-    """Calls `progress` whenever worker 0 has written a new state to the file."""
-    done = threading.Event()
-
-    def watch() -> None:
-        shown = ""
-        last = False
-        while not last:
-            last = done.wait(_POLL_SECONDS)
-            with contextlib.suppress(OSError):
-                text = path.read_text(encoding="utf-8")
-                if text != shown:
-                    shown = text
-                    progress(TrainProgress(**json.loads(text)))
-
-    thread = threading.Thread(target=watch, name="train-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _card(

@@ -1,0 +1,112 @@
+"""What a cluster has, what of it is free, and what its autoscaler may bring.
+
+Ray must be connected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The CPUs and GPUs of a machine, or what is free of them."""
+
+    cpus: float
+    gpus: float
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many workers of this size find room on it together."""
+        most = []
+        if cpus > 0:
+            most.append(_whole(self.cpus / cpus))
+        if gpus > 0:
+            # A share is of one GPU: two that are half free are none for a worker that takes more than a half.
+            free = math.floor(self.gpus)
+            most.append(free * _whole(1 / gpus) + _whole((self.gpus - free) / gpus) if gpus < 1 else free // int(gpus))
+        return max(0, min(most, default=0))
+
+
+def _whole(quotient: float) -> int:
+    return math.floor(quotient + 1e-3)  # 0.3 / 0.1 is a little less than 3
+
+
+def room(nodes: Iterable[Node], cpus: float, gpus: float) -> int:
+    """How many workers of this size find room on the nodes: each lives on one."""
+    return sum(node.room(cpus, gpus) for node in nodes)
+
+
+def threads_for(nodes: Sequence[Node], workers: int) -> int:
+    """The most threads for each of so many workers on the nodes' cores; 1 where there are fewer cores than workers."""
+    most = int(max(node.cpus for node in nodes))
+    fitting = (threads for threads in range(most, 1, -1) if room(nodes, threads, 0) >= workers)
+    return next(fitting, 1)
+
+
+def living_nodes() -> list[Node]:
+    """The cluster's living nodes; a head that has neither CPUs nor GPUs to give is none."""
+    import ray
+
+    return _nodes(node["Resources"] for node in ray.nodes() if node["Alive"])
+
+
+def nodes_to_come() -> list[Node]:
+    """A node of each kind that the cluster's autoscaler may add; empty where there is no autoscaler."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else []
+    return _nodes(dict(group.resources) for group in groups if group.max_count)
+
+
+def lost_nodes() -> set[str]:
+    """The ids of nodes that the cluster has lost."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
+def own_actors(class_name: str) -> list[dict[str, Any]]:
+    """This driver's actors, dead ones too, of classes whose names begin so, as Ray's state gives them."""
+    import ray
+    from ray._private.state import state
+
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    actors = state.actor_table(None, job_id=job).values()
+    return [actor for actor in actors if actor["ActorClassName"].startswith(class_name)]
+
+
+def waiting_for(count: int, cpus: float, gpus: float) -> str | None:
+    """What `count` workers of this size wait for, as `1 GPU: the cluster has none free`; None where there is room."""
+    from ray._private.state import state
+
+    free = _nodes(state.available_resources_per_node().values())
+    if room(free, cpus, gpus) >= count:
+        return None
+    return describe_wait(living_nodes(), free, count, cpus, gpus)
+
+
+def describe_wait(nodes: Sequence[Node], free: Sequence[Node], count: int, cpus: float, gpus: float) -> str:
+    """Names the resource that is short: GPUs, where these are, else CPUs."""
+    by_gpu = gpus > 0 and room(free, 0, gpus) < count
+    each, unit = (gpus, "GPU") if by_gpu else (float(math.ceil(cpus)), "CPU")
+    wanted = f"{count * each:g} {unit}{'' if count * each <= 1 else 's'}"
+    if count > 1 and each > 1:
+        wanted = f"{count} × {each:g} {unit}s"
+
+    def have(of: Sequence[Node]) -> int:
+        return math.floor(sum(node.gpus if by_gpu else node.cpus for node in of) + 1e-3)
+
+    if room(nodes, 0 if by_gpu else cpus, gpus) < count:
+        return f"{wanted}: the cluster has {have(nodes) or 'none yet'}"
+    return f"{wanted}: the cluster has {have(free) or 'none'} free"
+
+
+def _nodes(resources: Iterable[dict[str, Any]]) -> list[Node]:
+    found = (Node(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in resources)
+    return [node for node in found if node.cpus or node.gpus]

@@ -1,0 +1,73 @@
+"""How many actors denoise, and what each takes of the cluster: one for each GPU, or a single-threaded one a core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from denoise_batch.capacity import Node, room, threads_for
+from denoise_batch.errors import FlagError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from denoise_batch.worker_count import WorkerCount
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How many actors, and what each takes.
+
+    Attributes:
+        least: so many are asked for, room or not: an autoscaler makes it.
+        actors: that find room now; the run begins with them.
+        most: the pool grows to so many as machines join.
+        threads: of torch, in each.
+        cpus, gpus: what each asks of Ray.
+    """
+
+    least: int
+    actors: int
+    most: int
+    threads: int
+    cpus: float
+    gpus: float
+
+
+def pool_size(
+    nodes: Sequence[Node],
+    workers: WorkerCount | None,
+    device: str,
+    units: int,
+    *,
+    gpu_share: float = 1.0,
+    to_come: Sequence[Node] = (),
+) -> PoolSize:
+    """Sizes the pool for the cluster as it is; whatever joins later is used by more actors of the same size.
+
+    Args:
+        nodes: the living ones.
+        workers: the most actors, or the fewest and the most, or None: as many as the units can use.
+        device: `auto`, `cpu` or `cuda`.
+        units: of the whole run, so that a resumed or retried part of it computes with the same threads.
+        gpu_share: of a GPU, for each actor.
+        to_come: a node of each kind that the autoscaler may add.
+
+    Raises:
+        FlagError: `cuda` was asked for, and no node has a GPU or may get one.
+    """
+    low, high = (1, workers or units) if not isinstance(workers, tuple) else workers
+    most = max(1, min(high, units))
+    with_gpus = [node for node in nodes if node.gpus] or [node for node in to_come if node.gpus]
+    if device == "cuda" and not with_gpus:
+        raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
+    if device != "cpu" and with_gpus:
+        cores = min(node.cpus / max(1, node.room(0, gpu_share)) for node in with_gpus)  # of an actor
+        # Less than the whole: a pool that takes every CPU leaves none for Ray Data's other operators, and hangs.
+        threads, cpus, gpus = max(1, int(cores)), round(0.9 * min(1.0, cores), 3), gpu_share
+    else:
+        threads = threads_for(nodes or to_come or [Node(1, 0)], most)
+        cpus, gpus = threads - 0.1, 0.0
+    now = max(1, min(room(nodes, cpus, gpus), most))
+    least = min(low, most)
+    return PoolSize(least, max(least, now), most, threads, cpus, gpus)

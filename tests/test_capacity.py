@@ -1,0 +1,68 @@
+"""How many workers find room, and how what is missing is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from denoise_batch.capacity import Node, describe_wait, room, threads_for
+
+
+@pytest.mark.parametrize(
+    ("node", "cpus", "gpus", "workers"),
+    [
+        (Node(8, 0), 0.9, 0.0, 8),
+        (Node(8, 0), 3.9, 0.0, 2),
+        (Node(0.3, 0), 0.1, 0.0, 3),
+        (Node(8, 4), 0.9, 1.0, 4),
+        (Node(2, 4), 0.9, 1.0, 2),
+        (Node(8, 0), 0.9, 1.0, 0),
+        (Node(8, 2), 0.9, 0.5, 4),
+        (Node(8, 2), 0.9, 0.6, 2),  # two GPUs, of which each has room for one: not three
+        (Node(8, 1.4), 0.9, 0.5, 2),
+    ],
+)
+def test_room_on_a_node(node: Node, cpus: float, gpus: float, workers: int) -> None:
+    assert node.room(cpus, gpus) == workers
+
+
+def test_a_worker_lives_on_one_node() -> None:
+    assert room([Node(3, 0), Node(3, 0)], 2.0, 0.0) == 2
+    assert room([], 1.0, 0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [
+        ([8], 1, 8),
+        ([8], 3, 2),
+        ([8], 20, 1),
+        ([1, 8], 2, 4),
+        ([4, 4], 1, 4),
+        ([4, 4], 2, 4),
+        ([3, 3], 3, 1),
+        ([0], 1, 1),
+    ],
+)
+def test_threads_fill_the_cores_of_the_nodes(cores: list[int], workers: int, threads: int) -> None:
+    assert threads_for([Node(count, 0) for count in cores], workers) == threads
+
+
+@pytest.mark.parametrize(
+    ("nodes", "free", "count", "cpus", "gpus", "words"),
+    [
+        ([Node(2, 0)], [], 1, 0.9, 0.0, "1 CPU: the cluster has none free"),
+        ([Node(2, 0)], [Node(1, 0)], 2, 0.9, 0.0, "2 CPUs: the cluster has 1 free"),
+        ([Node(8, 0)], [Node(2.1, 0)], 1, 3.9, 0.0, "4 CPUs: the cluster has 2 free"),
+        ([Node(1, 0)], [Node(1, 0)], 2, 0.9, 0.0, "2 CPUs: the cluster has 1"),
+        ([Node(4, 2)], [Node(4, 0)], 1, 0.9, 1.0, "1 GPU: the cluster has none free"),
+        ([Node(4, 2)], [Node(0, 2)], 1, 0.9, 1.0, "1 CPU: the cluster has none free"),
+        ([Node(4, 0)], [Node(4, 0)], 1, 0.9, 1.0, "1 GPU: the cluster has none yet"),
+        ([Node(8, 2)], [Node(8, 1)], 4, 0.9, 1.0, "4 GPUs: the cluster has 2"),
+        ([Node(8, 1)], [Node(8, 0.25)], 1, 0.9, 0.5, "0.5 GPU: the cluster has none free"),
+        ([Node(8, 0)], [Node(3, 0)], 2, 3.0, 0.0, "2 × 3 CPUs: the cluster has 3 free"),
+    ],
+)
+def test_what_is_missing_is_named(
+    nodes: list[Node], free: list[Node], count: int, cpus: float, gpus: float, words: str
+) -> None:
+    assert describe_wait(nodes, free, count, cpus, gpus) == words
