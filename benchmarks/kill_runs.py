@@ -58,9 +58,9 @@ def orphans(session: int) -> list[int]:
     return [pid for pid in members(session) if not _command(pid).startswith(agents)]
 
 
-def actors(session: int) -> list[int]:
-    """Ray Data's actors in a session."""
-    return [pid for pid in members(session) if _command(pid).startswith(b"ray::MapWorker")]
+def actors(session: int, kind: str = "MapWorker") -> list[int]:
+    """Ray Data's actors in a session, or those of another class."""
+    return [pid for pid in members(session) if _command(pid).startswith(f"ray::{kind}".encode())]
 
 
 def parent(process: int) -> int:
@@ -251,13 +251,16 @@ class Nodes:
         self.process.stdin.flush()
         self.raylets = self._answer()["raylets"]
 
-    def victims(self) -> list[int]:
+    def victims(self, kind: str = "MapWorker") -> list[int]:
         """Raylets of nodes, the head left out, on which an actor lives."""
-        return [raylet for raylet in {parent(pid) for pid in actors(self.session)} if raylet in self.raylets]
+        return [raylet for raylet in {parent(pid) for pid in actors(self.session, kind)} if raylet in self.raylets]
 
     def clean(self) -> None:
         kill(self.process.pid)
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
         kill_session(self.session)
 
 

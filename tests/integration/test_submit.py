@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +36,59 @@ _PORTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Head:
-    """A cluster of one node.
+    """A cluster of one node with a token, as `ray start --head` starts it, in a folder of its own.
 
     Attributes:
         url: its dashboard.
         environment: for a process that may use it.
     """
 
-    url: str
-    environment: dict[str, str]
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "token").write_text(secrets.token_hex(32))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self.url = f"http://127.0.0.1:{self._ports['dashboard-port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        # The cluster's `python` is the one that runs the test; RAY_TMPDIR keeps its address out of other Rays' sight.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--temp-dir", str(self.folder),
+            "--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--num-cpus", "2",
+            "--object-store-memory", "100000000", "--disable-usage-stats",
+            *(word for name, port in self._ports.items() for word in (f"--{name}", str(port))),
+        ]  # fmt: skip
+        started = self.folder / "start.log"
+        with started.open("w") as log:
+            self._process = subprocess.Popen(
+                command,
+                env={**self.environment, "PATH": path, "RAY_TMPDIR": str(self.folder)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        token = (self.folder / "token").read_text()
+        request = urllib.request.Request(f"{self.url}/api/version", headers={"Authorization": f"Bearer {token}"})
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(request, timeout=5).close()
+                return
+            except OSError:
+                assert self._process.poll() is None, started.read_text()
+                assert time.monotonic() < deadline, started.read_text()
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        """Ends it with all its processes, the jobs' drivers among them, as a machine that loses its power does."""
+        assert self._process is not None
+        for pid in _processes_of(self._process.pid, self.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
 
     def submit(self, *arguments: object) -> subprocess.Popen[str]:
         """`denoise-batch submit` in a process of its own."""
@@ -89,45 +130,15 @@ def _processes_of(head: int, folder: Path) -> set[int]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head with a token, started as `ray start --head` does; ended with all its processes, whatever happens."""
+    """A running head; ended whatever happens."""
     folder = Path("/tmp", f"denoise-{secrets.token_hex(4)}")  # sockets' names must be short
     folder.mkdir(mode=0o700)
-    (folder / "token").write_text(secrets.token_hex(32))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    # The cluster's `python` is the one that runs the test; RAY_TMPDIR keeps its address out of other Rays' sight.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
-    command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--temp-dir", str(folder),
-        "--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--num-cpus", "2",
-        "--object-store-memory", "100000000", "--disable-usage-stats",
-        *(word for name, port in ports.items() for word in (f"--{name}", str(port))),
-    ]  # fmt: skip
-    url = f"http://127.0.0.1:{ports['dashboard-port']}"
-    log = (folder / "start.log").open("w")
-    process = subprocess.Popen(
-        command, env={**environment, "PATH": path, "RAY_TMPDIR": str(folder)}, stdout=log, stderr=subprocess.STDOUT
-    )
+    running = Head(folder)
     try:
-        token = (folder / "token").read_text()
-        request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(request, timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "start.log").read_text()
-                assert time.monotonic() < deadline, (folder / "start.log").read_text()
-                time.sleep(0.3)
-        yield Head(url, environment)
+        running.start()
+        yield running
     finally:
-        for pid in _processes_of(process.pid, folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        log.close()
+        running.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -202,6 +213,35 @@ def test_stop_resume_and_refusal(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines()[-2] == f"error: {out} exists"
+
+
+def test_a_job_whose_head_was_killed_is_gone_on_with_on_another(
+    client: Head,
+    tmp_path: Path,
+    digits: Any,
+    write_images: WriteImages,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for index in range(6):
+        write_images(source / f"{index}.parquet", digits[0].repeat(8, axis=0))
+    infer = ["infer", str(source), str(out), "--batch-size", "16", "--json"]
+    assert cli.run(["submit", "--no-wait", "--", *infer]) == 0
+    deadline = time.monotonic() + 80
+    while not _committed(out):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    client.kill()
+    assert not out.exists()
+    client.start()
+    capsys.readouterr()
+    assert cli.run(["submit", "--", *infer]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["resumed_units"] >= 1
+    assert (report["rows_in"], report["rows_out"], report["units"]) == (14_400, 14_400, 6)
+    given = pq.read_table(source)
+    assert pq.read_table(out).drop_columns("denoised").equals(given)
 
 
 @pytest.mark.usefixtures("client")

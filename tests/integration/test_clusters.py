@@ -1,0 +1,178 @@
+"""Real clusters of several nodes on this machine, of which some die and others join while runs go on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from denoise_batch.bundle.history import read_history
+from denoise_batch.inference.ledger import Ledger
+from denoise_batch.inference.run_folder import work_folder
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from kill_runs import Nodes, actors, kill, open_files, parent, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import WriteImages
+
+pytestmark = pytest.mark.timeout(240)
+
+UNITS, ROWS, POISON = 10, 1500, 5
+WAIT_S = 100.0
+
+# One attempt, and no long wait for Ray to notice a lost node: each would cost the test its seconds again. Ray Data
+# looks for new machines every 20 s; where the file appears, it looks at once.
+_INFER = """
+import contextlib, pathlib, sys, threading, time
+from denoise_batch import cli
+from denoise_batch.inference import infer
+
+def look_at_once(joined):
+    import ray
+    while True:
+        time.sleep(0.2)
+        if joined.exists():
+            with contextlib.suppress(Exception):
+                coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+                ray.get(coordinator.get_reserved_resources.remote("test", recompute=True))
+                return
+
+infer.NODE_LOSS_SECONDS, infer.ATTEMPTS = 1.0, 1
+threading.Thread(target=look_at_once, args=(pathlib.Path(sys.argv[1]),), daemon=True).start()
+sys.exit(cli.run(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head and two nodes, one CPU each."""
+    cluster = Nodes(2, tmp_path_factory.mktemp("cluster") / "log")
+    try:
+        yield cluster
+    finally:
+        cluster.clean()
+
+
+@contextlib.contextmanager
+def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _until(process: subprocess.Popen[str], what: Callable[[], Any], named: str) -> Any:
+    def look() -> Any:
+        assert process.poll() is None, process.communicate()[0]
+        return what()
+
+    return wait_for(look, WAIT_S, named)
+
+
+def test_training_goes_on_when_one_of_its_nodes_is_killed(
+    nodes: Nodes, tmp_path: Path, digits: Any, write_images: WriteImages
+) -> None:
+    """Two workers on two of three nodes: the one that is lost is replaced on the third."""
+    data, out = write_images(tmp_path / "clean.parquet", digits[0].repeat(5, axis=0)), tmp_path / "model"
+    history = tmp_path / ".model.training" / "history.csv"
+    command = [sys.executable, "-m", "denoise_batch.cli", "train", "--address", nodes.address, "--data", str(data)]
+    command += ["--out", str(out), "--architecture", "seed", "--epochs", "8", "--workers", "2"]
+    with _running(command) as process:
+        _until(process, lambda: history.exists() and len(history.read_text().splitlines()) > 2, "two epochs")
+        workers = actors(nodes.session, "RayTrainWorker")
+        assert len(workers) == len({parent(pid) for pid in workers}) == 2
+        nodes.tell(f"kill {nodes.victims('RayTrainWorker')[0]}")
+        text, _ = process.communicate(timeout=WAIT_S)
+        assert process.returncode == 0, text
+    rows = read_history(out / "history.csv")
+    assert [row.epoch for row in rows] == list(range(1, 9))
+    assert rows[-1].val_psnr_noisy > rows[0].val_psnr_noisy
+    assert "  workers: 2" in text
+
+
+def _kill_whoever_takes(unit: int, nodes: Nodes, staging: Path, over: threading.Event, deaths: list[int]) -> None:
+    """What a unit that kills its worker looks like from outside."""
+    while not over.wait(0.005):
+        for pid in actors(nodes.session):
+            if any(f"unit-{unit:07d}." in name for name in open_files(pid, staging)) and kill(pid):
+                deaths.append(pid)
+
+
+def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
+    nodes: Nodes, tmp_path: Path, digits: Any, write_images: WriteImages
+) -> None:
+    while len(nodes.raylets) < 2:
+        nodes.tell("add")
+    source, out, joined = tmp_path / "in", tmp_path / "out", tmp_path / "joined"
+    source.mkdir()
+    for number in range(UNITS):
+        ids = pa.array(range(number * ROWS, (number + 1) * ROWS))
+        write_images(source / f"{number:02d}.parquet", digits[0].repeat(ROWS // 300, axis=0), id=ids)
+    staging, over, deaths = work_folder(out) / "staging", threading.Event(), list[int]()
+    command = ["infer", str(source), str(out), "--address", nodes.address, "--batch-size", "4"]
+    poison = threading.Thread(target=_kill_whoever_takes, args=(POISON, nodes, staging, over, deaths))
+    poison.start()
+    try:
+        with _running([sys.executable, "-c", _INFER, str(joined), *command]) as process:
+            _until(process, lambda: len({parent(pid) for pid in actors(nodes.session)}) == 3, "actors on three nodes")
+            _until(process, lambda: _committed(out), "a receipt")
+            known = set(nodes.raylets)
+            nodes.tell(f"kill {nodes.victims()[0]}")
+            # The others stand still, so that there is work left when the new node has its actor.
+            asleep = [pid for pid in actors(nodes.session) if kill(pid, signal.SIGSTOP)]
+            left = UNITS - _committed(out)
+            try:
+                nodes.tell("add")
+                joined.touch()
+                (fresh,) = set(nodes.raylets) - known
+                found = _until(process, lambda: [p for p in actors(nodes.session) if parent(p) == fresh], "its actor")
+                _until(process, lambda: UNITS - _committed(out) < left, "a receipt of its")
+            finally:
+                for pid in asleep:
+                    kill(pid, signal.SIGCONT)
+            text, _ = process.communicate(timeout=WAIT_S)
+            assert process.returncode == 1, text
+    finally:
+        over.set()
+        poison.join()
+    assert found
+    assert deaths
+    assert re.search(rf"error: 1 of {UNITS} units failed: unit {POISON} \(.*{POISON:02d}\.parquet", text)
+    assert not out.exists()
+    with Ledger(work_folder(out) / "ledger") as ledger:
+        assert sorted(ledger.receipts) == [unit for unit in range(UNITS) if unit != POISON]
+
+    # Without the poison the same command finishes; every row is there once.
+    again = subprocess.run(
+        [sys.executable, "-m", "denoise_batch.cli", *command],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    table = pq.read_table(out)
+    assert table["id"].to_pylist() == list(range(UNITS * ROWS))
+    assert table.drop_columns("denoised").equals(pq.read_table(source))
+    assert np.count_nonzero(table["denoised"].is_null()) == 0
+
+
+def _committed(out: Path) -> int:
+    """Receipts on disk."""
+    ledger = work_folder(out) / "ledger"
+    return sum(path.read_bytes().count(b'["receipt",') for path in ledger.glob("*.jsonl")) if ledger.is_dir() else 0
