@@ -46,7 +46,7 @@ class FolderStore(fs.FileSystemHandler):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def keys(self, below: str = "") -> list[str]:
+    def objects(self, below: str = "") -> list[str]:
         start = self.root / below
         return sorted(str(path.relative_to(self.root)) for path in start.rglob("*") if path.is_file())
 
@@ -62,7 +62,7 @@ class FolderStore(fs.FileSystemHandler):
     def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
         self.step("before", "look", selector.base_dir)
         assert selector.recursive
-        keys = self.keys(selector.base_dir)
+        keys = self.objects(selector.base_dir)
         if not keys and not selector.allow_not_found:
             raise FileNotFoundError(selector.base_dir)
         return [self._info(key) for key in keys]
@@ -87,7 +87,7 @@ class FolderStore(fs.FileSystemHandler):
             (self.root / path).unlink()
 
     def delete_dir(self, path: str) -> None:
-        keys = self.keys(path)
+        keys = self.objects(path)
         if not keys:
             raise FileNotFoundError(path)
         for key in keys:
@@ -107,7 +107,7 @@ class FolderStore(fs.FileSystemHandler):
             status = file.stat()
             return fs.FileInfo(path, fs.FileType.File, size=status.st_size, mtime_ns=status.st_mtime_ns)
         # A bucket may be empty, a folder is there by its objects alone.
-        folder = file.is_dir() and ("/" not in path or bool(self.keys(path)))
+        folder = file.is_dir() and ("/" not in path or bool(self.objects(path)))
         return fs.FileInfo(path, fs.FileType.Directory if folder else fs.FileType.NotFound)
 
     def _never(self, *_: object, **__: object) -> Any:

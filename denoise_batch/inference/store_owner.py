@@ -29,6 +29,7 @@ SILENCE_S = 35.0
 """Without a beat for this long, another run counts as dead."""
 
 _LOOK_S = 2.0
+_held: set[str] = set()  # tokens of this process's own sessions
 
 
 class Owner:
@@ -61,6 +62,7 @@ class Owner:
             self._watch(other)
         self.store.put(f"{self.folder}/owner.json", json.dumps({"token": self.token, **_this_process()}).encode())
         self.store.delete(name for name in self.store.sizes(self.folder) if name.startswith(self._beat_of("")))
+        _held.add(self.token)
         self._thread.start()
         return self
 
@@ -69,6 +71,7 @@ class Owner:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        _held.discard(self.token)
         # What is left of an owner costs the next run a look; no reason to fail.
         with contextlib.suppress(StoreError, OSError):
             self.store.delete([self._beat_of(self.token)])
@@ -161,4 +164,6 @@ def _died_here(other: dict[str, Any]) -> bool:
     machine, pid = other.get("machine"), other.get("pid")
     if not machine or machine != _machine() or not isinstance(pid, int):
         return False
+    if pid == os.getpid() and other.get("started") == _started(pid):
+        return other.get("token") not in _held  # its mark could not be deleted
     return _started(pid) != other.get("started")
