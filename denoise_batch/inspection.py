@@ -239,7 +239,7 @@ def _parquet(path: str, *, verify: bool, progress: Callable[[int, int], None] | 
                     progress(read, rows)
         if image is not None:
             facts["bad_rows"] = dict(bad)
-    return Inspection(path, Kind.PARQUET, facts, _shortened(problems), verify)
+    return Inspection(storage.redact(path), Kind.PARQUET, facts, _shortened(problems), verify)
 
 
 def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts: dict[str, Any]) -> ImageColumn | None:

@@ -15,6 +15,7 @@ import logging
 import random
 import re
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -39,7 +40,11 @@ cut in the middle of its body, before the server has it; its answer cut in the m
 carried out."""
 
 _ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{text}</Message></Error>"
-_ERRORS = {"500": (500, "InternalError", "We encountered an internal error."), "503": (503, "SlowDown", "Slow down.")}
+_ERRORS = {
+    "403": (403, "AccessDenied", "Access Denied"),  # by name only: it does not pass
+    "500": (500, "InternalError", "We encountered an internal error."),
+    "503": (503, "SlowDown", "Slow down."),
+}
 _TIMEOUT_S = 4.0
 """The AWS client gives up after 3 s in which nothing comes."""
 
@@ -74,6 +79,7 @@ class FaultProxy:
         faults: the share of requests that each of `FAULTS` meets.
         burst: how often at most the same request then goes on failing: the client tries three times by itself.
         match: only requests whose `METHOD path` it matches meet faults.
+        most: how many faults there are at most.
         seen, injected: requests by method, faults by kind.
     """
 
@@ -81,6 +87,7 @@ class FaultProxy:
         self.server, self.burst = server, burst
         self.faults: dict[str, float] = {}
         self.match = re.compile("")
+        self.most = sys.maxsize
         self.seen: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self._random = random.Random(seed)
@@ -113,7 +120,7 @@ class FaultProxy:
         request = f"{method} {path}"
         with self._lock:
             self.seen[method] += 1
-            if not self.match.search(request):
+            if not self.match.search(request) or self.injected.total() >= self.most:
                 return ""
             fault, left = self._failing.pop(request, ("", 0))
             if not fault:
