@@ -311,9 +311,10 @@ def _withdraw_lost(run: StoreRun) -> None:
 def _delete_run(store: StorePrefix, keep: tuple[str, ...] = ()) -> None:
     """Deletes all of a run but its owner's marks; its plan after its identity, so that nobody finds one without."""
     store.delete_below(STAGING)
-    names = [name for name in store.sizes(RUN) if name not in keep and not _is_owners(name)]
-    store.delete(name for name in names if name == IDENTITY)
-    store.delete(name for name in names if name != IDENTITY)
+    if IDENTITY not in keep:
+        store.delete([IDENTITY])
+    store.delete_below(_LEDGER)
+    store.delete(name for name in store.sizes(RUN) if name not in keep and not _is_owners(name))
 
 
 def _is_owners(name: str) -> bool:
