@@ -382,7 +382,11 @@ def infer(
     ],
     out: Annotated[
         str,
-        typer.Argument(metavar="OUT", help="One file in gives one file; anything else a folder.", show_default=False),
+        typer.Argument(
+            metavar="OUT",
+            help="One file in gives one file; anything else a folder. s3://bucket/prefix is always a folder.",
+            show_default=False,
+        ),
     ],
     model: ModelFolder = None,
     column: Column = None,
@@ -434,7 +438,8 @@ def infer(
     """Denoise every image of Parquet files with Ray Data: the main job.
 
     OUT has every column of IN unchanged, in the same order of rows, and `denoised`. It appears by one rename once it
-    is complete. An interrupted run goes on where it was when the same command is given again.
+    is complete; in an object store, `_SUCCESS` says so. An interrupted run goes on where it was when the same command
+    is given again.
     """
     from denoise_batch.images import Polarity
     from denoise_batch.images.layouts import Layout
@@ -635,7 +640,7 @@ def inspect(
     print_result(found.to_json(), found.lines(), as_json=as_json)
     if verify and found.problems:
         raise DenoiseBatchError(
-            f"{path}: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'} found",
+            f"{found.path}: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'} found",
             hint="they are listed above" if not as_json else "they are listed under `problems`",
         )
 

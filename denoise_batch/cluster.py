@@ -125,7 +125,7 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
         _shut_down()
 
 
-def check_seen_by_nodes(folder: Path, paths: Sequence[Path]) -> None:
+def check_seen_by_nodes(folder: Path | None, paths: Sequence[Path]) -> None:
     """Refuses a cluster whose nodes do not share the files that a run is about; before the run's work begins.
 
     A small task on each node looks for them. A node that does not answer in time is no reason: it may be lost again
@@ -133,7 +133,7 @@ def check_seen_by_nodes(folder: Path, paths: Sequence[Path]) -> None:
 
     Args:
         folder: the run's own, existing folder: the nodes look for a new file in it, since another folder of the same
-            name may be on their own disks.
+            name may be on their own disks. None where the output is in an object store.
         paths: what else they must see: inputs, a model.
 
     Raises:
@@ -151,21 +151,23 @@ def check_seen_by_nodes(folder: Path, paths: Sequence[Path]) -> None:
     if not others:
         return
     # A name that no node has looked for before: network file systems remember what was not there.
-    probe = folder / f"probe-{uuid.uuid4().hex}"
-    probe.touch()
+    probe = folder / f"probe-{uuid.uuid4().hex}" if folder else None
+    if probe:
+        probe.touch()
     try:
-        unseen = unseen_on_nodes(others, [probe, *paths])
+        unseen = unseen_on_nodes(others, [probe, *paths] if probe else paths)
     finally:
-        probe.unlink(missing_ok=True)
+        if probe:
+            probe.unlink(missing_ok=True)
     for node, path in unseen.items():
-        raise not_seen(folder if path == str(probe) else path, others[node])
+        raise not_seen(str(folder) if probe and path == str(probe) else path, others[node])
 
 
 def not_seen(path: Path | str, machine: str) -> RequestError:
     return RequestError(
         f"{path} is not seen by the cluster's machine {machine}",
-        hint="put inputs, model and output on a file system that all machines mount at the same place; inputs may "
-        "also be URIs such as s3://bucket/folder",
+        hint="put inputs, model and output on a file system that all machines mount at the same place; inputs and "
+        "output may also be URIs such as s3://bucket/folder",
     )
 
 

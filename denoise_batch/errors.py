@@ -4,6 +4,7 @@ DenoiseBatchError        exit 1   the job ran and something failed
 ├── JobFailed            exit 1   units failed, or too many rows are bad
 ├── DataChanged          exit 1   an input changed while it was read
 ├── ResourceExhausted    exit 1   disk, memory or quota ran out
+├── StoreError           exit 1   an object store refused, or did not answer in all attempts
 ├── Interrupted          exit 130   Ctrl-C
 │   └── Terminated       exit 143   SIGTERM
 └── RequestError         exit 2   the request cannot be met
@@ -59,6 +60,10 @@ class DataChanged(DenoiseBatchError):
 
 class ResourceExhausted(DenoiseBatchError):
     """Disk space, memory or a quota ran out."""
+
+
+class StoreError(DenoiseBatchError):
+    """An object store refused a request, or did not answer in all attempts."""
 
 
 class Interrupted(DenoiseBatchError):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from denoise_batch.images import ImageColumn
     from denoise_batch.storage import InputFile
+    from denoise_batch.store_prefix import StorePrefix
 
 _SAMPLED_GROUPS = 16
 _SAMPLED_ROWS = 64
@@ -99,6 +100,10 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
     local = Path(path)
     if not storage.is_uri(path) and local.is_dir() and (local / "model.json").exists():
         return _model(local)
+    if storage.is_remote(path):
+        found = _store_output(path, verify=verify)
+        if found is not None:
+            return found
     content = None if storage.is_uri(path) else _manifest_of(local)
     if content is not None:
         return _output(local, content, verify=verify)
@@ -144,14 +149,33 @@ def _manifest_of(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _output(path: Path, content: dict[str, Any], *, verify: bool) -> Inspection:
+def _store_output(uri: str, *, verify: bool) -> Inspection | None:
+    """An output in an object store; None where the URI leads to something else.
+
+    Raises:
+        MissingFileError: its run is not finished.
+    """
+    from denoise_batch.inference.manifest import IDENTITY, SUCCESS, read_manifest
+    from denoise_batch.store_prefix import StorePrefix
+
+    filesystem, root = storage.locate(uri)
+    store = StorePrefix(uri, filesystem, root.rstrip("/"))
+    content = read_manifest(store)
+    if content is not None and store.read(SUCCESS) is not None:
+        return _output(store, content, verify=verify)
+    if store.read(IDENTITY) is not None:
+        raise storage.unfinished(str(store))
+    return None
+
+
+def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -> Inspection:
     from denoise_batch.inference import manifest
 
-    problems = manifest.verify(path) if verify else []
+    problems = manifest.verify(out) if verify else []
     # Lists of every file are for machines, which read the manifest itself.
     facts = {name: len(value) if isinstance(value, list) else value for name, value in content.items()}
-    facts["manifest"] = str(manifest.sidecar(path) / manifest.MANIFEST)
-    return Inspection(str(path), Kind.OUTPUT, facts, _shortened(problems), verify)
+    facts["manifest"] = manifest.manifest_of(out)
+    return Inspection(str(out), Kind.OUTPUT, facts, _shortened(problems), verify)
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -172,10 +196,7 @@ def _parquet(path: str, *, verify: bool, progress: Callable[[int, int], None] | 
                 hint="a model folder has model.json, Parquet files end in .parquet",
             ) from error
         if not storage.is_uri(path) and work_folder(Path(path)).is_dir():
-            raise MissingFileError(
-                f"{path} is not finished: its run was interrupted, or is still working",
-                hint="run the same `denoise-batch infer` command again to go on with it",
-            ) from error
+            raise storage.unfinished(path) from error
         raise
     found = footers.read_footers([file.path for file in listing.files])
     problems = [
@@ -218,7 +239,7 @@ def _parquet(path: str, *, verify: bool, progress: Callable[[int, int], None] | 
                     progress(read, rows)
         if image is not None:
             facts["bad_rows"] = dict(bad)
-    return Inspection(path, Kind.PARQUET, facts, _shortened(problems), verify)
+    return Inspection(storage.redact(path), Kind.PARQUET, facts, _shortened(problems), verify)
 
 
 def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts: dict[str, Any]) -> ImageColumn | None:

@@ -116,7 +116,7 @@ def check_parent(output: Path) -> None:
         raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
 
 
-def output_exists(out: Path) -> OutputError:
+def output_exists(out: object) -> OutputError:
     return OutputError(f"{out} exists", hint="give --overwrite to replace it, or another output")
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+_UNFINISHED = "_denoise_batch/run/identity.json"
+"""Stands below an output in an object store until that is complete."""
 # A path that a program has tidied up, or a person mistyped, has one slash: still not a local path.
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 
@@ -64,6 +66,11 @@ def is_uri(path: str) -> bool:
     return _SCHEME.match(path) is not None
 
 
+def is_remote(path: str) -> bool:
+    """Whether it is a URI of something else than a file system of this machine."""
+    return is_uri(path) and not path.lower().startswith("file://")
+
+
 def locate(path: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI, and the path on it.
 
@@ -79,13 +86,24 @@ def locate(path: str) -> tuple[Any, str]:
     if not scheme.group(0).endswith("//"):
         raise FlagError(f"{redact(path)} has one slash behind {scheme.group(1)}:", hint="a URI has two: s3://bucket/x")
     try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(path)
+        found: tuple[Any, str] = fs.FileSystem.from_uri(_in_one_request(path))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FlagError(
             f"cannot open {redact(path)}: {without_secrets(str(error).splitlines()[0], path)}",
             hint="give a local path, or a URI such as s3://bucket/folder",
         ) from None  # the cause's text may repeat the URI, and -v would print it
-    return found
+    if isinstance(found[0], fs.LocalFileSystem):
+        return found
+    from denoise_batch.object_store import patient
+
+    return patient(found[0]), found[1]
+
+
+def _in_one_request(path: str) -> str:
+    """Has pyarrow put a small object into S3 by one request; by default every upload is one of several parts."""
+    if not path.lower().startswith("s3://") or "allow_delayed_open=" in path or "#" in path:
+        return path
+    return f"{path}{'&' if '?' in path else '?'}allow_delayed_open=true"
 
 
 def _ask_about(filesystem: Any, what: Any, given: str) -> Any:
@@ -163,7 +181,7 @@ def _is_folder_or_glob(given: str) -> bool:
 
 
 def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
-    if is_uri(given) and not given.lower().startswith("file://"):
+    if is_remote(given):
         return _list_uri(given, skipped)
     local = locate(given)[1] if is_uri(given) else given
     path = Path(local)
@@ -250,8 +268,15 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     if info.type == fs.FileType.NotFound:
         raise MissingFileError(f"{redact(given)} does not exist", hint="check the bucket, the path and the credentials")
     found: list[InputFile] = []
-    for entry in _ask_about(filesystem, fs.FileSelector(inner, recursive=True), given):
-        parts = entry.path[len(inner.rstrip("/")) + 1 :].split("/")
+    start = len(inner.rstrip("/")) + 1
+    listed = _ask_about(filesystem, fs.FileSelector(inner, recursive=True), given)
+    names = {entry.path[start:] for entry in listed}
+    for name in names:
+        # Objects come one by one: some of an output are no output.
+        if name.endswith(_UNFINISHED) and f"{name.removesuffix(_UNFINISHED)}_SUCCESS" not in names:
+            raise unfinished(f"{redact(given).rstrip('/')}/{name.removesuffix(_UNFINISHED)}".rstrip("/"))
+    for entry in listed:
+        parts = entry.path[start:].split("/")
         for name in parts[:-1]:
             _check_not_skipped(name, f"{redact(given)}/{entry.path}")
         if not entry.is_file or any(_hidden(part) for part in parts):
@@ -262,6 +287,14 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
         else:
             skipped.append(redact(uri))
     return sorted(found, key=lambda file: file.path)
+
+
+def unfinished(shown: str) -> MissingFileError:
+    """The error of an output whose run has not come to its end."""
+    return MissingFileError(
+        f"{shown} is not finished: its run was interrupted, or is still working",
+        hint="run the same `denoise-batch infer` command again to go on with it",
+    )
 
 
 def _hidden(name: str) -> bool:

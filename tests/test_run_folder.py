@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import storage
-from denoise_batch.errors import ColumnError, FlagError, OutputError, ResumeError
+from denoise_batch.errors import ColumnError, OutputError, ResumeError
 from denoise_batch.images import Polarity
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, open_run, work_folder
@@ -163,5 +163,3 @@ def test_an_output_that_exists_or_has_no_place_is_refused(tmp_path: Path, source
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="not a writable folder"):
         check(source, tmp_path / "file" / "out")
-    with pytest.raises(FlagError, match="object stores"):
-        check_output("s3://bucket/out", storage.list_inputs([str(source)]), overwrite=False)

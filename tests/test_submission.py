@@ -96,7 +96,13 @@ def test_a_relative_path_that_is_here_is_named_in_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [INFER, ["infer", "s3://bucket/in?region=eu-west-1", "/out"], ["train", "--out", "/shared/model"]]
+    "arguments",
+    [
+        INFER,
+        ["infer", "s3://bucket/in?region=eu-west-1", "/out"],
+        ["infer", "/in", "s3://bucket/out"],
+        ["train", "--out", "/shared/model"],
+    ],
 )
 def test_a_command_for_the_cluster_passes(arguments: list[str]) -> None:
     submission.check_command(parse(*arguments))

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from denoise_batch import __version__, publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
-from denoise_batch.inference.ledger import DIGEST, Receipt
-from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text
+from denoise_batch.inference.ledger import DIGEST
+from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text, vouching
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.run_folder import DATA, part_name
 from denoise_batch.input_file import read_batches
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from denoise_batch.images.layouts import ImageColumn
     from denoise_batch.inference.plan import Plan
-    from denoise_batch.inference.run_folder import RunFolder
+    from denoise_batch.inference.run_folder import Run, RunFolder
 
 _MERGE_ROWS = 4096
 
 
-def reconcile(run: RunFolder) -> None:
+def reconcile(run: Run) -> None:
     """Asserts that every planned row is accounted for, per unit and in total, and that no input changed meanwhile.
 
     Raises:
@@ -68,17 +68,43 @@ def build_folder(run: RunFolder, column: ImageColumn, compression: str, report: 
     built = run.built
     (built / FOLDER).mkdir(parents=True, exist_ok=True)
     files = []
+    for staged, entry in parts(run):
+        _move(run, staged, built / entry["path"])
+        files.append(entry)
+    if not files:
+        files.append(write_empty_part(run, column, built, compression))
+    aside = _link_quarantine(run, built / FOLDER)
+    describe(run, built / FOLDER, files, aside, report, success=built / SUCCESS)
+    return built
+
+
+def parts(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Each unit's staged file, and the entry of its part in the manifest."""
+    found = []
     for unit in range(len(run.plan)):
         receipt = run.ledger.receipts[unit]
-        name = part_name(run.plan, unit)
-        _move(run, receipt, built / name)
-        files.append({"path": name, "rows": receipt.rows_out, "bytes": receipt.bytes, "digest": receipt.digest})
-    if not files:
-        # Zero rows in: one valid file without rows, so that readers find the schema.
-        written = _write_empty(run.plan, column, built / "part-00000.parquet", compression)
-        files.append({"path": "part-00000.parquet", "rows": 0, "bytes": written.bytes, "digest": written.digest})
-    _describe(run, built / FOLDER, files, report, success=built / SUCCESS)
-    return built
+        entry = {"rows": receipt.rows_out, "bytes": receipt.bytes, "digest": receipt.digest}
+        found.append((receipt.file, {"path": part_name(run.plan, unit), **entry}))
+    return found
+
+
+def set_aside(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """The staged files of rows that were set aside, a file a unit, and their entries: named as the unit's part is."""
+    found = []
+    for unit in range(len(run.plan)):
+        receipt = run.ledger.receipts[unit]
+        if receipt.quarantine_file:
+            name = f"{QUARANTINE}/{part_name(run.plan, unit)}"
+            entry = {"path": name, "bytes": receipt.quarantine_bytes, "digest": receipt.quarantine_digest}
+            found.append((receipt.quarantine_file, entry))
+    return found
+
+
+def write_empty_part(run: Run, column: ImageColumn, folder: Path, compression: str) -> dict[str, Any]:
+    """Zero rows in: one valid file without rows, so that readers find the schema; its entry in the manifest."""
+    name = "part-00000.parquet"
+    written = _write_empty(run.plan, column, folder / name, compression)
+    return {"path": name, "rows": 0, "bytes": written.bytes, "digest": written.digest}
 
 
 def build_file(
@@ -95,13 +121,13 @@ def build_file(
     data = built / DATA
     if merged is None and len(run.plan) == 1:
         receipt = run.ledger.receipts[0]
-        _move(run, receipt, data)
+        _move(run, receipt.file, data)
         merged = Written(receipt.rows_out, receipt.bytes, receipt.digest)
     elif merged is None:
         publishing.remove(data)
         merged = _write_empty(run.plan, column, data, compression)
     files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
-    _describe(run, described, files, report, success=described / SUCCESS)
+    describe(run, described, files, _link_quarantine(run, described), report, success=described / SUCCESS)
     return data, described
 
 
@@ -132,8 +158,8 @@ def merge(parts: list[Path], target: Path, column: ImageColumn, output: ImageCol
         return file.finish()
 
 
-def _move(run: RunFolder, receipt: Receipt, target: Path) -> None:
-    staged = run.staging / receipt.file
+def _move(run: RunFolder, name: str, target: Path) -> None:
+    staged = run.staging / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if staged.exists():
         staged.replace(target)
@@ -148,11 +174,22 @@ def _write_empty(plan: Plan, column: ImageColumn, path: Path, compression: str) 
         return file.finish()
 
 
-def _describe(
-    run: RunFolder, folder: Path, files: list[dict[str, Any]], report: dict[str, Any], *, success: Path
+def describe(
+    run: Run,
+    folder: Path,
+    files: list[dict[str, Any]],
+    aside: list[dict[str, Any]],
+    report: dict[str, Any],
+    *,
+    success: Path,
 ) -> None:
+    """Writes the manifest and what it names beside the data to `folder`, and the mark of success to `success`.
+
+    Args:
+        files, aside: entries of the data files, and of the files of rows that were set aside.
+    """
     bad = _bad_rows(run)
-    extra = _quarantine(run, folder)
+    extra = list(aside)
     if bad is not None:
         path = folder / BAD_ROWS
         pq.write_table(bad, path, compression="zstd", write_page_checksum=True)
@@ -185,31 +222,29 @@ def _describe(
         "files": files,
         "sidecar": extra,
     }
-    publishing.write_file(folder / MANIFEST, to_text(manifest))
-    publishing.write_file(success, f"{DIGEST} {file_digest(folder / MANIFEST)}\n".encode())
+    content = to_text(manifest)
+    publishing.write_file(folder / MANIFEST, content)
+    publishing.write_file(success, vouching(content))
 
 
-def _quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
-    """Puts the rows that were set aside under `folder`, a file a unit, named as the unit's part is."""
+def _link_quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
+    """Puts the rows that were set aside under `folder`."""
     entries = []
-    for unit in range(len(run.plan)):
-        receipt = run.ledger.receipts[unit]
-        if receipt.quarantine_file:
-            name = f"{QUARANTINE}/{part_name(run.plan, unit)}"
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            publishing.remove(target)
-            # The staged file stays until the run is discarded: a run that dies here finds it again.
-            try:
-                os.link(run.staging / receipt.quarantine_file, target)
-            except OSError:  # a file system without links
-                shutil.copyfile(run.staging / receipt.quarantine_file, target)
-                publishing.sync(target)
-            entries.append({"path": name, "bytes": receipt.quarantine_bytes, "digest": receipt.quarantine_digest})
+    for staged, entry in set_aside(run):
+        target = folder / entry["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        publishing.remove(target)
+        # The staged file stays until the run is discarded: a run that dies here finds it again.
+        try:
+            os.link(run.staging / staged, target)
+        except OSError:  # a file system without links
+            shutil.copyfile(run.staging / staged, target)
+            publishing.sync(target)
+        entries.append(entry)
     return entries
 
 
-def _bad_rows(run: RunFolder) -> pa.Table | None:
+def _bad_rows(run: Run) -> pa.Table | None:
     """file, row (its number in that file, from 0), reason: of all bad rows, in input order."""
     found = []
     for unit in range(len(run.plan)):

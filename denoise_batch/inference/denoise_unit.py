@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import tempfile
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.pages import check_pages
 from denoise_batch.input_file import check_int96, open_parquet, read_batches
 from denoise_batch.output_file import OutputFile, Written
+from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +61,7 @@ class UnitOptions:
     """What every unit of a run has in common.
 
     Attributes:
-        staging: folder for finished files, seen by driver and workers.
+        staging: folder for finished files, seen by driver and workers, or a URI in an object store.
         column: the input's image column.
         output: the column to add.
         compression: of the output's pages.
@@ -102,17 +104,20 @@ def denoise_unit(
         on_rows: told the rows denoised so far, now and then.
     """
     try:
+        if storage.is_uri(options.staging):
+            return _denoise_for_store(assignment, options, forward, fingerprint, on_rows)
         return _denoise(assignment, options, forward, fingerprint, on_rows)
     except (DataChanged, JobFailed, ResourceExhausted) as error:
         return _failure(assignment, error.message, error)
     except DenoiseBatchError as error:
         return _failure(assignment, error.message)
     except OSError as error:
-        exhausted = ran_out(error, options.staging)
+        exhausted = ran_out(error, tempfile.gettempdir() if storage.is_uri(options.staging) else options.staging)
         if exhausted is None:
             return _failure(assignment, _one_line(error))
         # Nobody will count it; the driver may need the room to note the failure.
-        Path(options.staging, assignment.name).unlink(missing_ok=True)
+        if not storage.is_uri(options.staging):
+            Path(options.staging, assignment.name).unlink(missing_ok=True)
         return _failure(assignment, exhausted.message, exhausted)
     except Exception as error:  # foreign files can raise anything; the attempt is charged and named
         failure = _failure(assignment, _one_line(error))
@@ -139,6 +144,25 @@ def _one_line(error: BaseException) -> str:
 def _is_short_of_memory(error: Exception) -> bool:
     # torch's allocator on a CPU raises no class of its own.
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def _denoise_for_store(
+    assignment: Assignment,
+    options: UnitOptions,
+    forward: Forward,
+    fingerprint: str | Callable[[], str],
+    on_rows: Callable[[int], None],
+) -> Receipt:
+    """Makes and verifies the files on this machine, then uploads them: the receipt comes after they are there."""
+    store = StorePrefix.at(options.staging)
+    with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
+        receipt = _denoise(assignment, replace(options, staging=folder), forward, fingerprint, on_rows)
+        begun = time.monotonic()
+        for name in receipt.staged:
+            store.put(name, Path(folder, name))
+        seconds = round(time.monotonic() - begun, 3)
+    total = round(receipt.seconds["total"] + seconds, 3)
+    return replace(receipt, seconds=receipt.seconds | {"upload": seconds, "total": total})
 
 
 def _denoise(

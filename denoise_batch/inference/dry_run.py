@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.request import InferSettings, Request, look_at
-from denoise_batch.inference.run_folder import rows_done
 from denoise_batch.progress import duration
+from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from denoise_batch.images.layouts import ImageColumn
@@ -133,7 +134,11 @@ def dry_run(settings: InferSettings) -> DryRun:
     request = look_at(settings)
     plan = request.plan()
     added = request.output_column(plan)
-    done = rows_done(request.out, request.listing.files, request.identity, overwrite=settings.overwrite)
+    listed = request.listing.files
+    if isinstance(request.out, StorePrefix):
+        done = store_run.rows_done(request.out, listed, request.identity, overwrite=settings.overwrite)
+    else:
+        done = run_folder.rows_done(request.out, listed, request.identity, overwrite=settings.overwrite)
     estimate, failed = None, ""
     if len(plan):
         try:

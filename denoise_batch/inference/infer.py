@@ -13,6 +13,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.cluster import check_seen_by_nodes, connect, full_ray_disk, ray_disk_is_full
 from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
-from denoise_batch.inference import assembly
+from denoise_batch.inference import assembly, store_publishing
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.manifest import file_sidecar
@@ -30,7 +31,9 @@ from denoise_batch.inference.pool_size import pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
 from denoise_batch.inference.run_folder import DATA, RunFolder, open_run, work_folder
+from denoise_batch.inference.store_run import STAGING, StoreRun, open_store_run
 from denoise_batch.inference.unit_pool import ModelToLoad, Working, process_units
+from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,12 +75,7 @@ def infer(
     """
     started = time.monotonic()
     request = look_at(settings)
-    with (
-        _named_resources(request.out),
-        open_run(
-            request.out, request.listing.files, request.identity, request.plan, overwrite=settings.overwrite
-        ) as run,
-    ):
+    with _named_resources(request.out), _open(request) as run:
         job = _Job(run, request, progress, started, verbose)
         if run.shown:
             job.tidy()
@@ -92,6 +90,13 @@ def infer(
         return job.publish()
 
 
+def _open(request: Request) -> contextlib.AbstractContextManager[RunFolder | StoreRun]:
+    files, identity, overwrite = request.listing.files, request.identity, request.settings.overwrite
+    if isinstance(request.out, StorePrefix):
+        return open_store_run(request.out, files, identity, request.plan, overwrite=overwrite)
+    return open_run(request.out, files, identity, request.plan, overwrite=overwrite)
+
+
 def resume_hint(output: str) -> str | None:
     """How far the unfinished run at `output` is, for the line printed after an interruption; None if there is none."""
     folder = work_folder(Path(output).absolute())
@@ -103,7 +108,7 @@ class _Job:
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunFolder | StoreRun,
         request: Request,
         progress: Callable[[InferProgress], None],
         started: float,
@@ -132,7 +137,8 @@ class _Job:
         self._report("starting")
         self._check_bad()
         with connect(address=self.settings.address, verbose=self.verbose):
-            check_seen_by_nodes(self.run.staging, self._local_paths())
+            folder = None if isinstance(self.run, StoreRun) else self.run.staging
+            check_seen_by_nodes(folder, self._local_paths())
             while pending := self._pending():
                 self._run_wave(pending[:WAVE])
         failed = sorted(set(range(len(self.run.plan))) - self.run.ledger.receipts.keys())
@@ -161,8 +167,11 @@ class _Job:
         run, compression = self.run, self.settings.compression
         assembly.reconcile(run)
         report = self.report()
+        if isinstance(run, StoreRun):
+            store_publishing.publish(run, self.output, compression, report.to_json())
+            return report
         if self.request.single:
-            merged = self._merge() if len(run.plan) > 1 else None
+            merged = self._merge(run) if len(run.plan) > 1 else None
             data, described = assembly.build_file(run, self.output, compression, report.to_json(), merged)
             # The description first: while it stands alone there is no output, and the next run replaces it.
             publishing.publish(described, file_sidecar(run.out), overwrite=True)
@@ -175,16 +184,16 @@ class _Job:
 
     def tidy(self) -> None:
         """Deletes what is no longer needed once OUT is shown."""
-        sidecar = file_sidecar(self.run.out)
-        if not self.request.single:
-            publishing.remove(sidecar)  # of a single file that stood here before
-        for path in (self.run.out, sidecar):
-            publishing.remove(publishing.replaced(path))
+        if isinstance(self.run, RunFolder):
+            sidecar = file_sidecar(self.run.out)
+            if not self.request.single:
+                publishing.remove(sidecar)  # of a single file that stood here before
+            for path in (self.run.out, sidecar):
+                publishing.remove(publishing.replaced(path))
         self.run.discard()
 
-    def _merge(self) -> Any:
+    def _merge(self, run: RunFolder) -> Any:
         """In a process of its own: its memory goes back to the system, and a crash is an error with a name."""
-        run = self.run
         parts = [run.staging / run.ledger.receipts[unit].file for unit in range(len(run.plan))]
         run.built.mkdir(exist_ok=True)
         context = multiprocessing.get_context("spawn")
@@ -218,7 +227,7 @@ class _Job:
         lost = capacity.lost_nodes()
         answered: set[int] = set()
         options = UnitOptions(
-            str(run.staging),
+            run.out.uri_of(STAGING) if isinstance(run, StoreRun) else str(run.staging),
             run.plan.column,
             self.output,
             run.plan.polarity,
@@ -263,7 +272,7 @@ class _Job:
         # Session and assignment (attempts that a lost node took along count too) keep this file apart from what any
         # orphan may still write.
         self.assigned[index] = self.assigned.get(index, 0) + 1
-        name = f"unit-{index:07d}.s{self.run.ledger.session:04d}.a{self.assigned[index]}.parquet"
+        name = f"unit-{index:07d}.{self.run.ledger.session_name}.a{self.assigned[index]}.parquet"
         return Assignment(unit, plan.files[unit.file], attempt, name)
 
     def _commit(self, receipt: Receipt) -> None:
@@ -382,8 +391,10 @@ def _safe_path() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_resources(out: Path) -> Iterator[None]:
+def _named_resources(out: Path | StorePrefix) -> Iterator[None]:
     """Turns what a full or read-only disk raises in the driver into an error that says so."""
+    if isinstance(out, StorePrefix):
+        out = Path(tempfile.gettempdir(), "run")  # the driver's own files
     try:
         yield
     except OSError as error:

@@ -8,10 +8,15 @@ A folder OUT holds `part-*.parquet` (below hive folders, if the input had any), 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import xxhash
 
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.output_file import file_digest
+from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +31,12 @@ QUARANTINE = "quarantine"
 """A folder of the rows that were set aside, as they were: Parquet files that `infer` takes like any other input."""
 
 
+RUN = f"{FOLDER}/run"
+"""Below an output in an object store: what its unfinished run consists of."""
+IDENTITY = f"{RUN}/identity.json"
+"""Written once the run is planned, deleted once its output is complete."""
+
+
 def sidecar(out: Path) -> Path:
     """The folder that holds the manifest: inside of a folder OUT, beside a file OUT."""
     return out / FOLDER if out.is_dir() else file_sidecar(out)
@@ -34,6 +45,11 @@ def sidecar(out: Path) -> Path:
 def file_sidecar(out: Path) -> Path:
     """The folder beside a single file OUT."""
     return out.with_name(f"_{out.name}.manifest")
+
+
+def manifest_of(out: Path | StorePrefix) -> str:
+    """Where the manifest lies, to be shown."""
+    return f"{out}/{FOLDER}/{MANIFEST}" if isinstance(out, StorePrefix) else str(sidecar(out) / MANIFEST)
 
 
 def is_sidecar(folder: Path) -> bool:
@@ -54,12 +70,14 @@ def to_text(manifest: dict[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(members) + "\n}\n").encode()
 
 
-def read_manifest(out: Path) -> dict[str, Any] | None:
+def read_manifest(out: Path | StorePrefix) -> dict[str, Any] | None:
     """The manifest of a finished output of `infer`, or None where `out` is something else."""
-    path = sidecar(out) / MANIFEST
-    if not path.is_file():
-        return None
-    manifest: dict[str, Any] = json.loads(path.read_bytes())
+    if isinstance(out, StorePrefix):
+        content = out.read(f"{FOLDER}/{MANIFEST}")
+    else:
+        path = sidecar(out) / MANIFEST
+        content = path.read_bytes() if path.is_file() else None
+    manifest: dict[str, Any] | None = None if content is None else json.loads(content)
     return manifest
 
 
@@ -77,50 +95,138 @@ def is_shown(out: Path, run: str) -> bool:
     return out.is_file() and out.stat().st_size == entry["bytes"] and file_digest(out) == entry["digest"]
 
 
-def verify(out: Path) -> list[str]:
+def is_shown_in_store(store: StorePrefix, run: str) -> bool:
+    """Whether `_SUCCESS` vouches for the manifest of the run with this id."""
+    content, success = store.read(f"{FOLDER}/{MANIFEST}"), store.read(SUCCESS)
+    if content is None or success != vouching(content):
+        return False
+    return bool(json.loads(content).get("run") == run)
+
+
+def vouching(manifest: bytes) -> bytes:
+    """What `_SUCCESS` holds."""
+    return f"{DIGEST} {xxhash.xxh3_128_hexdigest(manifest)}\n".encode()
+
+
+def verify(out: Path | StorePrefix) -> list[str]:
     """Reads a finished output again and gives every fault found, one line each; an empty list is a sound output.
 
     Finds flipped bits in any file, missing files, foreign files and a manifest that was changed.
+
+    Raises:
+        StoreError: the store does not answer.
     """
-    folder = sidecar(out)
-    success = (out if out.is_dir() else folder) / SUCCESS
-    return list(_faults(out, folder, success))
+    if isinstance(out, StorePrefix):
+        return list(_faults(_StoreFiles(out), f"{FOLDER}/", SUCCESS))
+    if out.is_dir():
+        return list(_faults(_LocalFiles(out, out), f"{FOLDER}/", SUCCESS))
+    folder = file_sidecar(out)
+    return list(_faults(_LocalFiles(out.parent, folder), f"{folder.name}/", f"{folder.name}/{SUCCESS}"))
 
 
 def _stays_below(name: str) -> bool:
     return not name.startswith("/") and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
-def _faults(out: Path, folder: Path, success: Path) -> Iterator[str]:
-    path = folder / MANIFEST
-    for file in (success, path):
-        if not file.is_file():
-            yield f"{file} is missing"
+class _Files(Protocol):
+    """What an output consists of, by names relative to a root."""
+
+    def shown(self, name: str) -> str: ...
+    def is_link(self, name: str) -> bool: ...
+    def size(self, name: str) -> int | None: ...
+    def read(self, name: str) -> bytes: ...
+    def digest(self, name: str) -> str: ...
+    def others(self, known: set[str]) -> Iterator[str]: ...
+
+
+@dataclass(frozen=True)
+class _LocalFiles:
+    root: Path
+    owned: Path  # all that is below it must be known
+
+    def shown(self, name: str) -> str:
+        return str(self.root / name)
+
+    def is_link(self, name: str) -> bool:
+        return (self.root / name).is_symlink()
+
+    def size(self, name: str) -> int | None:
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def digest(self, name: str) -> str:
+        return file_digest(self.root / name)
+
+    def others(self, known: set[str]) -> Iterator[str]:
+        files = {self.root / name for name in known}
+        folders = {parent for file in files for parent in file.parents}
+        for path in sorted(self.owned.rglob("*")):
+            if path not in files and not (path in folders and not path.is_symlink()):
+                yield str(path)
+
+
+@dataclass(frozen=True)
+class _StoreFiles:
+    store: StorePrefix
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return self.store.sizes()
+
+    def shown(self, name: str) -> str:
+        return f"{self.store}/{name}"
+
+    def is_link(self, name: str) -> bool:  # noqa: ARG002 (a store has none)
+        return False
+
+    def size(self, name: str) -> int | None:
+        return self._sizes.get(name)
+
+    def read(self, name: str) -> bytes:
+        return self.store.read(name) or b""
+
+    def digest(self, name: str) -> str:
+        digest = xxhash.xxh3_128()
+        for block in self.store.blocks(name):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def others(self, known: set[str]) -> Iterator[str]:
+        yield from (self.shown(name) for name in sorted(self._sizes.keys() - known))
+
+
+def _faults(files: _Files, beside: str, success: str) -> Iterator[str]:
+    """`beside` is the prefix of the names of what describes the data files."""
+    path = f"{beside}{MANIFEST}"
+    for name in (success, path):
+        if files.size(name) is None:
+            yield f"{files.shown(name)} is missing"
             return
-        if file.is_symlink():
-            yield f"{file} is a link, not the file that was written"
-    if success.read_bytes() != f"{DIGEST} {file_digest(path)}\n".encode():
-        yield f"{path} is not the manifest that {SUCCESS} vouches for"
+        if files.is_link(name):
+            yield f"{files.shown(name)} is a link, not the file that was written"
+    content = files.read(path)
+    if files.read(success) != vouching(content):
+        yield f"{files.shown(path)} is not the manifest that {SUCCESS} vouches for"
         return
-    manifest = json.loads(path.read_bytes())
-    root = out if out.is_dir() else out.parent
+    manifest = json.loads(content)
     known = {success, path}
-    for entry, base in [(e, root) for e in manifest["files"]] + [(e, folder) for e in manifest["sidecar"]]:
+    for prefix, entry in [("", e) for e in manifest["files"]] + [(beside, e) for e in manifest["sidecar"]]:
         if not _stays_below(entry["path"]):
-            yield f"{path} names {entry['path']}, which is no file of the output"
+            yield f"{files.shown(path)} names {entry['path']}, which is no file of the output"
             continue
-        file = base / entry["path"]
-        known.add(file)
-        if file.is_symlink():
-            yield f"{file} is a link, not the file that was written"
-        elif not file.is_file():
-            yield f"{file} is missing"
-        elif file.stat().st_size != entry["bytes"]:
-            yield f"{file} has {file.stat().st_size} bytes, not {entry['bytes']}"
-        elif file_digest(file) != entry["digest"]:
-            yield f"{file} is damaged: its digest is not the manifest's"
-    folders = {parent for file in known for parent in file.parents}
-    for file in sorted((out if out.is_dir() else folder).rglob("*")):
-        if file in known or (file in folders and not file.is_symlink()):
-            continue
-        yield f"{file} is not part of the output"
+        name = f"{prefix}{entry['path']}"
+        known.add(name)
+        size = files.size(name)
+        if files.is_link(name):
+            yield f"{files.shown(name)} is a link, not the file that was written"
+        elif size is None:
+            yield f"{files.shown(name)} is missing"
+        elif size != entry["bytes"]:
+            yield f"{files.shown(name)} has {size} bytes, not {entry['bytes']}"
+        elif files.digest(name) != entry["digest"]:
+            yield f"{files.shown(name)} is damaged: its digest is not the manifest's"
+    for name in files.others(known):
+        yield f"{name} is not part of the output"

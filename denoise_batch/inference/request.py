@@ -15,10 +15,13 @@ from denoise_batch.images.layouts import ImageColumn, Layout, output_column
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output
+from denoise_batch.inference.store_run import check_store_output
 from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from denoise_batch.store_prefix import StorePrefix
 
 COMPRESSIONS = ("zstd", "lz4", "snappy", "none")
 
@@ -27,7 +30,7 @@ class OutputShape(StrEnum):
     """What OUT is."""
 
     AUTO = "auto"
-    """As the input: one file in, one file out; anything else, a folder."""
+    """As the input: one file in, one file out; anything else, and all in an object store, a folder."""
     DIRECTORY = "directory"
     SINGLE_FILE = "single-file"
 
@@ -76,7 +79,7 @@ class Request:
     """Settings whose model, inputs and output have been looked at; planning comes next.
 
     Attributes:
-        out: absolute path of the output.
+        out: absolute path of the output, or its prefix in an object store.
         single: whether OUT is one file.
         identity: what the result depends on beside the input files: model and result options.
     """
@@ -84,7 +87,7 @@ class Request:
     settings: InferSettings
     bundle: Bundle
     listing: storage.Listing
-    out: Path
+    out: Path | StorePrefix
     single: bool
     identity: dict[str, Any]
 
@@ -116,8 +119,18 @@ def look_at(settings: InferSettings) -> Request:
     refuse_unsafe_switches()
     bundle = find_bundle(settings.model)
     listing = storage.list_inputs(settings.inputs)
-    out = check_output(settings.output, listing, overwrite=settings.overwrite)
     single = settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
+    out: Path | StorePrefix
+    if storage.is_remote(settings.output):
+        if settings.shape is OutputShape.SINGLE_FILE:
+            raise FlagError(
+                f"--single-file: {storage.redact(settings.output)} is in an object store, where an output is a folder",
+                hint="leave it out; a reader takes the folder's part-*.parquet as one",
+            )
+        single = False
+        out = check_store_output(settings.output, settings.inputs, listing, overwrite=settings.overwrite)
+    else:
+        out = check_output(settings.output, listing, overwrite=settings.overwrite)
     identity = {
         "model_sha256": bundle.sha256,
         "architecture": bundle.architecture,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import publishing, storage
-from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError
+from denoise_batch.errors import OutputError, RequestError, ResumeError
 from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.manifest import file_sidecar, is_shown, is_sidecar
 from denoise_batch.inference.plan import Plan
@@ -39,18 +39,17 @@ _NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """A run's plan, ledger and folders.
+class Run:
+    """A run's plan, ledger and folders on this machine.
 
     Attributes:
         identity: what the result depends on beside the input files: model and result options.
         id: of this run alone; the manifest repeats it, so that a run knows its own output again.
         resumed: whether an earlier run is gone on with.
-        shown: whether OUT is this run's result already; there is nothing left to do but to discard the folder.
+        shown: whether OUT is this run's result already; there is nothing left to do but to discard the run.
     """
 
     folder: Path
-    out: Path
     plan: Plan
     ledger: Ledger
     identity: dict[str, Any]
@@ -65,6 +64,13 @@ class RunFolder:
     @property
     def built(self) -> Path:
         return self.folder / "output"
+
+
+@dataclass(frozen=True)
+class RunFolder(Run):
+    """A run whose output is on a file system, and which lives in a folder beside it."""
+
+    out: Path
 
     def discard(self) -> None:
         """Deletes the folder, once OUT is shown; what cannot be deleted is no reason to fail."""
@@ -89,15 +95,13 @@ def _discarded(out: Path) -> Path:
 def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     """The output's absolute path, once nothing speaks against writing it.
 
+    Args:
+        out: a local path, or a URI of one (`file://`).
+
     Raises:
         OutputError: it exists, lies inside an input, holds an input, or its folder cannot be written.
     """
     if storage.is_uri(out):
-        if not out.lower().startswith("file://"):
-            raise FlagError(
-                f"output {storage.redact(out)}: writing to object stores is not supported yet",
-                hint="write to a local or shared folder, then copy it",
-            )
         out = storage.locate(out)[1]
     path = Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
     if path.is_symlink():
@@ -145,14 +149,14 @@ def open_run(
     folder = work_folder(out)
     identity = {"format": FORMAT, **identity}
     with publishing.exclusive(folder):
-        run_id = _id_of(folder)
+        run_id = id_of(folder)
         shown = run_id is not None and is_shown(out, run_id)
         if os.path.lexists(out) and not overwrite and not shown:
             if run_id is None:
                 publishing.remove(folder)
             raise publishing.output_exists(out)
         try:
-            plan = _plan_of(folder, files, identity, overwrite=overwrite)
+            plan = plan_of(folder, out, files, identity, overwrite=overwrite)
         except ResumeError as error:
             if not shown:
                 raise
@@ -160,7 +164,7 @@ def open_run(
             raise publishing.output_exists(out) from error
         if plan is not None and run_id is not None and shown:
             with Ledger(folder / "ledger") as ledger:
-                yield RunFolder(folder, out, plan, ledger, identity, run_id, resumed=True, shown=True)
+                yield RunFolder(folder, plan, ledger, identity, run_id, resumed=True, shown=True, out=out)
             return
         resumed = plan is not None and run_id is not None
         if plan is None or run_id is None:
@@ -176,7 +180,7 @@ def open_run(
             run_id = uuid.uuid4().hex
             publishing.write_file(folder / "identity.json", json.dumps({"run": run_id, **identity}).encode())
         with _open_ledger(folder, overwrite=overwrite) as ledger:
-            run = RunFolder(folder, out, plan, ledger, identity, run_id, resumed, shown=False)
+            run = RunFolder(folder, plan, ledger, identity, run_id, resumed, shown=False, out=out)
             _drop_strays(run)
             yield run
 
@@ -188,7 +192,7 @@ def rows_done(out: Path, files: Sequence[InputFile], identity: dict[str, Any], *
         ResumeError: the unfinished run is another one.
     """
     folder = work_folder(out)
-    if _plan_of(folder, files, {"format": FORMAT, **identity}, overwrite=overwrite) is None:
+    if plan_of(folder, out, files, {"format": FORMAT, **identity}, overwrite=overwrite) is None:
         return 0
     return Ledger(folder / "ledger", read_only=True).rows_in
 
@@ -196,13 +200,7 @@ def rows_done(out: Path, files: Sequence[InputFile], identity: dict[str, Any], *
 def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
     try:
         ledger = Ledger(folder / "ledger")
-        for receipt in ledger.receipts.values():
-            names = [receipt.file, *(name for name in (receipt.bad_file, receipt.quarantine_file) if name)]
-            if not all(storage.stays_inside(name) for name in names):
-                raise ResumeError(
-                    f"{folder / 'ledger'}: the receipt of unit {receipt.unit} names a file outside of the run's folder",
-                    hint="give --overwrite to start afresh",
-                )
+        check_names(ledger, folder / "ledger")
         return ledger
     except ResumeError:
         if not overwrite:
@@ -211,8 +209,22 @@ def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
         return Ledger(folder / "ledger")
 
 
-def _id_of(folder: Path) -> str | None:
-    """The id of the unfinished run; None where there is none, or it is damaged, which `_plan_of` reports."""
+def check_names(ledger: Ledger, where: object) -> None:
+    """Refuses receipts that somebody wrote to have other files deleted or shown.
+
+    Raises:
+        ResumeError: one names a file outside of the run's own.
+    """
+    for receipt in ledger.receipts.values():
+        if not all(storage.stays_inside(name) for name in receipt.staged):
+            raise ResumeError(
+                f"{where}: the receipt of unit {receipt.unit} names a file outside of the run's folder",
+                hint="give --overwrite to start afresh",
+            )
+
+
+def id_of(folder: Path) -> str | None:
+    """The id of the unfinished run; None where there is none, or it is damaged, which `plan_of` reports."""
     try:
         found = json.loads((folder / "identity.json").read_bytes())["run"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -220,8 +232,14 @@ def _id_of(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> Plan | None:
-    """The unfinished run's plan, where there is one that this request may go on with."""
+def plan_of(
+    folder: Path, out: object, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool
+) -> Plan | None:
+    """The unfinished run's plan, where there is one that this request may go on with.
+
+    Raises:
+        ResumeError: it is another run, or damaged, and `overwrite` is off.
+    """
     path = folder / "identity.json"
     if not path.exists():
         return None
@@ -232,8 +250,9 @@ def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any],
     except Exception as error:  # whatever a damaged file raises
         if overwrite:
             return None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResumeError(
-            f"{folder} holds a damaged run: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            f"{folder if isinstance(out, Path) else out} holds a damaged run: {reason}",
             hint="give --overwrite to start afresh",
         ) from error
     differs = _differences(before, identity, plan, files)
@@ -242,7 +261,7 @@ def _plan_of(folder: Path, files: Sequence[InputFile], identity: dict[str, Any],
     if overwrite:
         return None
     raise ResumeError(
-        f"{folder.name[1 : -len('.denoise-batch')]}: an unfinished run of another request is there; it differs in "
+        f"{out.name if isinstance(out, Path) else out}: an unfinished run of another request is there; it differs in "
         + ", ".join(differs),
         hint="repeat that request to go on with it, or give --overwrite to start afresh",
     )
@@ -283,7 +302,7 @@ def _drop_strays(run: RunFolder) -> None:
     for receipt in list(run.ledger.receipts.values()):
         staged = run.staging / receipt.file
         moved = _moved(run, receipt)
-        beside = [name for name in (receipt.bad_file, receipt.quarantine_file) if name]
+        beside = receipt.staged[1:]
         listed = all(_is_file(run.staging / name) for name in beside)
         if listed and (moved or (_is_file(staged) and staged.stat().st_size == receipt.bytes)):
             named |= {receipt.file, *beside}

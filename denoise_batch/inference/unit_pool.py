@@ -27,6 +27,7 @@ from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.unit_metrics import UnitMetrics
 from denoise_batch.inference.worker_watch import LOADING, MARK, Watch
+from denoise_batch.storage import is_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -101,7 +102,7 @@ def process_units(
         setattr(context, name, value)
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     try:
-        with _quiet(verbose), Watch(Path(options.staging), size, waiting) as watch:
+        with _quiet(verbose), Watch(_marks_in(options), size, waiting) as watch:
             blocks = [{"assignment": json.dumps(asdict(assignment))} for assignment in assignments]
             answers = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
                 DenoiseUnit,
@@ -146,10 +147,12 @@ class DenoiseUnit:
 
     def __init__(self, options: UnitOptions, model: ModelToLoad, size: PoolSize) -> None:
         refuse_unsafe_switches()  # a node's environment may be another than the driver's
-        _check_seen(options.staging, model.folder)
-        mark = Path(options.staging, f"{MARK}{uuid.uuid4().hex}{LOADING}")
+        marks = _marks_in(options)
+        _check_seen(*([options.staging] if marks else []), model.folder)
+        mark = marks / f"{MARK}{uuid.uuid4().hex}{LOADING}" if marks else None
         with contextlib.suppress(OSError):  # a full disk is named when the unit's file is written
-            mark.touch()
+            if mark:
+                mark.touch()
         import pyarrow as pa
 
         # Imported here: the driver never loads torch.
@@ -169,7 +172,8 @@ class DenoiseUnit:
         self._thread = ThreadPoolExecutor(1)
         self._metrics = UnitMetrics()
         with contextlib.suppress(OSError):
-            mark.rename(mark.with_suffix(""))
+            if mark:
+                mark.rename(mark.with_suffix(""))
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
         fields = json.loads(str(batch["assignment"][0]))
@@ -204,6 +208,11 @@ class DenoiseUnit:
         import pyarrow as pa
 
         return f"{self._denoiser.fingerprint}; pyarrow {pa.__version__}"
+
+
+def _marks_in(options: UnitOptions) -> Path | None:
+    """Where actors leave their marks; None where units are staged in an object store."""
+    return None if is_uri(options.staging) else Path(options.staging)
 
 
 def _check_seen(*paths: str) -> None:

@@ -49,7 +49,8 @@ class Watch:
                 watch.heard(answer)  # with each answer in it
 
     Args:
-        staging: where actors leave their marks.
+        staging: where actors leave their marks; None where they cannot (units are staged in an object store): deaths
+            are then counted by Ray's restarts alone, once nothing has been heard for a while.
         waiting: told what the cluster has no room for, again and again, and "" once it has. From another thread, while
             nobody uses an answer.
 
@@ -58,7 +59,7 @@ class Watch:
         JobFailed: Ray itself died.
     """
 
-    def __init__(self, staging: Path, size: PoolSize, waiting: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, staging: Path | None, size: PoolSize, waiting: Callable[[str], None] = lambda _: None) -> None:
         self._staging, self._size, self._tell = staging, size, waiting
         self._actors = size.actors  # that may be alive; more once machines have joined
         self._told = ""
@@ -76,8 +77,9 @@ class Watch:
     def __enter__(self) -> Watch:
         # Nothing is ours yet: what is not free is others'.
         self._told = capacity.waiting_for(1, self._size.cpus, self._size.gpus) or ""
-        for mark in self._staging.glob(f"{MARK}*"):
-            mark.unlink(missing_ok=True)
+        if self._staging:
+            for name in self._marks():
+                (self._staging / name).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             # A signal of its own: Ctrl-C may be ignored (a shell does that to what it runs in the background).
             self._before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
@@ -130,7 +132,7 @@ class Watch:
                 return
 
     def _judge(self) -> DenoiseBatchError | None:
-        marks = [path.name for path in self._staging.iterdir() if path.name.startswith(MARK)]
+        marks = self._marks()
         self._starts, now = len(marks), time.monotonic()
         full = full_ray_disk() if now - self._last > _FULL_DISK_SECONDS else None
         if full is not None:
@@ -166,6 +168,10 @@ class Watch:
         if sum(name.endswith(LOADING) for name in marks) >= _DEATHS:
             doing = "while they loaded the model"
         return self._killed(f"{dead} times in a row {doing}")
+
+    def _marks(self) -> list[str]:
+        paths = self._staging.iterdir() if self._staging else ()
+        return [path.name for path in paths if path.name.startswith(MARK)]
 
     def _tell_of_room(self) -> None:
         missing = capacity.waiting_for(1, self._size.cpus, self._size.gpus)
