@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from denoise_batch import __version__, publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
+from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.ledger import DIGEST, Receipt
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text
 from denoise_batch.inference.output_schema import output_schema
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from denoise_batch.images.layouts import ImageColumn
-    from denoise_batch.inference.plan import Plan
     from denoise_batch.inference.run_folder import RunFolder
 
 _MERGE_ROWS = 4096
@@ -75,7 +75,7 @@ def build_folder(run: RunFolder, column: ImageColumn, compression: str, report: 
         files.append({"path": name, "rows": receipt.rows_out, "bytes": receipt.bytes, "digest": receipt.digest})
     if not files:
         # Zero rows in: one valid file without rows, so that readers find the schema.
-        written = _write_empty(run.plan, column, built / "part-00000.parquet", compression)
+        written = _write_empty(run, column, built / "part-00000.parquet", compression)
         files.append({"path": "part-00000.parquet", "rows": 0, "bytes": written.bytes, "digest": written.digest})
     _describe(run, built / FOLDER, files, report, success=built / SUCCESS)
     return built
@@ -99,7 +99,7 @@ def build_file(
         merged = Written(receipt.rows_out, receipt.bytes, receipt.digest)
     elif merged is None:
         publishing.remove(data)
-        merged = _write_empty(run.plan, column, data, compression)
+        merged = _write_empty(run, column, data, compression)
     files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
     _describe(run, described, files, report, success=described / SUCCESS)
     return data, described
@@ -141,10 +141,11 @@ def _move(run: RunFolder, receipt: Receipt, target: Path) -> None:
         raise DenoiseBatchError(f"{staged} is gone", hint="run the same command again to make it anew")
 
 
-def _write_empty(plan: Plan, column: ImageColumn, path: Path, compression: str) -> Written:
+def _write_empty(run: RunFolder, column: ImageColumn, path: Path, compression: str) -> Written:
     publishing.remove(path)
-    schema = output_schema(plan.schema, column.field)
-    with OutputFile(path, schema, (plan.column, column), compression=compression) as file:
+    extras = ExtraColumns.from_json(run.identity).fields(column.name)
+    schema = output_schema(run.plan.schema, column.field, *extras)
+    with OutputFile(path, schema, (run.plan.column, column), compression=compression) as file:
         return file.finish()
 
 

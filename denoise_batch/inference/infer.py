@@ -230,6 +230,7 @@ class _Job:
             run.plan.polarity,
             settings.on_bad_row,
             settings.compression,
+            settings.extras,
         )
         size = pool_size(resources, settings.workers, settings.device, len(self.run.plan), cores_of_a_node())
         device = settings.device if size.gpus else "cpu"
