@@ -552,7 +552,7 @@ def evaluate(
     if figures is not None and digit >= len(images):
         raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
     from denoise_batch.evaluation.evaluate import evaluate as run
-    from denoise_batch.evaluation.evaluate import format_table
+    from denoise_batch.evaluation.table import format_table
 
     with Progress() as progress:
         evaluation = run(

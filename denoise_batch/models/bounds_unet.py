@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _PLANES = 4 * 3 + 2  # unshuffled pixels, lower bounds, upper bounds; r̂ and its flag
 _ENDS = 8  # what `range_ends` gives
-_PICTURE = 5  # what `_picture` gives
-_HIDDEN = 64  # units of the quality head
 
 
 def noise_half_range(noisy: Tensor) -> Tensor:
@@ -61,30 +59,38 @@ def range_ends(noisy: Tensor) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _picture(noisy: Tensor, logits: Tensor) -> Tensor:
-    """What the output itself says of its error: (n, 1, 28, 28) twice → (n, 5) float32.
-
-    Trained on cross-entropy, a pixel p is the mean of what may be there, and p (1 - p) bounds its variance.
-    """
-    clean = torch.sigmoid(logits).flatten(1)
-    variance = clean * (1.0 - clean)
-    mean = variance.mean(dim=1)
-    residual = (noisy.flatten(1) - clean).square().mean(dim=1).sqrt()
-    return torch.stack([mean, (mean + 1e-4).log10(), variance.square().mean(dim=1), clean.mean(dim=1), residual], dim=1)
-
-
 class _Quality(nn.Module):
-    """Features of an image → its PSNR in dB and its noise level, (n, 2)."""
+    """What the network has made → the image's PSNR in dB and its noise level, (n, 2).
 
-    def __init__(self, features: int) -> None:
+    Trained on cross-entropy, a pixel p is the mean of what may be there, so its variance is a share of p (1 - p). That
+    share is read off the features at each pixel; the mean over the image is the squared error that is expected. What
+    the whole image says then corrects it.
+
+    Args:
+        width: channels of the features at 14×14.
+        features: numbers about the whole image.
+    """
+
+    def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(features, _HIDDEN)
-        self.out = nn.Linear(_HIDDEN, 2)
+        self.feature = nn.Conv2d(width, 8, 1)
+        self.pixel = nn.Conv2d(8, 8, 1, bias=False)
+        self.share = nn.Conv2d(8, 4, 1)
+        self.hidden = nn.Linear(features + 3, 64)
+        self.out = nn.Linear(64, 2)
 
-    def forward(self, features: Tensor) -> Tensor:
-        out: Tensor = self.out(torch.relu(self.hidden(features)))
-        # Numbers of about one inside, decibels around 20 and parts of full ink outside.
-        return out * out.new_tensor([10.0, 1.0]) + out.new_tensor([20.0, 0.0])
+    def forward(self, noisy: Tensor, logits: Tensor, fine: Tensor, whole: Tensor) -> Tensor:
+        shown = functional.pixel_unshuffle(torch.cat([torch.sigmoid(logits), noisy], dim=1), 2)
+        shown = shown.contiguous(memory_format=torch.channels_last)
+        clean, given = shown[:, :4], shown[:, 4:]
+        share = torch.sigmoid(self.share(torch.relu(self.feature(fine) + self.pixel(shown))))
+        # Numbers of about one inside, decibels outside.
+        expected = -(share * clean * (1.0 - clean)).mean(dim=(1, 2, 3)).clamp_min(1e-6).log10()
+        ink = clean.mean(dim=(1, 2, 3))
+        residual = (given - clean).square().mean(dim=(1, 2, 3)).sqrt()
+        features = torch.cat([torch.stack([expected, ink, residual], dim=1), whole], dim=1)
+        correction, level = self.out(torch.relu(self.hidden(features))).unbind(dim=1)
+        return torch.stack([10.0 * (expected + correction), level], dim=1)
 
 
 class _Residual(nn.Module):
@@ -139,19 +145,19 @@ class BoundsUNet(DenoisingNetwork):
             nn.init.zeros_(shift.weight)
             nn.init.zeros_(shift.bias)
             self.ends = nn.Sequential(nn.Linear(_ENDS, 32), nn.ReLU(), shift)
-            self.quality = _Quality(bottleneck + deep + width + _PICTURE + _ENDS)
+            self.quality = _Quality(width, bottleneck + deep + width + _ENDS)
 
     def logits(self, noisy: Tensor) -> Tensor:
         return self._pass(noisy, range_ends(noisy) if self.has_quality else None)[0]
 
     def logits_and_quality(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         ends = range_ends(noisy)
+        # No gradient goes back, and the head is not for bfloat16: a decibel in it has steps of an eighth.
         logits, whole, coarse, fine = self._pass(noisy, ends)
-        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
-            pooled = [coarse.float().mean(dim=(2, 3)), fine.float().mean(dim=(2, 3))]
-            features = torch.cat([whole.float(), *pooled, _picture(noisy, logits.float()), ends], dim=1)
         with torch.autocast(noisy.device.type, enabled=False):
-            return logits, self.quality(features)
+            read = [part.detach().float() for part in (logits, whole, coarse, fine)]
+            summary = torch.cat([read[1], read[2].mean(dim=(2, 3)), read[3].mean(dim=(2, 3)), ends], dim=1)
+            return logits, self.quality(noisy, read[0], read[3], summary)
 
     def _pass(self, noisy: Tensor, ends: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, the bottleneck (n, bottleneck), and the last features at 7×7 and at 14×14."""
