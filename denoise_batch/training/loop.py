@@ -44,13 +44,13 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.objective import Outputs, psnr_of, quality_loss
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Optimiser, Precision, Recipe, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoise_batch.models.network import DenoisingNetwork
     from denoise_batch.training.batches import Batches
 
 PROGRESS_FILE = "progress.json"
@@ -93,19 +93,6 @@ class LoopConfig:
     workers_on_node: int
 
 
-class _Outputs(nn.Module):
-    """The network as DDP wants it: what is called is `forward`, which gives logits, and quality where there is one."""
-
-    def __init__(self, network: DenoisingNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.network.has_quality:
-            return self.network.logits_and_quality(noisy)
-        return self.network.logits(noisy), None
-
-
 @dataclass(frozen=True)
 class _Validation:
     """This worker's share of the validation images.
@@ -136,27 +123,6 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     if recipe.schedule is Schedule.CONSTANT:
         return recipe.learning_rate
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def quality_loss(quality: Tensor, logits: Tensor, clean: Tensor, level: Tensor) -> Tensor:
-    """How wrong a network is about its own images.
-
-    Args:
-        quality: (n, 2), as `DenoisingNetwork.logits_and_quality` gives it.
-        logits, clean: (n, 1, 28, 28); no gradient goes to the logits.
-        level: (n,), the true noise levels.
-
-    Returns:
-        The mean over the images of the squared error of the PSNR in units of 10 dB, whose best answer is the mean and
-        so free of bias, and of the absolute error of the noise level, to which small levels matter as much as large.
-    """
-    psnr = psnr_of(logits.detach(), clean)
-    return functional.mse_loss(quality[:, 0] / 10.0, psnr / 10.0) + functional.l1_loss(quality[:, 1], level)
-
-
-def psnr_of(logits: Tensor, clean: Tensor) -> Tensor:
-    """Each image's PSNR in dB, at most 60: (n, 1, 28, 28) twice → (n,)."""
-    return -10.0 * (torch.sigmoid(logits) - clean).square().mean(dim=(1, 2, 3)).clamp_min(1e-6).log10()
 
 
 def make_optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
@@ -218,7 +184,7 @@ class _Worker:
                 self.state, self.best = load_checkpoint(Path(folder), self.network, self.average, self.optimiser)
         self.state.workers = self.workers
         self.state.device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        self.trained: nn.Module = _Outputs(self.network)
+        self.trained: nn.Module = Outputs(self.network)
         if self.workers > 1:
             self.trained = nn.parallel.DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
         self.bfloat16 = self.recipe.precision is Precision.AUTO and bfloat16_units(self.device)
@@ -344,7 +310,7 @@ class _Worker:
     def _validate(self) -> Tensor:
         """Sums over this worker's validation images: loss, squared error on noisy ones, squared error on clean ones,
         squared error in dB of the PSNR predicted of noisy ones."""
-        network = _Outputs(self.average or self.network)
+        network = Outputs(self.average or self.network)
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for start in range(0, len(self.validation.clean), _VALIDATION_BATCH):
             clean = self.validation.clean[start : start + _VALIDATION_BATCH, None]

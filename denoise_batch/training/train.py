@@ -83,14 +83,12 @@ def train(
     _check_output(output, settings.overwrite)
     parquet = None if settings.data is None else open_parquet(settings)
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
+    initial = None if settings.init is None else read_bundle(settings.init)
+    weights = None if initial is None else _weights(initial, recipe)
     folder = output.with_name(f".{output.name}.training")
     with publishing.exclusive(folder):
-        initial = None if settings.init is None else read_bundle(settings.init)
         _enter(folder, settings, recipe, parquet, initial)
         if not (folder / "finished").exists():
-            from denoise_batch.training.checkpoint import initial_weights
-
-            weights = None if initial is None else initial_weights(initial, recipe)
             starting()
             try:
                 with connect(address=settings.address, verbose=settings.verbose) as resources:
@@ -125,6 +123,12 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise publishing.output_exists(output)
     if output.is_symlink() or not (output.is_dir() and ((output / "model.json").exists() or not any(output.iterdir()))):
         raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
+
+
+def _weights(initial: Bundle, recipe: Recipe) -> Weights:
+    from denoise_batch.training.checkpoint import initial_weights
+
+    return initial_weights(initial, recipe)
 
 
 def _find_mnist(folder: Path | None) -> Path:
