@@ -28,6 +28,7 @@ from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.infer import InferProgress, InferSettings, OutputShape, infer
 from denoise_batch.inference.ledger import Ledger
 from denoise_batch.inference.run_folder import work_folder
+from denoise_batch.inspection import inspect
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -137,6 +138,8 @@ def test_what_the_model_says_of_its_images_goes_along(tmp_path: Path, source: Pa
     assert content is not None
     assert content["quality"] is True
     assert manifest.verify(tmp_path / "out.parquet") == []
+    lowest, highest = inspect(str(tmp_path / "out.parquet")).facts["ranges"]["denoised_psnr"].split(" to ")
+    assert (float(lowest), float(highest)) == pytest.approx((told.psnr.min(), told.psnr.max()), rel=0.01)
 
 
 @pytest.mark.usefixtures("ray_session")
