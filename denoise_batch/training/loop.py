@@ -371,10 +371,13 @@ class _Worker:
             images = self.state.history[-1].images
         else:
             images = self.state.epoch * self.batches.images + min(seen * self.workers, self.batches.images)
+        elapsed, minutes = now - self.started, self.recipe.minutes
         total = self.recipe.epochs * self.batches.images
-        if self.recipe.minutes is not None:
-            total = images if self.time_share >= 1.0 else round(images / max(self.time_share, 1e-6))
-        elapsed = now - self.started
+        left = (total - images) * elapsed / self.images_here if self.images_here else None
+        if minutes is not None:
+            left = 60.0 * minutes * max(0.0, 1.0 - self.time_share)
+            if self.time_share > 0.002:  # before, the clock tells nothing yet
+                total = round(images / min(self.time_share, 1.0))
         last = self.state.history[-1] if self.state.history else None
         shown = TrainProgress(
             epoch=epoch,
@@ -385,7 +388,7 @@ class _Worker:
             psnr=last.val_psnr_noisy if last else None,
             best_psnr=self.state.best_psnr,
             images_per_second=self.images_here / elapsed if elapsed > 0 else 0.0,
-            seconds_left=(total - images) * elapsed / self.images_here if self.images_here else None,
+            seconds_left=left,
             workers=self.workers,
             device=self.state.device,
         )
