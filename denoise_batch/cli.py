@@ -267,6 +267,10 @@ def train(
         typer.Option(metavar="NAME", help="Train on the noisy images in this column instead of drawn noise."),
     ] = None,
     polarity: PolarityChoice = "auto",
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Start from this model's weights, say to fine-tune it. Then give an --lr."),
+    ] = None,
     max_images: Annotated[
         int | None, typer.Option(metavar="N", help="Use the first N images only, validation among them.")
     ] = None,
@@ -279,6 +283,9 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Passes over the images. Default: the recipe's.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="X", help="Train for so long instead; the schedule follows the clock.")
     ] = None,
     batch: Annotated[
         int | None,
@@ -334,9 +341,11 @@ def train(
         column=column,
         noisy_column=noisy_column,
         polarity=polarity,
+        init=init,
         max_images=max_images,
         architecture=architecture,
         epochs=epochs,
+        minutes=minutes,
         batch=batch,
         learning_rate=learning_rate,
         sigma=levels[0],
@@ -410,6 +419,13 @@ def infer(
     compression: Annotated[
         Literal["none", "snappy", "lz4", "zstd"], typer.Option(help="Of the output's pages.")
     ] = "zstd",
+    quality: Annotated[
+        bool,
+        typer.Option("--quality", help="Add what the model thinks of each image: its PSNR in dB, and the noise level."),
+    ] = False,
+    code: Annotated[
+        bool, typer.Option("--code", help="Add the bottleneck of the seed's networks: 128 numbers an image.")
+    ] = False,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -441,6 +457,7 @@ def infer(
     is complete; in an object store, `_SUCCESS` says so. An interrupted run goes on where it was when the same command
     is given again.
     """
+    from denoise_batch.extra_columns import ExtraColumns
     from denoise_batch.images import Polarity
     from denoise_batch.images.layouts import Layout
     from denoise_batch.inference.denoise_unit import OnBadRow
@@ -462,6 +479,7 @@ def infer(
         on_bad_row=OnBadRow(on_bad_row),
         shape=shape,
         compression=compression,
+        extras=ExtraColumns(quality=quality, code=code),
         max_bad=max_bad,
         overwrite=overwrite,
         workers=parse_workers(workers),
@@ -550,7 +568,7 @@ def evaluate(
     if figures is not None and digit >= len(images):
         raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
     from denoise_batch.evaluation.evaluate import evaluate as run
-    from denoise_batch.evaluation.evaluate import format_table
+    from denoise_batch.evaluation.table import format_table
 
     with Progress() as progress:
         evaluation = run(
@@ -595,11 +613,14 @@ def preview(
     clean: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column of clean images. Default: `clean` if it is there.")
     ] = None,
-    rows: Annotated[int, typer.Option(metavar="N", help="Random rows, and as many of the worst; 1 to 100.")] = 8,
+    rows: Annotated[int, typer.Option(metavar="N", help="Random rows, 1 to 100.")] = 8,
     worst: Annotated[
-        bool,
-        typer.Option("--worst/--no-worst", help="Show the worst rows too: by PSNR, or the most changed ones."),
-    ] = True,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Worst rows beside them: by PSNR, by `infer --quality`, or the most changed. Default: as many.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of rows.")] = 0,
     as_json: Json = False,
     verbose: Verbose = False,

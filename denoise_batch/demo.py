@@ -269,8 +269,9 @@ class _Steps:
     def evaluate(self) -> None:
         from denoise_batch.bundle import read_bundle
         from denoise_batch.evaluation.clean_images import load_clean_images
-        from denoise_batch.evaluation.evaluate import evaluate, format_table
+        from denoise_batch.evaluation.evaluate import evaluate
         from denoise_batch.evaluation.evaluation_figures import draw_evaluation
+        from denoise_batch.evaluation.table import format_table
 
         clean, figures = self.out / "test.parquet", self.out / "figures"
 

@@ -2,6 +2,7 @@
 
 denoiser = Denoiser(bundle, device="auto", threads=1)
 clean = denoiser(noisy)          # (n, 784) float32 → (n, 784) float32
+clean = denoiser.run(noisy, ExtraColumns(quality=True)).psnr    # the same, and what the model says of it
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import numpy as np
 import torch
 
 from denoise_batch.errors import FlagError, ResourceExhausted
+from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from denoise_batch.bundle import Bundle
 
 CPU_BATCH = 256  # activations of 256 images stay in a core's second-level cache
@@ -66,15 +70,27 @@ class Denoiser:
         Raises:
             ResourceExhausted: the GPU has no memory for a single image.
         """
-        out = np.empty((len(noisy), 784), np.float32)
-        start = 0
+        return self.run(noisy).pixels
+
+    def run(self, noisy: Pixels, extras: ExtraColumns = NO_EXTRAS) -> Denoised:
+        """Denoises as a call does, and gives what else is asked for, out of the same forward pass.
+
+        The model must have it (`ExtraColumns.check`).
+
+        Raises:
+            ResourceExhausted: the GPU has no memory for a single image.
+        """
+        count, start = len(noisy), 0
+        if not count:
+            noisy = np.zeros((1, 784), np.float32)  # for the shapes
+        parts: list[dict[str, Pixels]] = []
         with torch.inference_mode():
             while start < len(noisy):
                 part = np.ascontiguousarray(noisy[start : start + self.batch])
                 try:
                     images = torch.from_numpy(part if part.flags.writeable else part.copy()).view(-1, 1, 28, 28)
-                    clean = self.model(images.to(self.device)).reshape(-1, 784)
-                    out[start : start + len(part)] = clean.cpu().numpy()
+                    made = self._forward(images.to(self.device), extras)
+                    parts.append({name: value.cpu().numpy() for name, value in made.items()})
                 except torch.cuda.OutOfMemoryError as error:
                     if len(part) <= 1:
                         raise _no_memory() from error
@@ -82,7 +98,23 @@ class Denoiser:
                     torch.cuda.empty_cache()
                     continue
                 start += len(part)
-        return out
+        return Denoised(**{name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]})
+
+    def _forward(self, images: Tensor, extras: ExtraColumns) -> dict[str, Tensor]:
+        """One pass; `Denoised`'s fields."""
+        if extras.code:
+            code = self.model.code(images)
+            clean = torch.sigmoid(self.model.decode(code).float())
+            return {"pixels": clean.reshape(-1, 784), "code": code.flatten(1)}
+        if extras.quality:
+            logits, quality = self.model.logits_and_quality(images)
+            clean = torch.sigmoid(logits.float())
+            return {
+                "pixels": clean.reshape(-1, 784),
+                "psnr": quality[:, 0],
+                "noise_level": quality[:, 1].clamp_min(0.0),
+            }
+        return {"pixels": self.model(images).reshape(-1, 784)}
 
 
 def _no_memory() -> ResourceExhausted:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, MissingFileError, ModelError, OutputError, ParquetError
+from denoise_batch.extra_columns import ExtraColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _SAMPLED_GROUPS = 16
 _SAMPLED_ROWS = 64
 _NAMED_AT_MOST = 10
+_RANGED_FILES = 1000
 
 
 class Kind(StrEnum):
@@ -174,8 +176,33 @@ def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -
     problems = manifest.verify(out) if verify else []
     # Lists of every file are for machines, which read the manifest itself.
     facts = {name: len(value) if isinstance(value, list) else value for name, value in content.items()}
+    if content.get("quality") is True and isinstance(out, Path):
+        facts["ranges"] = _ranges(
+            out, [field.name for field in ExtraColumns(quality=True).fields(content["output_column"])]
+        )
     facts["manifest"] = manifest.manifest_of(out)
     return Inspection(str(out), Kind.OUTPUT, facts, _shortened(problems), verify)
+
+
+def _ranges(path: Path, names: list[str]) -> dict[str, str]:
+    """Lowest and highest value of each of some columns, out of the footers' statistics; none of very many files."""
+    import pyarrow.parquet as pq
+
+    from denoise_batch.inference import footers
+
+    files = [file.path for file in storage.list_inputs((str(path),)).files]
+    if len(files) > _RANGED_FILES or any(isinstance(f, footers.Unreadable) for f in footers.read_footers(files)):
+        return {}
+    ends: dict[str, list[float]] = {}
+    for file in files:
+        metadata = pq.read_metadata(file)
+        for group in range(metadata.num_row_groups):
+            columns = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+            for column in columns:
+                found = column.statistics if column.path_in_schema in names else None
+                if found is not None and found.has_min_max:
+                    ends.setdefault(column.path_in_schema, []).extend((found.min, found.max))
+    return {name: f"{min(values):.3g} to {max(values):.3g}" for name, values in ends.items()}
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-"""The seed's degradation in torch: Gaussian blur, then uniform white noise, with levels of their own for every image.
+"""The seed's degradation in torch, Gaussian blur, then uniform white noise, and other kinds of noise beside it.
 
     noisy, sigma, half_range = NoiseRecipe().apply(clean, generator)
+    draw = NoiseRecipe(gaussian=0.5).draw(len(clean), generator)
+    noisy, noise_level = draw.degrade(clean)
 
 Everything is batched, runs on any device and is drawn from the generator that is passed in, so it can be fresh for
 every image and step of a training at the cost of three small matrix products.
@@ -9,6 +11,7 @@ every image and step of a training at the cost of three small matrix products.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -99,22 +102,108 @@ def clip_to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(0.0, 1.0) * 255.0).round() / 255.0
 
 
+class NoiseKind(IntEnum):
+    """What is done to an image; the numbers stand in `NoiseDraw.kind`.
+
+    UNIFORM: blur, then white noise, uniform in [-r, r): the seed's.
+    BLUR: blur alone.
+    CLEAN: neither blur nor noise.
+    GAUSSIAN: blur, then white Gaussian noise of the same deviation, r / √3.
+    IMPULSE: blur, then salt and pepper: a share r / 3 of the pixels (half of them at r = 1.5) turns to 0 or to 1.
+    """
+
+    UNIFORM = 0
+    BLUR = 1
+    CLEAN = 2
+    GAUSSIAN = 3
+    IMPULSE = 4
+
+
+@dataclass(frozen=True)
+class NoiseDraw:
+    """Everything random about the degradation of n images, drawn before they are seen.
+
+    Attributes:
+        sigma: (n,) float32, of the blur, in pixels.
+        half_range: (n,) float32, r, in units of full ink; 0 where an image gets no noise.
+        kind: (n,) int64, a `NoiseKind` each; None where all are UNIFORM or BLUR, which r = 0 says.
+        uniform: (n, 28, 28) float32 in [0, 1): the one random number of each pixel.
+        clipped: (n,) bool, which images are clipped to 8 bits; None for none.
+    """
+
+    sigma: Tensor
+    half_range: Tensor
+    kind: Tensor | None
+    uniform: Tensor
+    clipped: Tensor | None
+
+    def __getitem__(self, rows: slice) -> NoiseDraw:
+        """The draws of some of the images."""
+        kind, clipped = (None if value is None else value[rows] for value in (self.kind, self.clipped))
+        return NoiseDraw(self.sigma[rows], self.half_range[rows], kind, self.uniform[rows], clipped)
+
+    def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Degrades n images.
+
+        Args:
+            images: (n, 28, 28) float32, clean.
+
+        Returns:
+            noisy (n, 28, 28) float32, and each image's noise level: (n,) float32, the root of the mean square of what
+            the noise (not the blur, not the clipping) changed in its pixels, in units of full ink.
+        """
+        blurred = blur(images, self.sigma)
+        noisy = blurred + self._noise()
+        if self.kind is not None:
+            rate = (self.half_range / 3.0).clamp_max(1.0)[:, None, None]
+            struck = (self.kind == NoiseKind.IMPULSE)[:, None, None] & (self.uniform < rate)
+            noisy = torch.where(struck, (self.uniform < 0.5 * rate).to(noisy.dtype), noisy)
+        level = noise_level(noisy, blurred)
+        if self.clipped is not None:
+            noisy = torch.where(self.clipped[:, None, None], clip_to_uint8(noisy), noisy)
+        return noisy, level
+
+    def _noise(self) -> Tensor:
+        """The additive noise, (n, 28, 28)."""
+        spread = 2.0 * self.uniform - 1.0
+        scale = self.half_range
+        if self.kind is not None:
+            gaussian = self.kind == NoiseKind.GAUSSIAN
+            # The inverse of the normal distribution; the lowest of the 2^24 numbers that are drawn would give -inf.
+            spread[gaussian] = (2.0 / 3.0) ** 0.5 * torch.erfinv(spread[gaussian].clamp_min(2.0**-24 - 1.0))
+            scale = torch.where(self.kind == NoiseKind.IMPULSE, torch.zeros_like(scale), scale)
+        return spread * scale[:, None, None]
+
+
+def noise_level(noisy: Tensor, clean: Tensor) -> Tensor:
+    """The root of the mean squared difference of each image: (n, 28, 28) twice → (n,), in units of full ink."""
+    return (noisy - clean).square().mean(dim=(1, 2)).sqrt()
+
+
 @dataclass(frozen=True)
 class NoiseRecipe:
-    """How images are degraded: the ranges from which each image's levels are drawn, uniformly.
+    """How images are degraded: the ranges from which each image's levels are drawn, uniformly, and how often what.
+
+    The shares of kinds are of all images; what they leave gets the seed's uniform noise.
 
     Attributes:
         sigma: range of the blur's standard deviation, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
-        clipped: share of the images, 0..1, that are clipped to 0..1 and rounded to 8 bits after the noise, as a
-            file of uint8 pixels holds them.
+        clipped: share of the images, 0..1, of any kind, that are clipped to 0..1 and rounded to 8 bits after the
+            noise, as a file of uint8 pixels holds them.
         noiseless: share of the images that are blurred only.
+        clean: share of the images that are neither blurred nor noised.
+        gaussian: share of the images with Gaussian noise of the same deviation, r / √3, instead of uniform noise.
+        impulse: share of the images with salt and pepper in r / 3 of their pixels instead of uniform noise.
     """
 
     sigma: tuple[float, float] = (0.0, 2.0)
     half_range: tuple[float, float] = (0.01, 1.5)
     clipped: float = 0.0
     noiseless: float = 0.0
+    clean: float = 0.0
+    gaussian: float = 0.0
+    impulse: float = 0.0
 
     def __post_init__(self) -> None:
         for flag, (low, high) in (("--sigma", self.sigma), ("--noise", self.half_range)):
@@ -127,19 +216,52 @@ class NoiseRecipe:
             raise FlagError(
                 f"a share of {self.clipped:g} clipped images is impossible", hint="give a share from 0 to 1"
             )
+        shares = self._shares()
+        # Shares that add up to one in decimals may miss it by a rounding.
+        if not (min(shares.values()) >= 0.0 and sum(shares.values()) <= 1.0 + 1e-9):
+            given = ", ".join(f"{kind.name.lower()} {share:g}" for kind, share in shares.items())
+            raise FlagError(
+                f"the shares of kinds are impossible: {given}", hint="give shares from 0, at most 1 together"
+            )
 
-    def draw_levels(
+    def _shares(self) -> dict[NoiseKind, float]:
+        return {
+            NoiseKind.BLUR: self.noiseless,
+            NoiseKind.CLEAN: self.clean,
+            NoiseKind.GAUSSIAN: self.gaussian,
+            NoiseKind.IMPULSE: self.impulse,
+        }
+
+    def draw(
         self, count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-    ) -> tuple[Tensor, Tensor]:
-        """Draws (sigma, half_range) for `count` images: two (count,) float32 tensors on the device."""
-        uniform = torch.rand((2, count), generator=generator, device=device, dtype=torch.float32)
-        sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniform[0]
-        half_range = self.half_range[0] + (self.half_range[1] - self.half_range[0]) * uniform[1]
-        # What a recipe has no use for is not drawn: the noise of evaluations follows from the order of the draws.
-        if self.noiseless > 0.0:
-            spared = torch.rand(count, generator=generator, device=device) < self.noiseless
-            half_range = torch.where(spared, torch.zeros_like(half_range), half_range)
-        return sigma, half_range
+    ) -> NoiseDraw:
+        """Draws the degradation of `count` images, on the device.
+
+        What a recipe has no use for is not drawn: the noise of evaluations and of earlier trainings follows from the
+        order of the draws.
+        """
+        levels = torch.rand((2, count), generator=generator, device=device, dtype=torch.float32)
+        sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * levels[0]
+        half_range = self.half_range[0] + (self.half_range[1] - self.half_range[0]) * levels[1]
+        kind = None
+        if any(self._shares().values()):
+            kind = self._draw_kinds(torch.rand(count, generator=generator, device=device))
+            still = (kind == NoiseKind.BLUR) | (kind == NoiseKind.CLEAN)
+            half_range = torch.where(still, torch.zeros_like(half_range), half_range)
+            sigma = torch.where(kind == NoiseKind.CLEAN, torch.zeros_like(sigma), sigma)
+        uniform = torch.rand((count, SIDE, SIDE), generator=generator, device=device, dtype=torch.float32)
+        clipped = None
+        if self.clipped > 0.0:
+            clipped = torch.rand(count, generator=generator, device=device) < self.clipped
+        return NoiseDraw(sigma, half_range, kind, uniform, clipped)
+
+    def _draw_kinds(self, lots: Tensor) -> Tensor:
+        kinds = torch.full(lots.shape, int(NoiseKind.UNIFORM), device=lots.device)
+        start = 0.0
+        for kind, share in self._shares().items():
+            kinds[(lots >= start) & (lots < start + share)] = int(kind)
+            start += share
+        return kinds
 
     def apply(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Degrades images with levels drawn for each.
@@ -150,17 +272,17 @@ class NoiseRecipe:
         Returns:
             noisy (n, 28, 28) float32, sigma (n,), half_range (n,).
         """
-        sigma, half_range = self.draw_levels(len(images), generator, images.device)
-        noisy = degrade(images, sigma, half_range, generator)
-        if self.clipped > 0.0:
-            chosen = torch.rand(len(images), generator=generator, device=images.device) < self.clipped
-            noisy = torch.where(chosen[:, None, None], clip_to_uint8(noisy), noisy)
-        return noisy, sigma, half_range
+        draw = self.draw(len(images), generator, images.device)
+        return draw.degrade(images)[0], draw.sigma, draw.half_range
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> NoiseRecipe:
-        shares = (float(fields.get(name, 0.0)) for name in ("clipped", "noiseless"))
-        return cls(tuple(fields["sigma"]), tuple(fields["half_range"]), *shares)
+        shares = ("clipped", "noiseless", "clean", "gaussian", "impulse")
+        return cls(
+            tuple(fields["sigma"]),
+            tuple(fields["half_range"]),
+            **{name: float(fields.get(name, 0.0)) for name in shares},
+        )

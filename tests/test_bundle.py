@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -300,3 +301,15 @@ def test_which_model_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "denoise-model" / "model.json").unlink()
     with pytest.raises(ModelError, match="missing"):  # an unfit model is not passed over for another
         find_bundle()
+
+
+def test_the_card_names_every_kind_of_noise_and_how_sure_it_is(tmp_path: Path) -> None:
+    noise = {"sigma": [0.0, 2.0], "half_range": [0.01, 1.5], "clipped": 0.25, "gaussian": 0.15, "impulse": 0.07}
+    card = replace(CARD, noise=noise | {"clean": 0.05}, metrics=CARD.metrics | {"validation_quality_error": 1.37})
+    save_bundle(tmp_path / "m", build("seed"), card)
+    text = (tmp_path / "m" / "README.md").read_text()
+    for words in ("15% of the images have Gaussian", "7% of the images have salt", "5% of the images are neither"):
+        assert words in text
+    assert "blurred only" not in text
+    assert "another kind than these" in text
+    assert "off by 1.37 dB" in text

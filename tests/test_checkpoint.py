@@ -9,10 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.bundle.history import EpochRow
+from denoise_batch.errors import FlagError
 from denoise_batch.models import build
-from denoise_batch.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint, weights_of
+from denoise_batch.training.checkpoint import (
+    TrainingState,
+    initial_weights,
+    load_checkpoint,
+    save_checkpoint,
+    weights_of,
+)
 from denoise_batch.training.loop import learning_rate, make_optimiser
+from denoise_batch.training.objective import quality_loss
 from denoise_batch.training.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -75,3 +84,40 @@ def test_a_short_training_warms_up_for_a_tenth() -> None:
     rates = [learning_rate(RECIPES["default"], step, 50) for step in range(50)]
     assert rates.index(max(rates)) in (4, 5)
     assert learning_rate(RECIPES["default"], 0, 1) > 0
+
+
+def test_a_training_starts_from_a_models_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    before = build("bounds-unet", {"version": 1})
+    save_bundle(tmp_path / "model", before, BundleCard("bounds-unet"))  # it does not say its version: the first
+    bundle = read_bundle(tmp_path / "model")
+    assert bundle.load().parameters_json["version"] == 1
+    weights = initial_weights(bundle, RECIPES["default"])
+    network = build("bounds-unet")
+    network.load_state_dict(weights, strict=False)
+    noisy = torch.rand((2, 1, 28, 28))
+    assert torch.equal(network.logits(noisy), before.logits(noisy))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "seed", build("seed"), BundleCard("seed"))
+    narrow = build("bounds-unet", {"width": 8})
+    save_bundle(tmp_path / "narrow", narrow, BundleCard("bounds-unet", narrow.parameters_json))
+    with pytest.raises(FlagError, match=r"--init .*seed: its network is 'seed'"):
+        initial_weights(read_bundle(tmp_path / "seed"), RECIPES["default"])
+    with pytest.raises(FlagError, match=r"narrow: its '.*' is"):
+        initial_weights(read_bundle(tmp_path / "narrow"), RECIPES["default"])
+
+
+def test_the_quality_loss_is_least_at_the_truth() -> None:
+    clean = torch.rand((6, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    logits = torch.randn((6, 1, 28, 28), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    level = torch.linspace(0, 0.8, 6)
+    expected = -10 * (torch.sigmoid(logits) - clean).square().mean(dim=(1, 2, 3)).log10()
+    truth = torch.stack([expected.detach(), level], dim=1).requires_grad_()
+    loss = quality_loss(truth, logits, clean, level)
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    off = truth.detach() + torch.tensor([3.0, -0.1])
+    assert float(quality_loss(off, logits, clean, level)) == pytest.approx(0.09 + 0.1, rel=1e-3)
+    quality_loss(off.requires_grad_(), logits, clean, level).backward()
+    assert logits.grad is None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _rows(count: int) -> list[EpochRow]:
     return [
-        EpochRow(e, 60 * e, 0.5 / e, 0.4 / e, 10 + e / 10, 11 + e / 10, 1e-3, 1000.5, 2.0 * e)
+        EpochRow(e, 60 * e, 0.5 / e, 0.4 / e, 10 + e / 10, 11 + e / 10, 1e-3, 1000.5, 2.0 * e, 1.5 / e)
         for e in range(1, count + 1)
     ]
 
@@ -28,6 +28,15 @@ def test_csv_and_back(tmp_path: Path) -> None:
     for row, original in zip(back, _rows(3), strict=True):
         assert list(row.to_json().values()) == pytest.approx(list(original.to_json().values()), rel=1e-6)
     assert history_csv([]).startswith("epoch,images,loss,")
+
+
+def test_networks_that_predict_no_quality_leave_it_empty(tmp_path: Path) -> None:
+    row = EpochRow(1, 60, 0.5, 0.4, 10.0, 11.0, 1e-3, 1000.5, 2.0)
+    (tmp_path / "h.csv").write_text(history_csv([row]))
+    assert read_history(tmp_path / "h.csv") == [row]
+    before = "\n".join(line.rpartition(",")[0] for line in (tmp_path / "h.csv").read_text().splitlines())
+    (tmp_path / "h.csv").write_text(before + "\n")  # as histories were before there was the column
+    assert read_history(tmp_path / "h.csv") == [row]
 
 
 def test_another_csv_is_refused(tmp_path: Path) -> None:

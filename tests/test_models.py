@@ -12,8 +12,9 @@ from torch import nn
 
 from denoise_batch.errors import ModelError
 from denoise_batch.models import ARCHITECTURES, build
-from denoise_batch.models.bounds_unet import noise_half_range
+from denoise_batch.models.bounds_unet import noise_half_range, range_ends
 from denoise_batch.models.seed import SeedAutoencoder
+from denoise_batch.noise import NoiseRecipe
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -43,7 +44,7 @@ def test_parameters_json_rebuilds_the_network(name: str) -> None:
     assert {key: value.shape for key, value in again.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize(("name", "count"), [("seed", 4_385), ("bounds-unet", 1_815_428)])
+@pytest.mark.parametrize(("name", "count"), [("seed", 4_385), ("bounds-unet", 1_840_562)])
 def test_parameter_count(name: str, count: int) -> None:
     network = build(name)
     assert network.parameter_count() == count == sum(value.numel() for value in network.state_dict().values())
@@ -84,8 +85,56 @@ def test_the_noise_tells_its_half_range() -> None:
     assert noise_half_range(noisy).flatten().tolist() == pytest.approx([0.7, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_what_networks_say_beside_the_image(name: str) -> None:
+    network = build(name).eval()
+    noisy = torch.randn((3, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    if network.code_size:
+        code = network.code(noisy)
+        assert code.flatten(1).shape == (3, network.code_size)
+        assert torch.equal(network.decode(code), network.logits(noisy))
+    if network.has_quality:
+        logits, quality = network.logits_and_quality(noisy)
+        assert torch.equal(logits, network.logits(noisy))
+        assert (quality.shape, quality.dtype) == ((3, 2), torch.float32)
+
+
+def test_the_quality_head_changes_no_pixel() -> None:
+    """No gradient of its loss reaches the rest of the network."""
+    network = build("bounds-unet")
+    _, quality = network.logits_and_quality(torch.rand((4, 1, 28, 28)))
+    quality.sum().backward()
+    reached = {name.partition(".")[0] for name, value in network.named_parameters() if value.grad is not None}
+    assert reached == {"quality"}
+
+
+def test_version_1_goes_on_in_version_2() -> None:
+    torch.manual_seed(0)
+    first, second = build("bounds-unet", {"version": 1}), build("bounds-unet")
+    assert not first.has_quality
+    assert second.load_state_dict(first.state_dict(), strict=False).unexpected_keys == []
+    noisy = torch.randn((3, 1, 28, 28))
+    assert torch.equal(first.logits(noisy), second.logits(noisy))
+
+
+def test_both_ends_tell_kinds_of_noise_apart() -> None:
+    clean = torch.zeros((400, 28, 28))
+    clean[:, 8:20, 12:16] = 1.0
+    ends = {}
+    for name, fields in {"uniform": {}, "gaussian": {"gaussian": 1.0}, "clipped": {"clipped": 1.0}}.items():
+        recipe = NoiseRecipe((0.0, 0.0), (1.0, 1.0), **fields)
+        ends[name] = range_ends(recipe.apply(clean, torch.Generator().manual_seed(2))[0][:, None])
+    half_range, known, zero, one, below, _, _, _ = ends["clipped"].T
+    assert not torch.stack([half_range, known, below]).any()
+    assert zero.min() > 0.4
+    assert one.min() > 0.01
+    tail = {name: ends[name][:, 0] / ends[name][:, 4] for name in ("uniform", "gaussian")}  # r̂ over the mean below 0
+    assert tail["uniform"].max() < tail["gaussian"].min()
+
+
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("nothing", None), ("bounds-unet", {"breadth": 3}), ("seed", {"width": 1})]
+    ("name", "parameters"),
+    [("nothing", None), ("bounds-unet", {"version": 3}), ("bounds-unet", {"breadth": 3}), ("seed", {"width": 1})],
 )
 def test_unknown_networks_and_parameters_are_refused(name: str, parameters: dict[str, int] | None) -> None:
     with pytest.raises(ModelError):

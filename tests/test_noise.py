@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from denoise_batch.errors import FlagError
-from denoise_batch.noise import SEED_LEVELS, NoiseRecipe, add_uniform_noise, blur, blur_matrices, clip_to_uint8, degrade
+from denoise_batch.noise import (
+    SEED_LEVELS,
+    NoiseKind,
+    NoiseRecipe,
+    add_uniform_noise,
+    blur,
+    blur_matrices,
+    clip_to_uint8,
+    degrade,
+)
 
 
 def _images(count: int, seed: int = 0) -> np.ndarray:
@@ -89,13 +98,18 @@ def test_the_same_seed_gives_the_same_noise() -> None:
     assert not torch.equal(first[0], other[0])
 
 
+def _levels(recipe: NoiseRecipe, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = recipe.draw(count, torch.Generator().manual_seed(3))
+    return draw.sigma, draw.half_range
+
+
 def test_levels_lie_in_their_ranges() -> None:
-    sigma, half_range = NoiseRecipe().draw_levels(5000, torch.Generator().manual_seed(3))
+    sigma, half_range = _levels(NoiseRecipe(), 5000)
     assert 0.0 <= sigma.min() < 0.01
     assert 1.99 < sigma.max() <= 2.0
     assert 0.01 <= half_range.min() < 0.02
     assert 1.49 < half_range.max() <= 1.5
-    fixed = NoiseRecipe(sigma=(1.0, 1.0), half_range=(0.4, 0.4)).draw_levels(3)
+    fixed = _levels(NoiseRecipe(sigma=(1.0, 1.0), half_range=(0.4, 0.4)), 3)
     assert torch.equal(fixed[0], torch.ones(3))
     assert torch.equal(fixed[1], torch.full((3,), 0.4))
 
@@ -106,6 +120,81 @@ def test_the_share_of_clipped_images() -> None:
     assert np.mean(clipped) == pytest.approx(0.25, abs=0.05)
     some = noisy[clipped.index(True)]
     assert torch.equal(clip_to_uint8(some), some)
+
+
+@pytest.mark.parametrize(("noiseless", "clipped"), [(0.0, 0.0), (0.0, 1.0), (0.05, 0.25)])
+def test_what_is_drawn_stays_what_it_was(noiseless: float, clipped: float) -> None:
+    """Published tables follow from these draws, in this order and no others between them."""
+    images, generator = torch.from_numpy(_images(200)), torch.Generator().manual_seed(11)
+    levels = torch.rand((2, 200), generator=generator)
+    sigma, half_range = 2.0 * levels[0], 0.01 + 1.49 * levels[1]
+    if noiseless:
+        half_range = torch.where(torch.rand(200, generator=generator) < noiseless, torch.zeros(200), half_range)
+    uniform = torch.rand((200, 28, 28), generator=generator)
+    noisy = blur(images, sigma) + (2.0 * uniform - 1.0) * half_range[:, None, None]
+    if clipped:
+        chosen = torch.rand(200, generator=generator) < clipped
+        noisy = torch.where(chosen[:, None, None], clip_to_uint8(noisy), noisy)
+    recipe = NoiseRecipe(noiseless=noiseless, clipped=clipped)
+    found = recipe.apply(images, torch.Generator().manual_seed(11))
+    assert all(torch.equal(one, other) for one, other in zip(found, (noisy, sigma, half_range), strict=True))
+
+
+def _of_kind(kind: NoiseKind, share: str, **fields: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clean, noisy and level of 300 images of one kind, r = 1.2."""
+    clean = torch.from_numpy(_images(300))
+    recipe = NoiseRecipe(sigma=(1.0, 1.0), half_range=(1.2, 1.2), **{share: 1.0}, **fields)  # type: ignore[arg-type]
+    draw = recipe.draw(300, torch.Generator().manual_seed(4))
+    assert draw.kind is not None
+    assert set(draw.kind.tolist()) == {int(kind)}
+    return clean, *draw.degrade(clean)
+
+
+def test_gaussian_noise_has_the_uniform_ones_deviation() -> None:
+    clean, noisy, level = _of_kind(NoiseKind.GAUSSIAN, "gaussian")
+    noise = (noisy - blur(clean, torch.ones(300))).flatten()
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+    assert float(noise.std()) == pytest.approx(1.2 / 3**0.5, rel=0.01)
+    assert float((noise / noise.std()).pow(4).mean()) == pytest.approx(3.0, abs=0.1)  # uniform: 1.8
+    assert torch.allclose(level, torch.full((300,), 1.2 / 3**0.5), rtol=0.15)
+    lowest = NoiseRecipe(gaussian=1.0).draw(1, torch.Generator().manual_seed(0))
+    lowest.uniform.zero_()
+    assert torch.isfinite(lowest.degrade(clean[:1])[0]).all()
+
+
+def test_salt_and_pepper_strikes_a_share_of_the_pixels() -> None:
+    clean, noisy, level = _of_kind(NoiseKind.IMPULSE, "impulse")
+    blurred = blur(clean, torch.ones(300))
+    struck = noisy != blurred
+    assert float(struck.float().mean()) == pytest.approx(0.4, abs=0.01)
+    assert set(noisy[struck].tolist()) == {0.0, 1.0}
+    assert float(noisy[struck].mean()) == pytest.approx(0.5, abs=0.02)
+    assert torch.allclose(level, (noisy - blurred).square().mean(dim=(1, 2)).sqrt())
+
+
+def test_blur_alone_and_nothing_at_all() -> None:
+    clean, noisy, level = _of_kind(NoiseKind.BLUR, "noiseless")
+    assert torch.allclose(noisy, blur(clean, torch.ones(300)))
+    assert not level.any()
+    clean, noisy, level = _of_kind(NoiseKind.CLEAN, "clean")
+    assert torch.allclose(noisy, clean)
+    assert not level.any()
+
+
+def test_the_level_is_that_before_clipping() -> None:
+    _, noisy, level = _of_kind(NoiseKind.GAUSSIAN, "gaussian", clipped=1.0)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    assert float(level.mean()) == pytest.approx(1.2 / 3**0.5, rel=0.02)
+
+
+def test_kinds_come_in_their_shares() -> None:
+    recipe = NoiseRecipe(noiseless=0.1, clean=0.2, gaussian=0.3, impulse=0.15)
+    kind = recipe.draw(20_000, torch.Generator().manual_seed(9)).kind
+    assert kind is not None
+    shares = torch.bincount(kind, minlength=5) / 20_000
+    assert shares.tolist() == pytest.approx([0.25, 0.1, 0.2, 0.3, 0.15], abs=0.015)
+    assert NoiseRecipe.from_json(recipe.to_json()) == recipe
 
 
 def test_the_seed_levels() -> None:
@@ -120,7 +209,14 @@ def test_recipe_survives_json() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"sigma": (2.0, 1.0)}, {"sigma": (-1.0, 1.0)}, {"half_range": (0.0, float("nan"))}, {"clipped": 1.5}],
+    [
+        {"sigma": (2.0, 1.0)},
+        {"sigma": (-1.0, 1.0)},
+        {"half_range": (0.0, float("nan"))},
+        {"clipped": 1.5},
+        {"gaussian": -0.1},
+        {"gaussian": 0.7, "impulse": 0.4},
+    ],
 )
 def test_impossible_levels_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(FlagError):

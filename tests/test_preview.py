@@ -106,9 +106,9 @@ def test_a_dataset_of_files_names_each_rows_file(tmp_path: Path, columns: dict[s
 
 def test_a_seed_chooses_the_rows_and_a_picture_repeats(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
     path = _write(tmp_path / "a.parquet", columns)
-    first = preview(path, tmp_path / "a.png", count=4, worst=False)
-    assert preview(path, tmp_path / "b.png", count=4, worst=False).random == first.random
-    assert preview(path, tmp_path / "c.png", count=4, worst=False, seed=1).random != first.random
+    first = preview(path, tmp_path / "a.png", count=4, worst=0)
+    assert preview(path, tmp_path / "b.png", count=4, worst=0).random == first.random
+    assert preview(path, tmp_path / "c.png", count=4, worst=0, seed=1).random != first.random
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert first.worst == ()
 
@@ -135,3 +135,22 @@ def test_requests_that_cannot_be_met(tmp_path: Path, columns: dict[str, pa.Array
     with pytest.raises(RequestError, match="none of 0 rows"):
         preview(_write(tmp_path / "b.parquet", {"image": columns["image"][:0]}), tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def test_worst_rows_are_those_the_model_expects_least_of(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    """Of all rows, not of the sampled ones; nulls are no images."""
+    expected = [30.0 - i % 7 for i in range(COUNT)]
+    expected[17], expected[3], expected[31] = 2.5, 1.5, None
+    table = {"image": columns["image"], "denoised": columns["denoised"], "denoised_psnr": pa.array(expected)}
+    (tmp_path / "set").mkdir()
+    for part in range(2):
+        half = {name: column[part * 20 : part * 20 + 20] for name, column in table.items()}
+        _write(tmp_path / "set" / f"part-{part}.parquet", half)
+    shown = preview(str(tmp_path / "set"), tmp_path / "a.png", count=2, worst=4, searched=2)
+    assert shown.worst_by == "expected_psnr"
+    assert [(row.row, row.expected_psnr) for row in shown.worst] == [(3, 1.5), (17, 2.5), (6, 24.0), (13, 24.0)]
+    assert shown.worst[0].change == pytest.approx(3.7, abs=0.05)
+    assert len(shown.random) == 2
+    assert shown.summary().endswith("2 of 40 rows, sampled, and the 4 of all that the model expects least of")
+    with pytest.raises(FlagError, match="--worst 101"):
+        preview(str(tmp_path / "set"), tmp_path / "a.png", worst=101)

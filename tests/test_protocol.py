@@ -12,6 +12,8 @@ from denoise_batch.evaluation.baselines import GRIDS, Filter
 
 LEVELS = {condition.key: condition for condition in protocol.CONDITIONS}
 
+OTHER = ["kinds", "gaussian", "gaussian8", "impulse", "blur", "faint"]
+
 PUBLISHED = [-1.1518, -1.0728, 1.21013, 1.22768]  # noisy pixels of the mixture's first image, row 10, columns 10..13
 
 
@@ -22,8 +24,9 @@ def clean() -> np.ndarray:
     return images
 
 
-def test_the_conditions_are_the_mixture_its_clipped_twin_and_six_levels() -> None:
-    assert list(LEVELS) == ["mixture", "uint8", "i=0", "i=1", "i=2", "i=3", "i=4", "i=5"]
+def test_the_conditions_are_the_mixture_its_clipped_twin_six_levels_and_other_kinds() -> None:
+    assert list(LEVELS) == ["mixture", "uint8", "i=0", "i=1", "i=2", "i=3", "i=4", "i=5", *OTHER]
+    assert [condition.key for condition in protocol.CONDITIONS if condition.other] == OTHER
     assert [condition.key for condition in protocol.CONDITIONS if condition.beyond_training] == ["i=4", "i=5"]
 
 

@@ -46,6 +46,9 @@ def test_the_users_own_noise_leaves_no_copies() -> None:
     [
         ({"recipe": "best"}, "--recipe"),
         ({"epochs": 0}, "--epochs"),
+        ({"minutes": 0.0}, "--minutes"),
+        ({"minutes": float("inf")}, "--minutes"),
+        ({"minutes": 5.0, "epochs": 2}, "--epochs and --minutes"),
         ({"batch": -1}, "--batch"),
         ({"workers": 0}, "--workers"),
         ({"workers": (4, 2)}, "--workers 4:2"),

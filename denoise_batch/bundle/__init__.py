@@ -49,6 +49,9 @@ DEFAULT_FOLDER = Path("denoise-model")
 SHIPPED_FOLDER = Path(__file__).parent.parent / "pretrained" / "bounds-unet"
 """The model inside the package."""
 
+CODE_SIZES = {"seed": 128, "seed-transposed": 128}
+"""`DenoisingNetwork.code_size` of the networks that have one, for those who must not load torch."""
+
 PIXELS = {"shape": [28, 28], "dtype": "float32", "background": 0.0, "ink": 1.0, "input_clipped": False}
 """What goes into the network: floats, light on dark, noise beyond 0..1 kept. What comes out lies in 0..1."""
 
@@ -107,6 +110,16 @@ class Bundle:
     metrics: dict[str, Any]
     model: dict[str, Any]
 
+    @property
+    def has_quality(self) -> bool:
+        """Whether the network says of each image how good its output is: it has the tensors for it."""
+        return any(name.startswith("quality.") for name in self.tensors)
+
+    @property
+    def code_size(self) -> int:
+        """Numbers in the network's bottleneck, where it stands for the whole image; else 0."""
+        return CODE_SIZES.get(self.architecture, 0)
+
     def load(self, device: str = "cpu") -> DenoisingNetwork:
         """Makes the network and fills in the weights.
 
@@ -161,7 +174,8 @@ class Bundle:
 
     def _build(self, models: Any) -> DenoisingNetwork:
         try:
-            network: DenoisingNetwork = models.build(self.architecture, self.parameters)
+            first = models.FIRST_PARAMETERS.get(self.architecture, {})
+            network: DenoisingNetwork = models.build(self.architecture, first | self.parameters)
         except ModelError as error:
             raise ModelError(f"{self.folder / MODEL_FILE}: {error.message}", hint=_RETRAIN) from error
         except (RuntimeError, MemoryError, OverflowError, AttributeError) as error:

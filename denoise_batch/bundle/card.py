@@ -62,6 +62,16 @@ def _pairs(fields: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in fields.items())
 
 
+_KINDS = {
+    "gaussian": "have Gaussian noise of deviation r / √3 instead",
+    "impulse": "have salt and pepper in r / 3 of their pixels instead",
+    "noiseless": "are blurred only",
+    "clean": "are neither blurred nor noised",
+    "clipped": "(of any kind) are clipped to 8 bits after it",
+}
+"""What the shares of `noise.NoiseRecipe` mean."""
+
+
 def _training(model: dict[str, Any]) -> str:
     data, noise, metrics = model["data"], model["noise"], model["metrics"]
     source = data.get("source", "unknown data")
@@ -75,8 +85,7 @@ def _training(model: dict[str, Any]) -> str:
         lines.append(
             f"- Noise: Gaussian blur, σ from {sigma[0]:g} to {sigma[1]:g} pixels, then uniform white noise in [−r, r], "
             f"r from {half_range[0]:g} to {half_range[1]:g}"
-            + (f"; {noise['clipped']:.0%} of the images clipped to 8 bits after it" if noise.get("clipped") else "")
-            + (f"; {noise['noiseless']:.0%} blurred only" if noise.get("noiseless") else "")
+            + "".join(f"; {noise[key]:.0%} of the images {said}" for key, said in _KINDS.items() if noise.get(key))
         )
     if "images_trained" in metrics:
         lines.append(
@@ -97,6 +106,11 @@ def _quality(metrics: dict[str, Any], history: Sequence[EpochRow]) -> str:
         f"| noisy, denoised | {metrics['validation_psnr_noisy']:.2f} dB |\n"
         f"| clean, passed through | {metrics['validation_psnr_clean']:.2f} dB |"
     )
+    if "validation_quality_error" in metrics:
+        table += (
+            "\n\nThe PSNR that it expects of each noisy image, denoised, is off by "
+            f"{metrics['validation_quality_error']:.2f} dB (root mean square): `infer --quality` writes it."
+        )
     epochs = f" of {len(history)}" if history else ""
     return (
         f"Weights of epoch {metrics['epoch']}{epochs}. Validation images were not trained on; their noise is drawn as "
@@ -111,7 +125,7 @@ def _limits(model: dict[str, Any]) -> str:
     if "sigma" in noise:
         lines.append(
             f"- Blur beyond σ = {noise['sigma'][1]:g} or noise beyond r = {noise['half_range'][1]:g} is extrapolation, "
-            "and so is noise of another kind than uniform."
+            f"and so is noise of another kind than {'these' if noise.get('gaussian') else 'uniform'}."
         )
     lines.append(
         "- Under heavy noise it draws the likeliest digit, which may be the wrong one: do not take its output as "

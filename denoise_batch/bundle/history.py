@@ -26,6 +26,8 @@ class EpochRow:
         learning_rate: of the epoch's last step.
         images_per_second: trained, over the epoch without its validation.
         seconds: since the start, of all attempts together.
+        val_quality_error: root mean square, in dB, of predicted less true PSNR on the noisy validation images; None
+            for networks that predict none.
     """
 
     epoch: int
@@ -37,6 +39,7 @@ class EpochRow:
     learning_rate: float
     images_per_second: float
     seconds: float
+    val_quality_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,12 +70,15 @@ def read_history(path: Path) -> list[EpochRow]:
 
 def _row(text: dict[str, str]) -> EpochRow:
     values: dict[str, Any] = {
-        key: int(value) if key in ("epoch", "images") else float(value) for key, value in text.items()
+        key: int(value) if key in ("epoch", "images") else float(value) if value else None
+        for key, value in text.items()
     }
     return EpochRow(**values)
 
 
-def _short(value: float) -> str:
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
     return str(value) if isinstance(value, int) else f"{value:.7g}"
 
 

@@ -2,7 +2,7 @@
 
     images, description = load_clean_images(None)  # clean_images
     evaluation = evaluate([find_bundle(None)], images, description=description)
-    print(format_table(evaluation))
+    print(format_table(evaluation))  # table
 
 Two runs print the same table: see `protocol`.
 """
@@ -23,7 +23,16 @@ from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation import bootstrap, metrics
 from denoise_batch.evaluation.baselines import Filter, classical_filter
 from denoise_batch.evaluation.linear_mmse import LinearMmse
-from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, FILTER_SETTINGS, NOISE_SEED, Condition, degrade_images
+from denoise_batch.evaluation.protocol import (
+    BLOCK,
+    CONDITIONS,
+    FILTER_SETTINGS,
+    NOISE_SEED,
+    Condition,
+    degrade_with_levels,
+)
+from denoise_batch.evaluation.quality import QualityRow, quality_scores
+from denoise_batch.extra_columns import ExtraColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +40,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from denoise_batch.bundle import Bundle
+
+
+FIGURES: Final = ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy")
+"""The figures of `Scores`."""
+MOST_PSNR: Final = 60.0
+"""A true PSNR beyond it counts as this much, as in training: of an exact image it would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an infinite one (PSNR of an exact copy) is None."""
-        content: dict[str, Any] = {name: _finite(getattr(self, name)) for name, _, _ in _BLOCKS}
+        content: dict[str, Any] = {name: _finite(getattr(self, name)) for name in FIGURES}
         intervals = {name: [_finite(end) for end in ends] for name, ends in self.intervals.items()}
         return content | {"intervals_95": intervals}
 
@@ -82,6 +97,7 @@ class Evaluation:
         models: `method`, `architecture` and `sha256` of each model.
         rows: condition by condition, each with its methods in the same order; the linear MMSE estimate stands only
             where σ and r are fixed and there is noise.
+        quality: condition by condition, the models that say how good their images are.
     """
 
     images: int
@@ -90,6 +106,7 @@ class Evaluation:
     target_entropy: float
     models: tuple[dict[str, str], ...]
     rows: tuple[Row, ...]
+    quality: tuple[QualityRow, ...] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -138,6 +155,7 @@ class Evaluation:
                         for row in self.rows
                         if row.condition == condition.key
                     ],
+                    "quality": [row.to_json() for row in self.quality if row.condition == condition.key],
                 }
                 for condition in CONDITIONS
             ],
@@ -176,7 +194,9 @@ def evaluate(
     names = _model_names(bundles)
     denoisers = [Denoiser(bundle, device=device) for bundle in bundles]
     linear = {} if prior is None else _linear_estimates(prior)
+    extras = [ExtraColumns(quality=bundle.has_quality) for bundle in bundles]
     tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
+    told: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
     entropy: list[npt.NDArray[np.float64]] = []
     starts = range(0, len(images), BLOCK)
     # Filters and metrics are numpy's: they run beside the models, which take torch's own threads.
@@ -185,10 +205,12 @@ def evaluate(
             clean = images[start : start + BLOCK].astype(np.float32) / np.float32(255)
             entropy.append(metrics.target_entropy(clean))
             for place, condition in enumerate(CONDITIONS):
-                noisy = degrade_images(clean, condition, seed=seed, block=block)
+                noisy, levels = degrade_with_levels(clean, condition, seed=seed, block=block)
                 settings = FILTER_SETTINGS[condition.key]
                 filtered = {kind: pool.submit(classical_filter, kind, noisy, settings[kind]) for kind in Filter}
-                denoised = [run(noisy.reshape(len(noisy), -1)).reshape(noisy.shape) for run in denoisers]
+                flat = noisy.reshape(len(noisy), -1)
+                found = [denoiser.run(flat, extra) for denoiser, extra in zip(denoisers, extras, strict=True)]
+                denoised = [model.pixels.reshape(noisy.shape) for model in found]
                 outputs = {"noisy": noisy, **{kind.value: future.result() for kind, future in filtered.items()}}
                 if condition.key in linear:
                     outputs[LINEAR] = linear[condition.key](noisy)
@@ -196,6 +218,11 @@ def evaluate(
                 scored = pool.map(_per_image, repeat(clean), outputs.values(), repeat(entropy[-1]))
                 for name, scores in zip(outputs, scored, strict=True):
                     tallies.setdefault((condition.key, name), []).append(scores)
+                for name, model in zip(names, found, strict=True):
+                    if model.psnr is not None and model.noise_level is not None:
+                        true = metrics.psnr_from_mse(metrics.mse(clean, model.pixels.reshape(noisy.shape)))
+                        part = np.stack([model.psnr, np.minimum(true, MOST_PSNR), model.noise_level, levels])
+                        told.setdefault((condition.key, name), []).append(part)
                 if progress is not None:
                     done = (block * len(CONDITIONS) + place + 1) / (len(starts) * len(CONDITIONS))
                     progress(f"evaluate: {start + len(clean):,} of {len(images):,} images, {condition.key}", done)
@@ -214,23 +241,15 @@ def evaluate(
             for (key, method), parts in tallies.items()
             if key == condition.key
         ),
+        tuple(
+            QualityRow(condition, method, quality_scores(*np.concatenate(parts, axis=1)))
+            for (condition, method), parts in told.items()
+        ),
     )
 
 
 LINEAR: Final = "linear MMSE"
-_WINDOW: Final = f"{metrics.SSIM_WINDOW}×{metrics.SSIM_WINDOW}"
-_BLOCKS: Final = (
-    ("pooled_psnr", "pooled PSNR, dB (higher is better)", 2),
-    ("mean_psnr", "mean PSNR, dB (higher is better)", 2),
-    ("ssim", f"SSIM, {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA} (higher is better)", 4),
-    ("foreground_rmse", "RMSE where there is ink, of full ink (lower is better)", 4),
-    ("excess_cross_entropy", "excess cross-entropy, nats a pixel (lower is better)", 4),
-)
-_METHOD_TITLES: Final = {
-    "noisy": "noisy input",
-    **{kind.value: f"{kind.value.capitalize()} filter" for kind in Filter},
-    LINEAR: f"{LINEAR}, told σ and r",
-}
+"""The method's name."""
 
 
 def _linear_estimates(prior: npt.NDArray[np.uint8]) -> dict[str, Callable[[npt.NDArray[np.float32]], Any]]:
@@ -241,64 +260,6 @@ def _linear_estimates(prior: npt.NDArray[np.uint8]) -> dict[str, Callable[[npt.N
         for condition in CONDITIONS
         if condition.fixed and condition.recipe.half_range[0] > 0.0
     }
-
-
-def format_table(evaluation: Evaluation) -> str:
-    """The evaluation as aligned plain text: a block for each metric, methods down, conditions across."""
-    titles = [_METHOD_TITLES.get(method, method) for method in evaluation.methods]
-    first = max(16, *map(len, titles))
-    keys = [condition.key + ("*" if condition.beyond_training else "") for condition in CONDITIONS]
-    lines = [
-        f"{evaluation.images:,} images: {evaluation.description or 'not described'}; noise seed {evaluation.seed}",
-        "",
-        _line("", first, keys),
-        _line("  blur σ, pixels", first, [_range(condition.recipe.sigma) for condition in CONDITIONS]),
-        _line("  noise ± r", first, [_range(condition.recipe.half_range) for condition in CONDITIONS]),
-    ]
-    for name, heading, digits in _BLOCKS:
-        lines += ["", heading]
-        for method, title in zip(evaluation.methods, titles, strict=True):
-            scores = [evaluation.score(condition.key, method, name) for condition in CONDITIONS]
-            lines.append(_line(title, first, [_number(score, digits) for score in scores]))
-    lines += ["", "95% interval of the pooled PSNR, ± dB"]
-    for method, title in zip(evaluation.methods, titles, strict=True):
-        lines.append(_line(title, first, [_margin(evaluation, condition.key, method) for condition in CONDITIONS]))
-    lines += ["", "setting of each filter (window's side in pixels; the Gaussian's σ)"]
-    for kind in Filter:
-        settings = [f"{FILTER_SETTINGS[condition.key][kind]:g}" for condition in CONDITIONS]
-        lines.append(_line(_METHOD_TITLES[kind.value], first, settings))
-    lines += [
-        "",
-        "mixture: σ and r drawn for each image, noise not clipped. uint8: the same images clipped to 0..1 and rounded",
-        "to 8 bits. * beyond the seed's training range: extrapolation. Each filter has, under each condition, the",
-        "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
-        f"Cross-entropy is counted from the clean images' own entropy, {evaluation.target_entropy:.4f}.",
-        f"Intervals: {bootstrap.RESAMPLES:,} resamples of the images, the wider half; JSON has those of all figures.",
-    ]
-    return "\n".join(lines)
-
-
-def _margin(evaluation: Evaluation, condition: str, method: str) -> str:
-    """The wider half of the interval of the pooled PSNR."""
-    middle = evaluation.score(condition, method, "pooled_psnr")
-    if not math.isfinite(middle):
-        return "–"
-    low, high = evaluation.row(condition, method).scores.intervals["pooled_psnr"]
-    return f"{max(high - middle, middle - low):.2f}"
-
-
-def _line(title: str, width: int, cells: Sequence[str]) -> str:
-    return (title.ljust(width) + "".join(cell.rjust(10) for cell in cells)).rstrip()
-
-
-def _range(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:g}" if ends[0] == ends[1] else f"{ends[0]:g}-{ends[1]:g}"
-
-
-def _number(value: float, digits: int) -> str:
-    if math.isnan(value):
-        return "–"
-    return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
 
 
 def _model_names(bundles: Sequence[Bundle]) -> list[str]:

@@ -3,7 +3,8 @@
     shown = preview("denoised.parquet", Path("sheet.png"))
     print(shown.summary())
 
-The dataset is sampled, not read: see `sampling`. No torch, no Ray.
+The dataset is sampled, not read: see `sampling`. Only what `infer --quality` says of its images is read of all rows, so
+that the worst of a large output are found. No torch, no Ray.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, FlagError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
-from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, sample_rows
+from denoise_batch.evaluation.sampling import Dataset, Sample, lowest_rows, open_dataset, rows_at, sample_rows
+from denoise_batch.extra_columns import psnr_column
 from denoise_batch.images import ImageColumn, check_float_range, find_image_column
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class ShownRow:
         file: its file.
         row: its number within the file.
         psnr: of the denoised image (the image itself where none is denoised) against the clean one, in dB, or None.
+        expected_psnr: what the model said of its own image, in dB; None where it was not asked, or did not rank.
         change: root mean square difference of the denoised image from the noisy one, in units of full ink, or None.
     """
 
@@ -47,6 +51,7 @@ class ShownRow:
     row: int
     psnr: float | None
     change: float | None
+    expected_psnr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Preview:
         rows: of the whole dataset.
         searched: rows that were read, to draw from and to find the worst ones among.
         without_image: those of them that lack an image in one of the columns; they are not shown.
-        worst_by: `psnr`, `change`, or None where there is nothing to rank by or no worst rows were asked for.
+        worst_by: `psnr`, `expected_psnr` (the worst of all rows then), `change`, or None where there is nothing to
+            rank by or no worst rows were asked for.
     """
 
     path: str
@@ -87,9 +93,12 @@ class Preview:
             else f"{self.searched:,} of {self.rows:,} rows, sampled"
         )
         text = f"{self.picture}: {len(self.random)} random"
-        if self.worst_by:
-            text += f" and the {len(self.worst)} worst"
-        text += f" of {among}"
+        if self.worst_by == "expected_psnr":
+            text += f" of {among}, and the {len(self.worst)} of all that the model expects least of"
+        elif self.worst_by:
+            text += f" and the {len(self.worst)} worst of {among}"
+        else:
+            text += f" of {among}"
         if self.without_image:
             text += f"; {self.without_image:,} of them have no image and were left out"
         return text
@@ -103,7 +112,7 @@ def preview(
     denoised: str | None = None,
     clean: str | None = None,
     count: int = 8,
-    worst: bool = True,
+    worst: int | None = None,
     searched: int = SEARCHED_ROWS,
     seed: int = 0,
 ) -> Preview:
@@ -115,9 +124,10 @@ def preview(
         column: the noisy image column; found if not named.
         denoised: the denoised one; else `denoised` if there is such an image column, else none.
         clean: the clean one; else `clean` if there is such an image column, else none.
-        count: rows in each section, 1 to 100.
-        worst: whether to show the worst rows too: those with the lowest PSNR against the clean image, or, where there
-            is none, those which denoising changed the most.
+        count: random rows, 1 to 100.
+        worst: how many of the worst rows to show too, 0 to 100; None is as many. They are those with the lowest PSNR
+            against the clean image; where there is none, those with the lowest PSNR that the model expects of itself
+            (`infer --quality`), of the whole dataset; where it did not say, those which denoising changed the most.
         searched: rows to read, among which the worst ones are found and the random ones drawn.
         seed: which rows are sampled and shown.
 
@@ -126,9 +136,12 @@ def preview(
     """
     if not 1 <= count <= MOST_ROWS:
         raise FlagError(f"--rows {count} is impossible", hint=f"give a number from 1 to {MOST_ROWS}")
+    worst = count if worst is None else worst
+    if not 0 <= worst <= MOST_ROWS:
+        raise FlagError(f"--worst {worst} is impossible", hint=f"give a number from 0 to {MOST_ROWS}")
     dataset = open_dataset(path)
     columns = _columns(dataset, column, denoised, clean)
-    ranked_by = _ranked_by(columns) if worst else None
+    ranked_by = _ranked_by(dataset, columns) if worst else None
     sample = sample_rows(dataset, list(columns.values()), max(searched, count), seed=seed)
     whole = np.flatnonzero(np.logical_and.reduce(sample.good))
     if len(whole) == 0:
@@ -141,12 +154,16 @@ def preview(
     chosen = np.sort(np.random.default_rng(seed).choice(len(whole), min(count, len(whole)), replace=False))
     among = f"all {dataset.rows:,} rows" if len(sample) == dataset.rows else f"{len(sample):,} sampled rows"
     sections = [_section(f"random rows of {dataset.rows:,}", dataset, sample, whole[chosen], scores, chosen)]
-    lowest = np.zeros(0, np.int64)
-    if ranked_by:
+    shown_worst: tuple[ShownRow, ...] = ()
+    if ranked_by == "expected_psnr":
+        section, shown_worst = _expected_worst(dataset, columns, worst)
+        sections.append(section)
+    elif ranked_by:
         order = scores["psnr"] if ranked_by == "psnr" else -scores["change"]
-        lowest = np.argsort(order, kind="stable")[:count]
+        lowest = np.argsort(order, kind="stable")[:worst]
         heading = f"{'lowest PSNR' if ranked_by == 'psnr' else 'changed the most'}, of {among}"
         sections.append(_section(heading, dataset, sample, whole[lowest], scores, lowest))
+        shown_worst = _shown(dataset, sample, whole[lowest], scores, lowest)
     kinds = tuple(columns)
     own_range = [kind in ("noisy", "image") for kind in kinds]
     contact_sheet(picture, sections, columns=kinds, title=storage.redact(path), own_range=own_range)
@@ -159,8 +176,22 @@ def preview(
         len(sample) - len(whole),
         ranked_by,
         _shown(dataset, sample, whole[chosen], scores, chosen),
-        _shown(dataset, sample, whole[lowest], scores, lowest),
+        shown_worst,
     )
+
+
+def _expected_worst(
+    dataset: Dataset, columns: dict[str, ImageColumn], count: int
+) -> tuple[Section, tuple[ShownRow, ...]]:
+    """The rows of the whole dataset that the model expects least of."""
+    file, row, expected = lowest_rows(dataset, psnr_column(columns["denoised"].name), count)
+    sample = rows_at(dataset, list(columns.values()), file, row)
+    whole = np.flatnonzero(np.logical_and.reduce(sample.good))
+    scores = _scores(columns, sample, whole) | {"expected_psnr": expected[whole]}
+    places = np.arange(len(whole))
+    heading = f"lowest expected PSNR, of all {dataset.rows:,} rows"
+    section = _section(heading, dataset, sample, whole, scores, places)
+    return section, _shown(dataset, sample, whole, scores, places)
 
 
 def _columns(dataset: Dataset, column: str | None, denoised: str | None, clean: str | None) -> dict[str, ImageColumn]:
@@ -192,10 +223,14 @@ def _columns(dataset: Dataset, column: str | None, denoised: str | None, clean: 
     return found
 
 
-def _ranked_by(columns: dict[str, ImageColumn]) -> str | None:
+def _ranked_by(dataset: Dataset, columns: dict[str, ImageColumn]) -> str | None:
     if "clean" in columns:
         return "psnr"
-    return "change" if "denoised" in columns else None
+    if "denoised" not in columns:
+        return None
+    name = psnr_column(columns["denoised"].name)
+    told = name in dataset.schema.names and pa.types.is_floating(dataset.schema.field(name).type)
+    return "expected_psnr" if told else "change"
 
 
 def _scores(
@@ -230,6 +265,8 @@ def _section(
             lines.append(name if len(name) <= 18 else f"{name[:11]}…{name[-6:]}")
         if "psnr" in scores:
             lines.append(f"PSNR {scores['psnr'][place]:.1f} dB")
+        elif "expected_psnr" in scores:
+            lines.append(f"expects {scores['expected_psnr'][place]:.1f} dB")
         elif "change" in scores:
             lines.append(f"RMS change {scores['change'][place]:.2f}")
         lines.append(f"{pictures[0].min():.2f} to {pictures[0].max():.2f}".replace("-", "−"))
@@ -250,6 +287,7 @@ def _shown(
             int(sample.row[row]),
             float(scores["psnr"][place]) if "psnr" in scores else None,
             float(scores["change"][place]) if "change" in scores else None,
+            float(scores["expected_psnr"][place]) if "expected_psnr" in scores else None,
         )
         for row, place in zip(rows, places, strict=True)
     )

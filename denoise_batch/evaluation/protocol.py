@@ -1,8 +1,8 @@
 """The evaluation protocol: which noise, from which seeds, and the classical filters' settings. `evaluate` runs it.
 
-Eight conditions: the seed's training mixture; the same noisy images clipped to 8 bits, as scanners write them; and the
-six levels of the seed's first figure. The noise comes from published seeds and is drawn on the CPU in blocks, so that
-image i is degraded alike however many images are taken and whatever runs the models.
+The seed's conditions are eight: its training mixture; the same noisy images clipped to 8 bits, as scanners write them;
+and the six levels of its first figure. Six more are other kinds of noise. The noise comes from published seeds and is
+drawn on the CPU in blocks, so that image i is degraded alike however many images are taken, whatever runs the models.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Condition:
         key: its name in tables and JSON.
         recipe: the ranges its levels are drawn from.
         stream: which stream of random numbers it uses; two conditions of one stream see the same noise.
+        other: whether it is of another kind than the seed's noise; such conditions stand in a table of their own.
         beyond_training: whether it lies outside the seed's training range, so that models trained there extrapolate.
     """
 
@@ -46,6 +47,7 @@ class Condition:
     recipe: NoiseRecipe
     stream: int
     beyond_training: bool = False
+    other: bool = False
 
     @property
     def fixed(self) -> bool:
@@ -68,7 +70,24 @@ def _seed_conditions() -> tuple[Condition, ...]:
     return (Condition("mixture", mixture, 0), Condition("uint8", NoiseRecipe(clipped=1.0), 0), *levels)
 
 
-CONDITIONS: Final = _seed_conditions()
+def _other_conditions() -> tuple[Condition, ...]:
+    """All kinds mixed, Gaussian noise as it is and clipped to 8 bits, salt and pepper; blur alone; noise that is faint.
+
+    Levels are drawn as in the seed's mixture, but for the last two.
+    """
+    kinds = NoiseRecipe(clipped=0.25, noiseless=0.06, clean=0.05, gaussian=0.15, impulse=0.07)
+    recipes = (
+        ("kinds", kinds, 7),
+        ("gaussian", NoiseRecipe(gaussian=1.0), 8),
+        ("gaussian8", NoiseRecipe(gaussian=1.0, clipped=1.0), 8),
+        ("impulse", NoiseRecipe(impulse=1.0), 9),
+        ("blur", NoiseRecipe((1.0, 1.0), (0.0, 0.0)), 10),
+        ("faint", NoiseRecipe((0.0, 0.0), (0.05, 0.05)), 11),
+    )
+    return tuple(Condition(key, recipe, stream, other=True) for key, recipe, stream in recipes)
+
+
+CONDITIONS: Final = (*_seed_conditions(), *_other_conditions())
 
 FILTER_SETTINGS: Final[dict[str, dict[Filter, float]]] = {
     "mixture": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.25, Filter.WIENER: 5},
@@ -79,6 +98,12 @@ FILTER_SETTINGS: Final[dict[str, dict[Filter, float]]] = {
     "i=3": {Filter.MEDIAN: 7, Filter.GAUSSIAN: 1.5, Filter.WIENER: 5},
     "i=4": {Filter.MEDIAN: 9, Filter.GAUSSIAN: 2.5, Filter.WIENER: 7},
     "i=5": {Filter.MEDIAN: 9, Filter.GAUSSIAN: 3.0, Filter.WIENER: 9},
+    "kinds": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.0, Filter.WIENER: 5},
+    "gaussian": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.25, Filter.WIENER: 5},
+    "gaussian8": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.0, Filter.WIENER: 5},
+    "impulse": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.0, Filter.WIENER: 5},
+    "blur": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
+    "faint": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
 }
 """Side of the window in pixels (median, Wiener) or σ (Gaussian) for each condition: what `choose_filter_settings` gives
 on the first `SETTINGS_IMAGES` images of MNIST's training set."""
@@ -95,14 +120,20 @@ def degrade_images(
     Returns:
         (n, 28, 28) float32.
     """
+    return degrade_with_levels(clean, condition, seed=seed, block=block)[0]
+
+
+def degrade_with_levels(
+    clean: npt.NDArray[np.float32], condition: Condition, *, seed: int = NOISE_SEED, block: int = 0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """As `degrade_images`; and the noise level of each image, (n,), as `NoiseDraw.degrade` defines it."""
     # A full block is drawn even where fewer images are left: image i then gets the same noise whatever comes after it.
     padded = torch.zeros((BLOCK, *clean.shape[1:]))
     padded[: len(clean)] = torch.from_numpy(clean)
     state = np.random.SeedSequence([seed, condition.stream, block]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    noisy, _, _ = condition.recipe.apply(padded, generator)
-    result: npt.NDArray[np.float32] = noisy[: len(clean)].numpy()
-    return result
+    noisy, levels = condition.recipe.draw(BLOCK, generator).degrade(padded)
+    return noisy[: len(clean)].numpy(), levels[: len(clean)].numpy()
 
 
 def choose_filter_settings(

@@ -140,6 +140,64 @@ def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *,
     )
 
 
+def lowest_rows(
+    dataset: Dataset, name: str, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The rows with the lowest numbers in a column, of the whole dataset: only that column is read.
+
+    Returns:
+        (n,) each, lowest first: index of the file, number of the row within it, and the number. Nulls do not count.
+
+    Raises:
+        ParquetError: a file's pages are damaged, or it lacks the column.
+    """
+    none = np.zeros(0, np.int64)
+    file, row, value = none, none, np.zeros(0)
+    for index, path in enumerate(dataset.files):
+        start = 0
+        for batch in _batches(path, None, [name]):
+            numbers = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
+            there = np.flatnonzero(np.isfinite(numbers))
+            file = np.concatenate([file, np.full(len(there), index)])
+            row = np.concatenate([row, start + there])
+            value = np.concatenate([value, numbers[there]])
+            kept = np.argsort(value, kind="stable")[:count]
+            file, row, value = file[kept], row[kept], value[kept]
+            start += batch.num_rows
+    return file, row, value
+
+
+def rows_at(
+    dataset: Dataset, columns: Sequence[ImageColumn], file: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
+) -> Sample:
+    """Given rows, in the order in which they are given; each of their row groups is read once.
+
+    Args:
+        file, row: (n,) each, as in `Sample`.
+
+    Raises:
+        ParquetError: a file's pages are damaged, or it lacks a column.
+    """
+    pixels = [np.zeros((len(row), PIXELS), np.float32) for _ in columns]
+    good = [np.zeros(len(row), np.bool_) for _ in columns]
+    for index in np.unique(file):
+        start = 0
+        for group, rows in enumerate(dataset.footers[index].row_groups):
+            wanted = np.flatnonzero((file == index) & (row >= start) & (row < start + rows))
+            if len(wanted):
+                within = row[wanted] - start
+                low, high = int(within.min()), int(within.max())
+                for begin, batch in _read(dataset.files[index], group, low, high - low + 1, columns):
+                    here = np.flatnonzero((within >= begin) & (within < begin + batch.num_rows))
+                    taken = batch.take(within[here] - begin)
+                    for place, column in enumerate(columns):
+                        decoded = decode(taken.column(place), column)
+                        pixels[place][wanted[here]] = to_model_input(decoded.pixels, Polarity.LIGHT_ON_DARK)
+                        good[place][wanted[here]] = decoded.bad == 0
+            start += rows
+    return Sample(file, row, tuple(pixels), tuple(good))
+
+
 def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[tuple[int, int, int, int, int]]:
     """(file, row group, rows skipped in it, rows taken, number in the file of the group's first row) of each run."""
     groups = [
@@ -169,7 +227,18 @@ def _read(
     path: str, group: int, skip: int, take: int, columns: Sequence[ImageColumn]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches of rows skip..skip + take of a row group, each with its first row's number in the group."""
-    names = [column.name for column in columns]
+    row = 0
+    for batch in _batches(path, group, [column.name for column in columns]):
+        low, high = max(skip - row, 0), min(skip + take - row, batch.num_rows)
+        if low < high:
+            yield row + low, batch.slice(low, high - low)
+        row += batch.num_rows
+        if row >= skip + take:
+            return
+
+
+def _batches(path: str, group: int | None, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a row group, or of all of them."""
     try:
         with open_parquet(path, buffer=1 << 20) as file:
             missing = [name for name in names if name not in file.schema_arrow.names]
@@ -178,14 +247,9 @@ def _read(
                     f"{storage.redact(path)}: there is no column {missing[0]!r}, which other files of it have",
                     hint="give files of one schema at a time",
                 )
-            row = 0
-            for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group], columns=names, use_threads=False):
-                low, high = max(skip - row, 0), min(skip + take - row, batch.num_rows)
-                if low < high:
-                    yield row + low, batch.select(names).slice(low, high - low)
-                row += batch.num_rows
-                if row >= skip + take:
-                    return
+            groups = range(file.num_row_groups) if group is None else [group]
+            for batch in file.iter_batches(batch_size=_BATCH, row_groups=groups, columns=names, use_threads=False):
+                yield batch.select(names)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, str(error).partition("\n")[0]) from error
 

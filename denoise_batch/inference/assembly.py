@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from denoise_batch import __version__, publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
+from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text, vouching
 from denoise_batch.inference.output_schema import output_schema
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from denoise_batch.images.layouts import ImageColumn
-    from denoise_batch.inference.plan import Plan
     from denoise_batch.inference.run_folder import Run, RunFolder
 
 _MERGE_ROWS = 4096
@@ -103,7 +103,7 @@ def set_aside(run: Run) -> list[tuple[str, dict[str, Any]]]:
 def write_empty_part(run: Run, column: ImageColumn, folder: Path, compression: str) -> dict[str, Any]:
     """Zero rows in: one valid file without rows, so that readers find the schema; its entry in the manifest."""
     name = "part-00000.parquet"
-    written = _write_empty(run.plan, column, folder / name, compression)
+    written = _write_empty(run, column, folder / name, compression)
     return {"path": name, "rows": 0, "bytes": written.bytes, "digest": written.digest}
 
 
@@ -125,7 +125,7 @@ def build_file(
         merged = Written(receipt.rows_out, receipt.bytes, receipt.digest)
     elif merged is None:
         publishing.remove(data)
-        merged = _write_empty(run.plan, column, data, compression)
+        merged = _write_empty(run, column, data, compression)
     files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
     describe(run, described, files, _link_quarantine(run, described), report, success=described / SUCCESS)
     return data, described
@@ -167,10 +167,11 @@ def _move(run: RunFolder, name: str, target: Path) -> None:
         raise DenoiseBatchError(f"{staged} is gone", hint="run the same command again to make it anew")
 
 
-def _write_empty(plan: Plan, column: ImageColumn, path: Path, compression: str) -> Written:
+def _write_empty(run: Run, column: ImageColumn, path: Path, compression: str) -> Written:
     publishing.remove(path)
-    schema = output_schema(plan.schema, column.field)
-    with OutputFile(path, schema, (plan.column, column), compression=compression) as file:
+    extras = ExtraColumns.from_json(run.identity).fields(column.name)
+    schema = output_schema(run.plan.schema, column.field, *extras)
+    with OutputFile(path, schema, (run.plan.column, column), compression=compression) as file:
         return file.finish()
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
+from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
 from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
@@ -65,6 +66,7 @@ class UnitOptions:
         column: the input's image column.
         output: the column to add.
         compression: of the output's pages.
+        extras: columns to add beside the image.
     """
 
     staging: str
@@ -73,6 +75,7 @@ class UnitOptions:
     polarity: Polarity
     on_bad_row: OnBadRow
     compression: str
+    extras: ExtraColumns = NO_EXTRAS
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def denoise_unit(
     """Makes one unit's output file, or says why not; never raises for what data, files or disks do.
 
     Args:
-        forward: (n, 784) float32 noisy pixels → (n, 784) float32 denoised.
+        forward: (n, 784) float32 noisy pixels → (n, 784) float32 denoised, or `Denoised` with what the extra columns
+            need.
         fingerprint: goes into the receipt; asked for at the end, where `forward` may change it.
         on_rows: told the rows denoised so far, now and then.
     """
@@ -179,7 +183,7 @@ def _denoise(
     bad_codes: list[int] = []
     target = Path(options.staging, assignment.name)
     with open_parquet(assignment.file.path) as source:
-        schema = output_schema(source.schema_arrow, options.output.field)
+        schema = output_schema(source.schema_arrow, options.output.field, *options.extras.fields(options.output.name))
         chunk = chunk_rows(assignment.file.row_bytes)
         images = (options.column, options.output)
         with (
@@ -195,9 +199,9 @@ def _denoise(
             writing: deque[Future[None]] = deque()
             done = 0
             for batch in _prefetched(read_unit(source, unit, chunk, assignment.file.path), clock, "read"):
-                column, codes = _denoise_batch(batch, options, forward, clock)
+                columns, codes = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
-                out = [pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema)]
+                out = [pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)]
                 if len(found):
                     bad_rows += (unit.start + done + found).tolist()
                     bad_codes += codes[found].tolist()
@@ -242,18 +246,21 @@ def _denoise(
 
 def _denoise_batch(
     batch: pa.RecordBatch, options: UnitOptions, forward: Forward, clock: dict[str, float]
-) -> tuple[pa.Array, Any]:
-    """The batch's new column, and the code of every row's fault."""
+) -> tuple[list[pa.Array], Any]:
+    """The batch's new columns, and the code of every row's fault."""
     with _timed(clock, "decode"):
         decoded = decode(batch.column(options.column.name), options.column)
         noisy = to_model_input(decoded.pixels, options.polarity)
     with _timed(clock, "forward"):
-        clean = forward(noisy)
+        made = forward(noisy)
+    denoised = made if isinstance(made, Denoised) else Denoised(made)
+    clean = denoised.pixels
     if not np.isfinite(clean).all():
         raise DenoiseBatchError("the model gave a pixel that is not a number", hint="")
     with _timed(clock, "encode"):
         # The same flip that makes a scan light on dark makes the result dark on light again.
-        return encode(to_model_input(clean, options.polarity), decoded.bad, options.output), decoded.bad
+        column = encode(to_model_input(clean, options.polarity), decoded.bad, options.output)
+        return [column, *options.extras.arrays(denoised, decoded.bad)], decoded.bad
 
 
 def _between(batch: pa.RecordBatch, rows: Any) -> list[pa.RecordBatch]:

@@ -62,6 +62,7 @@ class DryRun:
         columns: the input's, with their types.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
         image_column, output_column: name, layout, dtype and Arrow type.
+        extra_columns: those beside it, with their types.
         done_rows: rows that an unfinished run of this request has done already.
         estimate: None where there are no rows, or the sample could not be read.
         sample_failed: why it could not.
@@ -82,6 +83,7 @@ class DryRun:
     image_column: dict[str, str]
     polarity: str
     output_column: dict[str, str]
+    extra_columns: dict[str, str]
     done_rows: int
     estimate: Estimate | None
     sample_failed: str
@@ -105,6 +107,7 @@ class DryRun:
             *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, {self.polarity}",
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
+            *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]
         if self.done_rows:
             shown.append(
@@ -161,6 +164,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
         output_column=_described(added),
+        extra_columns={field.name: str(field.type) for field in settings.extras.fields(added.name)},
         done_rows=done,
         estimate=estimate,
         sample_failed=failed,
@@ -199,12 +203,21 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     on_bad_row = OnBadRow.NULL if settings.on_bad_row is OnBadRow.FAIL else settings.on_bad_row
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
         options = UnitOptions(
-            folder, plan.column, request.output_column(plan), plan.polarity, on_bad_row, settings.compression
+            folder,
+            plan.column,
+            request.output_column(plan),
+            plan.polarity,
+            on_bad_row,
+            settings.compression,
+            settings.extras,
         )
+
+        def forward(noisy: Any) -> Any:
+            return denoiser.run(noisy, settings.extras)
 
         def denoise(name: str, most: int) -> Receipt:
             part = replace(unit, rows=min(unit.rows, most))
-            result = denoise_unit(Assignment(part, plan.files[unit.file], 1, name), options, denoiser)
+            result = denoise_unit(Assignment(part, plan.files[unit.file], 1, name), options, forward)
             if isinstance(result, Receipt):
                 return result
             raise DenoiseBatchError(f"{storage.redact(plan.files[unit.file].path)}: {result.reason}", hint="")

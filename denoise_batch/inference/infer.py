@@ -233,6 +233,7 @@ class _Job:
             run.plan.polarity,
             settings.on_bad_row,
             settings.compression,
+            settings.extras,
         )
         size = pool_size(
             capacity.living_nodes(),

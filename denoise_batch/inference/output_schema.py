@@ -1,4 +1,4 @@
-"""The output's schema: the input's, the new column, and Spark's own note of the columns brought up to date."""
+"""The output's schema: the input's, the new columns, and Spark's own note of the columns brought up to date."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ _SPARK_TYPES = {
 }
 
 
-def output_schema(schema: pa.Schema, column: pa.Field) -> pa.Schema:
-    """The schema with one more column at its end.
+def output_schema(schema: pa.Schema, *columns: pa.Field) -> pa.Schema:
+    """The schema with more columns at its end.
 
-    Spark takes a file's columns from the note that it left in the metadata, and would not see the new one; where the
+    Spark takes a file's columns from the note that it left in the metadata, and would not see the new ones; where a
     column has no type in Spark, or the note is not understood, it is left out, and Spark reads the schema itself.
     """
-    wider = schema.append(column)
+    wider = schema
+    for column in columns:
+        wider = wider.append(column)
     if _SPARK not in (schema.metadata or {}):
         return wider
     metadata = dict(schema.metadata)
     try:
         note = json.loads(metadata[_SPARK])
-        field = {"name": column.name, "type": _spark_type(column.type), "nullable": True, "metadata": {}}
-        note["fields"].append(field)
+        for column in columns:
+            field = {"name": column.name, "type": _spark_type(column.type), "nullable": True, "metadata": {}}
+            note["fields"].append(field)
         metadata[_SPARK] = json.dumps(note, separators=(",", ":")).encode()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         del metadata[_SPARK]

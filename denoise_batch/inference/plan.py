@@ -141,8 +141,11 @@ class Plan:
         )
 
 
-def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity, output_column: str) -> Plan:
+def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity, *added: str) -> Plan:
     """Reads every footer, checks that the files fit each other and the request, and cuts them into units.
+
+    Args:
+        added: names of the columns that the output will have beside the input's.
 
     Raises:
         ParquetError: files are damaged, not Parquet, or differ in their schema; all are named.
@@ -150,7 +153,7 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     """
     found = footers.read_footers([file.path for file in files])
     read, schema = _check_files(files, found)
-    _check_columns(schema, files, column, output_column)
+    _check_columns(schema, files, column, added)
     found_samples = _sample(files, read, image_candidates(schema, column))
     samples = [sample.table for sample in found_samples]
     image = find_image_column(schema, column, _first_rows(samples))
@@ -222,7 +225,7 @@ def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Sch
     return kinds[common], odd
 
 
-def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | None, output_column: str) -> None:
+def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | None, added: Sequence[str]) -> None:
     file = files[0]
     duplicates = {name for name in schema.names if schema.names.count(name) > 1}
     if duplicates:
@@ -233,16 +236,17 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
     if column is not None and column not in schema.names:
         raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(schema.names)}")
     partitions = {part.partition("=")[0] for folder in {file.folder for file in files} for part in folder.split("/")}
-    if output_column in partitions:
-        raise ColumnError(
-            f"the input has partition folders {output_column}=…, which readers take for a column",
-            hint="give the new column another name (infer: --output-column)",
-        )
-    if output_column in schema.names:
-        raise ColumnError(
-            f"the input has a column {output_column!r} already",
-            hint="give the new one another name (infer: --output-column), or drop it",
-        )
+    for name in added:
+        if name in partitions:
+            raise ColumnError(
+                f"the input has partition folders {name}=…, which readers take for a column",
+                hint="give the new column another name (infer: --output-column)",
+            )
+        if name in schema.names:
+            raise ColumnError(
+                f"the input has a column {name!r} already",
+                hint="give the new one another name (infer: --output-column), or drop it",
+            )
 
 
 def _difference(first: pa.Schema, other: pa.Schema) -> str:

@@ -10,6 +10,7 @@ from denoise_batch import storage
 from denoise_batch.bundle import Bundle, find_bundle
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import FlagError
+from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import ImageColumn, Layout, output_column
 from denoise_batch.inference.denoise_unit import OnBadRow
@@ -43,7 +44,7 @@ class InferSettings:
         inputs: files, folders, globs or URIs.
         output: the file or folder to make.
         model: a model folder; None takes ./denoise-model, else the one that ships.
-        column, output_column, layout, dtype, polarity, on_bad_row, shape, compression: result options.
+        column, output_column, layout, dtype, polarity, on_bad_row, shape, compression, extras: result options.
         max_bad: share of all rows, 0..1, that may be bad.
         overwrite: replace OUT, and discard an unfinished run of another request.
         workers: the most actors, or the fewest and the most; None is one for each GPU, else one for each CPU core, of
@@ -65,6 +66,7 @@ class InferSettings:
     on_bad_row: OnBadRow = OnBadRow.NULL
     shape: OutputShape = OutputShape.AUTO
     compression: str = "zstd"
+    extras: ExtraColumns = NO_EXTRAS
     max_bad: float = 0.01
     overwrite: bool = False
     workers: WorkerCount | None = None
@@ -99,7 +101,8 @@ class Request:
             FlagError: `--layout` and `--dtype` do not fit.
         """
         settings = self.settings
-        plan = make_plan(self.listing.files, settings.column, settings.polarity, settings.output_column)
+        added = [field.name for field in settings.extras.fields(settings.output_column)]
+        plan = make_plan(self.listing.files, settings.column, settings.polarity, settings.output_column, *added)
         self.output_column(plan)
         return plan
 
@@ -118,6 +121,7 @@ def look_at(settings: InferSettings) -> Request:
     _check(settings)
     refuse_unsafe_switches()
     bundle = find_bundle(settings.model)
+    settings.extras.check(bundle)
     listing = storage.list_inputs(settings.inputs)
     single = settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
     out: Path | StorePrefix
@@ -142,6 +146,7 @@ def look_at(settings: InferSettings) -> Request:
         "on_bad_row": settings.on_bad_row.value,
         "single_file": single,
         "compression": settings.compression,
+        **settings.extras.to_json(),
     }
     return Request(settings, bundle, listing, out, single, identity)
 

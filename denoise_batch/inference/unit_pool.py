@@ -187,7 +187,7 @@ class DenoiseUnit:
         yield _answer("working", asdict(Working(unit.index, 0)))
         self._metrics.begin()
         future = self._thread.submit(
-            denoise_unit, Assignment(unit, file, **fields), self._options, self._denoiser, self._fingerprint, on_rows
+            denoise_unit, Assignment(unit, file, **fields), self._options, self._forward, self._fingerprint, on_rows
         )
         seen, since = done, time.monotonic()
         while not wait([future], timeout=_PROGRESS_SECONDS).done:
@@ -203,6 +203,9 @@ class DenoiseUnit:
         result = future.result()
         self._metrics.end(result)
         yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
+
+    def _forward(self, noisy: Any) -> Any:
+        return self._denoiser.run(noisy, self._options.extras)
 
     def _fingerprint(self) -> str:
         import pyarrow as pa

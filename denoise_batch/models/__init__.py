@@ -1,7 +1,7 @@
 """The networks, by name.
 
 Each takes noisy images (n, 1, 28, 28) float32 and gives clean ones, the same shape, in 0..1. `logits` is the same
-before the last sigmoid. Networks with a bottleneck have `code`.
+before the last sigmoid. Networks with a bottleneck have `code`, those that know how good they are `has_quality`.
 
     model = build("bounds-unet")
 
@@ -24,6 +24,9 @@ ARCHITECTURES: dict[str, type[DenoisingNetwork]] = {
     "seed": SeedAutoencoder,
     "seed-transposed": TransposedSeedAutoencoder,
 }
+
+FIRST_PARAMETERS: dict[str, dict[str, Any]] = {"bounds-unet": {"version": 1}}
+"""What parameters were before model folders said so: folders that lack them mean these, and not today's defaults."""
 
 
 def build(architecture: str, parameters: dict[str, Any] | None = None) -> DenoisingNetwork:

@@ -16,9 +16,13 @@ class DenoisingNetwork(nn.Module):
 
     Attributes:
         parameters_json: the constructor's arguments, as they stand in a model folder.
+        has_quality: whether it says of each image how good its output is: `logits_and_quality` works.
+        code_size: numbers in its bottleneck, which `code` and `decode` lead to and from; 0 without.
     """
 
     parameters_json: dict[str, Any]
+    has_quality: bool = False
+    code_size: int = 0
 
     def logits(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → (n, 1, 28, 28) float32, the clean image before the sigmoid."""
@@ -27,6 +31,23 @@ class DenoisingNetwork(nn.Module):
     def forward(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → (n, 1, 28, 28) float32 clean, in 0..1."""
         return torch.sigmoid(self.logits(noisy).float())
+
+    def logits_and_quality(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        """`logits`, and what the network thinks of each image, in one pass.
+
+        Returns:
+            logits as in `logits`; quality (n, 2) float32: the denoised image's PSNR in dB, and the noisy image's noise
+            level, in units of full ink, as `NoiseDraw.degrade` defines it (an estimate, which may lie below 0).
+        """
+        raise NotImplementedError
+
+    def code(self, noisy: Tensor) -> Tensor:
+        """(n, 1, 28, 28) float32 noisy → float32, `code_size` numbers an image in any shape (n, …)."""
+        raise NotImplementedError
+
+    def decode(self, code: Tensor) -> Tensor:
+        """What `code` gave → `logits`."""
+        raise NotImplementedError
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

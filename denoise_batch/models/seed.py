@@ -31,6 +31,8 @@ def _glorot(module: nn.Module) -> None:
 class _Encoder(DenoisingNetwork):
     """The half that both variants share."""
 
+    code_size = 128
+
     def __init__(self) -> None:
         super().__init__()
         self.parameters_json = {}
@@ -45,6 +47,9 @@ class _Encoder(DenoisingNetwork):
             x = functional.max_pool2d(torch.relu(layer(x)), 2, ceil_mode=True)
         return x
 
+    def logits(self, noisy: Tensor) -> Tensor:
+        return self.decode(self.code(noisy))
+
 
 class SeedAutoencoder(_Encoder):
     """The seed's network: up-sampling by repeating each pixel 2×2."""
@@ -57,8 +62,8 @@ class SeedAutoencoder(_Encoder):
         self.output = nn.Conv2d(16, 1, 3, padding=1)
         _glorot(self)
 
-    def logits(self, noisy: Tensor) -> Tensor:
-        x = self.code(noisy)
+    def decode(self, code: Tensor) -> Tensor:
+        x = code
         for layer in (self.decode1, self.decode2, self.decode3):
             x = functional.interpolate(torch.relu(layer(x)), scale_factor=2.0, mode="nearest")
         out: Tensor = self.output(x)
@@ -81,8 +86,8 @@ class TransposedSeedAutoencoder(_Encoder):
         self.output = nn.Conv2d(16, 1, 3, padding=1)
         _glorot(self)
 
-    def logits(self, noisy: Tensor) -> Tensor:
-        x = self.code(noisy)
+    def decode(self, code: Tensor) -> Tensor:
+        x = code
         for layer in (self.decode1, self.decode2, self.narrow, self.decode3):
             x = torch.relu(layer(x))
         out: Tensor = self.output(x)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from denoise_batch.errors import ParquetError
-from denoise_batch.noise import SIDE, NoiseRecipe, blur, clip_to_uint8
+from denoise_batch.noise import SIDE, NoiseRecipe
 from denoise_batch.training.data import Piece, cut, read_rows, rows_of
 
 if TYPE_CHECKING:
@@ -71,24 +71,18 @@ class Batches(Protocol):
         ...
 
 
-def draw_noise(recipe: NoiseRecipe, batch: Batch, seed: int, step: int) -> Tensor:
+def draw_noise(recipe: NoiseRecipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Noises a worker's share of a global batch.
 
     Image i of step t gets the same noise from any number of workers: drawing costs little, so every worker draws for
-    the whole batch, and blurs its share alone.
+    the whole batch, and degrades its share alone.
 
     Returns:
-        (n, 28, 28) float32, not clipped but for the recipe's share of clipped images.
+        (n, 28, 28) float32, not clipped but for the recipe's share of clipped images; and each one's noise level, (n,).
     """
     device = batch.clean.device
     generator = torch.Generator(device).manual_seed(seed_of(seed, _NOISE, step))
-    sigma, half_range = recipe.draw_levels(batch.total, generator, device)
-    uniform = torch.rand((batch.total, SIDE, SIDE), generator=generator, device=device)[batch.rows]
-    noisy = blur(batch.clean, sigma[batch.rows]) + (2.0 * uniform - 1.0) * half_range[batch.rows, None, None]
-    if recipe.clipped > 0.0:
-        chosen = torch.rand(batch.total, generator=generator, device=device)[batch.rows] < recipe.clipped
-        noisy = torch.where(chosen[:, None, None], clip_to_uint8(noisy), noisy)
-    return noisy
+    return recipe.draw(batch.total, generator, device)[batch.rows].degrade(batch.clean)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -19,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from denoise_batch import publishing
+from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow
+from denoise_batch.errors import FlagError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from denoise_batch.bundle import Bundle
+    from denoise_batch.training.recipes import Recipe
 
 Weights = dict[str, "Tensor"]
 
@@ -59,6 +63,33 @@ class TrainingState:
 def weights_of(module: nn.Module) -> Weights:
     """A copy of a module's weights on the CPU, contiguous, as safetensors takes them."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+
+
+def initial_weights(bundle: Bundle, recipe: Recipe) -> Weights:
+    """A model folder's weights, to begin a training of the recipe's network with.
+
+    They may lack parts that the network has got since; those start afresh.
+
+    Raises:
+        FlagError: they are another network's.
+        ModelError: the folder is damaged.
+    """
+    hint = "name a model of the same network, or choose its --architecture"
+    if bundle.architecture != recipe.architecture:
+        raise FlagError(
+            f"--init {bundle.folder}: its network is {bundle.architecture!r}, this training's {recipe.architecture!r}",
+            hint=hint,
+        )
+    weights = weights_of(bundle.load())
+    expected = models.build(recipe.architecture, recipe.parameters).state_dict()
+    for name, value in weights.items():
+        if name not in expected or value.shape != expected[name].shape:
+            found = tuple(expected[name].shape) if name in expected else "nothing"
+            raise FlagError(
+                f"--init {bundle.folder}: its {name!r} is {tuple(value.shape)}, this training's network has {found}",
+                hint=hint,
+            )
+    return weights
 
 
 def save_checkpoint(

@@ -25,7 +25,7 @@ from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow, history_csv
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
-from denoise_batch.noise import NoiseRecipe
+from denoise_batch.noise import NoiseRecipe, noise_level
 from denoise_batch.training.batches import (
     Batch,
     ResidentBatches,
@@ -44,13 +44,13 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.objective import Outputs, psnr_of, quality_loss
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Optimiser, Precision, Recipe, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoise_batch.models.network import DenoisingNetwork
     from denoise_batch.training.batches import Batches
 
 PROGRESS_FILE = "progress.json"
@@ -58,6 +58,7 @@ FAILURE_FILE = "failure.json"
 FINISHED_FOLDER = "finished"
 HISTORY_FILE = "history.csv"
 _PROGRESS_SECONDS = 0.5
+_CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for
 _VALIDATION_BATCH = 500
 _VALIDATION_SEED = 20_190_403  # fixed: every training is validated on the same noise
 
@@ -72,6 +73,7 @@ class LoopConfig:
         folder: the run's storage, an absolute path that worker 0 can write.
         parquet: the data, or None for MNIST.
         max_images: how many of the images to use, or None.
+        initial: reference to the weights to start from, in Ray's object store; None starts afresh.
         mnist: references to MNIST in Ray's object store: (n, 28, 28) uint8 training and validation images; the latter
             None where they are held out from the former.
         resident_limit: bytes of images that this worker may hold; None takes a quarter of the memory.
@@ -84,21 +86,11 @@ class LoopConfig:
     folder: str
     parquet: ParquetImages | None
     max_images: int | None
+    initial: Any
     mnist: tuple[Any, Any] | None
     resident_limit: int | None
     threads: int
     workers_on_node: int
-
-
-class _Logits(nn.Module):
-    """The network as DDP wants it: what is called is `forward`."""
-
-    def __init__(self, network: DenoisingNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, noisy: Tensor) -> Tensor:
-        return self.network.logits(noisy)
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ class _Worker:
     """One training worker: what it holds, and the epochs."""
 
     def __init__(self, config: LoopConfig) -> None:
-        import ray.train
+        import ray
         import ray.train.torch
 
         self.config, self.recipe = config, config.recipe
@@ -177,10 +169,11 @@ class _Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self.folder = Path(config.folder)
-        recipe = self.recipe
-        self.noise = NoiseRecipe(recipe.sigma, recipe.half_range, recipe.clipped, recipe.noiseless)
+        self.noise = NoiseRecipe.from_json(self.recipe.noise_json())
         torch.manual_seed(seed_of(config.seed))
         network = models.build(self.recipe.architecture, self.recipe.parameters)
+        if config.initial is not None:
+            network.load_state_dict(ray.get(config.initial), strict=False)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if self.recipe.average else None
         self.optimiser = make_optimiser(self.recipe, self.network)
@@ -191,21 +184,21 @@ class _Worker:
                 self.state, self.best = load_checkpoint(Path(folder), self.network, self.average, self.optimiser)
         self.state.workers = self.workers
         self.state.device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        self.trained: nn.Module = _Logits(self.network)
+        self.trained: nn.Module = Outputs(self.network)
         if self.workers > 1:
             self.trained = nn.parallel.DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
         self.bfloat16 = self.recipe.precision is Precision.AUTO and bfloat16_units(self.device)
 
         self.batches, self.validation = self._load()
-        self.steps = self.recipe.epochs * -(-self.batches.images // self.recipe.batch)
         self.seconds_before = self.state.history[-1].seconds if self.state.history else 0.0
         self.images_here = 0  # trained on since this start, over all workers
         self.started = self.progress_at = time.monotonic()
+        self.time_share = self._look_at_clock()
         self.writer: Any = None
 
     def run(self) -> None:
         """Trains from the state to the last epoch."""
-        while self.state.epoch < self.recipe.epochs and not self.state.stopped_early:
+        while not self._over():
             self._epoch()
         if self.writer is not None:
             self.writer.close()
@@ -214,36 +207,69 @@ class _Worker:
             kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
             write_finished(self.folder / FINISHED_FOLDER, self.state, kept)
 
+    def _over(self) -> bool:
+        if self.state.stopped_early:
+            return True
+        return self.state.epoch >= self.recipe.epochs if self.recipe.minutes is None else self.time_share >= 1.0
+
+    def _seconds(self) -> float:
+        """Since the start, of all attempts together."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _look_at_clock(self) -> float:
+        """How much of the recipe's minutes is over; 0 where it has none.
+
+        One worker's clock counts for all, or their learning rates and their ends would differ.
+        """
+        if self.recipe.minutes is None:
+            return 0.0
+        share = torch.tensor(self._seconds() / (60.0 * self.recipe.minutes), device=self.device)
+        if self.workers > 1:
+            distributed.broadcast(share, 0)
+        return float(share)
+
+    def _expected_steps(self) -> int:
+        """Steps of the whole training, as far as is known: where the recipe has minutes, the clock tells."""
+        if self.recipe.minutes is None:
+            return self.recipe.epochs * -(-self.batches.images // self.recipe.batch)
+        return max(self.state.step + 1, round((self.state.step + 1) / max(self.time_share, 1e-6)))
+
     def _epoch(self) -> None:
         epoch, started = self.state.epoch + 1, time.monotonic()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        seen = 0
+        seen = total = 0
         rate = self.recipe.learning_rate
         for batch in self.batches.epoch(epoch):
-            rate = learning_rate(self.recipe, self.state.step, self.steps)
+            rate = learning_rate(self.recipe, self.state.step, self._expected_steps())
             loss_sum += self._step(batch, rate)
             self.state.step += 1
             self.images_here += batch.total
+            total += batch.total
             seen += batch.rows.stop - batch.rows.start
+            if self.state.step % _CLOCK_STEPS == 0:
+                self.time_share = self._look_at_clock()
             self._show_progress(epoch, loss_sum, seen)
+            if self._over():
+                break
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         training_seconds = time.monotonic() - started
         sums = torch.cat([torch.stack([loss_sum]), self._validate()])
         if self.workers > 1:
             distributed.all_reduce(sums)
-        loss, val_loss, noisy_error, clean_error = sums.tolist()
+        loss, val_loss, noisy_error, clean_error, quality_error = sums.tolist()
         count = self.validation.total
         row = EpochRow(
             epoch=epoch,
-            images=epoch * self.batches.images,
-            loss=loss / self.batches.images,
+            images=(epoch - 1) * self.batches.images + total,
+            loss=loss / total,
             val_loss=val_loss / count,
             val_psnr_noisy=_psnr(noisy_error / count),
             val_psnr_clean=_psnr(clean_error / count),
             learning_rate=rate,
-            images_per_second=self.batches.images / training_seconds,
-            seconds=self.seconds_before + time.monotonic() - self.started,
+            images_per_second=total / training_seconds,
+            seconds=self._seconds(),
+            val_quality_error=math.sqrt(quality_error / count) if self.network.has_quality else None,
         )
         if not all(map(math.isfinite, (row.loss, row.val_loss))):
             raise JobFailed(f"the training diverged in epoch {epoch}: the loss is not finite", hint="lower --lr")
@@ -252,15 +278,22 @@ class _Worker:
     def _step(self, batch: Batch, rate: float) -> Tensor:
         """One step of the optimiser; returns the sum of this worker's images' losses."""
         rows = batch.rows.stop - batch.rows.start
-        noisy = draw_noise(self.noise, batch, self.config.seed, self.state.step) if batch.noisy is None else batch.noisy
         clean = batch.clean
+        if batch.noisy is None:
+            noisy, level = draw_noise(self.noise, batch, self.config.seed, self.state.step)
+        else:
+            noisy, level = batch.noisy, noise_level(batch.noisy, clean)
         if rows == 0:  # a last batch smaller than the number of workers: take part in the step, with weight 0
             clean = noisy = torch.zeros((1, *batch.clean.shape[1:]), device=self.device)
+            level = torch.zeros(1, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits = self.trained(noisy[:, None])
+            logits, quality = self.trained(noisy[:, None])
         loss = functional.binary_cross_entropy_with_logits(logits.float(), clean[:, None])
+        objective = loss
+        if quality is not None:
+            objective = loss + quality_loss(quality, logits.float(), clean[:, None], level)
         # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
-        (loss * (rows * self.workers / batch.total)).backward()
+        (objective * (rows * self.workers / batch.total)).backward()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
@@ -275,15 +308,18 @@ class _Worker:
 
     @torch.no_grad()
     def _validate(self) -> Tensor:
-        """Sums over this worker's validation images: loss, squared error on noisy ones, squared error on clean ones."""
-        network = self.average or self.network
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        """Sums over this worker's validation images: loss, squared error on noisy ones, squared error on clean ones,
+        squared error in dB of the PSNR predicted of noisy ones."""
+        network = Outputs(self.average or self.network)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for start in range(0, len(self.validation.clean), _VALIDATION_BATCH):
             clean = self.validation.clean[start : start + _VALIDATION_BATCH, None]
             for place, shown in ((1, self.validation.noisy[start : start + _VALIDATION_BATCH, None]), (2, clean)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                    logits = network.logits(shown)
+                    logits, quality = network(shown)
                 logits = logits.float()
+                if place == 1 and quality is not None:
+                    sums[3] += (quality[:, 0] - psnr_of(logits, clean)).square().sum()
                 if place == 1:
                     sums[0] += functional.binary_cross_entropy_with_logits(logits, clean) * len(clean)
                 sums[place] += functional.mse_loss(torch.sigmoid(logits), clean) * len(clean)
@@ -322,7 +358,7 @@ class _Worker:
         if self.writer is None:
             self.writer = SummaryWriter(str(self.folder / "tensorboard"))
         for tag, value in row.to_json().items():
-            if tag not in ("epoch", "images"):
+            if tag not in ("epoch", "images") and value is not None:
                 self.writer.add_scalar(tag, value, row.epoch)
         self.writer.flush()
 
@@ -331,22 +367,28 @@ class _Worker:
         if self.rank != 0 or (loss_sum is not None and now - self.progress_at < _PROGRESS_SECONDS):
             return
         self.progress_at = now
-        total = self.recipe.epochs * self.batches.images
-        images = self.state.epoch * self.batches.images if loss_sum is None else 0
-        if loss_sum is not None:
+        if loss_sum is None:
+            images = self.state.history[-1].images
+        else:
             images = self.state.epoch * self.batches.images + min(seen * self.workers, self.batches.images)
-        elapsed = now - self.started
+        elapsed, minutes = now - self.started, self.recipe.minutes
+        total = self.recipe.epochs * self.batches.images
+        left = (total - images) * elapsed / self.images_here if self.images_here else None
+        if minutes is not None:
+            left = 60.0 * minutes * max(0.0, 1.0 - self.time_share)
+            if self.time_share > 0.002:  # before, the clock tells nothing yet
+                total = round(images / min(self.time_share, 1.0))
         last = self.state.history[-1] if self.state.history else None
         shown = TrainProgress(
             epoch=epoch,
-            epochs=self.recipe.epochs,
+            epochs=-(-total // self.batches.images),
             images=images,
             total_images=total,
             loss=float(loss_sum) / seen if loss_sum is not None and seen else (last.loss if last else None),
             psnr=last.val_psnr_noisy if last else None,
             best_psnr=self.state.best_psnr,
             images_per_second=self.images_here / elapsed if elapsed > 0 else 0.0,
-            seconds_left=(total - images) * elapsed / self.images_here if self.images_here else None,
+            seconds_left=left,
             workers=self.workers,
             device=self.state.device,
         )

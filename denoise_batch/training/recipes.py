@@ -52,6 +52,9 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+_NOISE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained. Everything here changes the result.
@@ -67,11 +70,13 @@ class Recipe:
         warm_up: steps over which the learning rate rises from 0.
         batch: images of a global step, however many workers share them.
         epochs: passes over the training images (over all their copies).
+        minutes: train for so long, whatever that makes of epochs; the schedule then follows the clock. None follows
+            `epochs`.
         average: decay of the exponential moving average of the weights, which is validated and kept; 0 for none.
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
-        noiseless: share of the images that are blurred only.
+        noiseless, clean, gaussian, impulse: shares of the kinds of degradation, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
         held_out: training images kept for validation (at most a twelfth); 0 trains on all and validates on MNIST's
             test images. The seed does so.
@@ -85,6 +90,7 @@ class Recipe:
     optimiser: Optimiser
     learning_rate: float
     epochs: int
+    minutes: float | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.0
     schedule: Schedule = Schedule.CONSTANT
@@ -95,11 +101,19 @@ class Recipe:
     half_range: tuple[float, float] = (0.01, 1.5)
     clipped: float = 0.0
     noiseless: float = 0.0
+    clean: float = 0.0
+    gaussian: float = 0.0
+    impulse: float = 0.0
     copies: int = 0
     held_out: int = 5000
     keep: Keep = Keep.BEST
     patience: int | None = None
     precision: Precision = Precision.AUTO
+
+    def noise_json(self) -> dict[str, Any]:
+        """The noise that is drawn, as `noise.NoiseRecipe.from_json` takes it."""
+        fields = self.to_json()
+        return {name: fields[name] for name in _NOISE}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them (tuples become lists)."""
@@ -117,8 +131,12 @@ RECIPES: dict[str, Recipe] = {
         warm_up=200,
         epochs=40,
         average=0.998,
+        # Mostly the seed's noise; enough of every other kind that the network knows it when it sees it.
         clipped=0.25,
-        noiseless=0.05,
+        noiseless=0.06,
+        clean=0.05,
+        gaussian=0.15,
+        impulse=0.07,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(
@@ -139,6 +157,7 @@ RECIPES: dict[str, Recipe] = {
 _REPLACE = (
     "architecture",
     "epochs",
+    "minutes",
     "batch",
     "learning_rate",
     "sigma",
@@ -161,9 +180,10 @@ class TrainSettings:
         column: the column of clean images; None finds it.
         noisy_column: the column of the same images with the user's own noise; None draws noise.
         polarity: of Parquet data: `auto`, `light-on-dark` or `dark-on-light`.
+        init: a model folder whose weights the training starts from, of the recipe's network; None starts afresh.
         max_images: train on the first so many images only (validation images among them).
-        architecture, epochs, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace the
-            recipe's.
+        architecture, epochs, minutes, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace
+            the recipe's.
         seed: of the weights, the order of the images and the noise.
         workers: training processes, or the fewest and the most, as the cluster has room; None takes one for each GPU,
             or on CPUs one for each core, at most four.
@@ -183,9 +203,11 @@ class TrainSettings:
     column: str | None = None
     noisy_column: str | None = None
     polarity: str = "auto"
+    init: Path | None = None
     max_images: int | None = None
     architecture: str | None = None
     epochs: int | None = None
+    minutes: float | None = None
     batch: int | None = None
     learning_rate: float | None = None
     sigma: tuple[float, float] | None = None
@@ -220,6 +242,10 @@ class TrainSettings:
             raise FlagError(f"--seed {self.seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
         if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise FlagError(f"--lr {self.learning_rate:g} is impossible", hint="give a number above 0")
+        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise FlagError(f"--minutes {self.minutes:g} is impossible", hint="give a number above 0")
+        if self.minutes is not None and self.epochs is not None:
+            raise FlagError("--epochs and --minutes both say when to end", hint="leave one of the two out")
         if self.clipped is not None and not 0.0 <= self.clipped <= 1.0:
             raise FlagError(f"--clipped {self.clipped:g} is not a share", hint="give a number from 0 to 1")
         if self.polarity not in ("auto", "light-on-dark", "dark-on-light"):

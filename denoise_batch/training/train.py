@@ -30,7 +30,7 @@ from denoise_batch.training.worker_watch import WorkerWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from denoise_batch.training.checkpoint import TrainingState
+    from denoise_batch.training.checkpoint import TrainingState, Weights
     from denoise_batch.training.data import ParquetImages
     from denoise_batch.training.loop import LoopConfig
     from denoise_batch.training.place import Place
@@ -86,16 +86,18 @@ def train(
     _check_output(output, settings.overwrite)
     parquet = None if settings.data is None else open_parquet(settings)
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
+    initial = None if settings.init is None else read_bundle(settings.init)
+    weights = None if initial is None else _weights(initial, recipe)
     folder = output.with_name(f".{output.name}.training")
     with publishing.exclusive(folder):
-        _enter(folder, settings, recipe, parquet)
+        _enter(folder, settings, recipe, parquet, initial)
         if not (folder / "finished").exists():
             starting()
             try:
                 with connect(address=settings.address, verbose=settings.verbose):
                     check_seen_by_nodes(folder, _data_paths(parquet))
                     place = choose_place(settings, capacity.living_nodes(), capacity.nodes_to_come())
-                    config = _loop_config(settings, recipe, folder, parquet, mnist, place)
+                    config = _loop_config(settings, recipe, folder, parquet, mnist, weights, place)
                     _fit(config, place, folder, progress, waiting)
             except RequestError:
                 if not (folder / _RAY_FOLDER).exists():  # nothing is trained yet
@@ -126,29 +128,41 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
 
 
+def _weights(initial: Bundle, recipe: Recipe) -> Weights:
+    from denoise_batch.training.checkpoint import initial_weights
+
+    return initial_weights(initial, recipe)
+
+
 def _find_mnist(folder: Path | None) -> Path:
     from denoise_batch.digits import find_mnist
 
     return find_mnist(folder)
 
 
-def _identity(settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None) -> dict[str, Any]:
+def _identity(
+    settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None, initial: Bundle | None
+) -> dict[str, Any]:
     """What makes a training this one and no other: whatever changes its result."""
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
     replaced = set(given) & {field.name for field in fields(Recipe)}  # already in the recipe
-    kept = {name: value for name, value in given.items() if name not in _FREE | replaced | {"recipe", "data"}}
+    kept = {name: value for name, value in given.items() if name not in _FREE | replaced | {"recipe", "data", "init"}}
+    if initial is not None:
+        kept["init"] = initial.sha256
     data = {"source": "MNIST"} if parquet is None else parquet.identity()
     identity: dict[str, Any] = json.loads(json.dumps({"recipe": recipe.to_json(), "data": data, **kept}))
     return identity
 
 
-def _enter(folder: Path, settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None) -> None:
+def _enter(
+    folder: Path, settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None, initial: Bundle | None
+) -> None:
     """Goes on with the unfinished training in the folder, or begins a new one there.
 
     Raises:
         ResumeError: the unfinished one is another.
     """
-    path, identity = folder / _SETTINGS_FILE, _identity(settings, recipe, parquet)
+    path, identity = folder / _SETTINGS_FILE, _identity(settings, recipe, parquet, initial)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -222,6 +236,7 @@ def _loop_config(
     folder: Path,
     parquet: ParquetImages | None,
     mnist: Path | None,
+    weights: Weights | None,
     place: Place,
 ) -> LoopConfig:
     import ray
@@ -246,6 +261,7 @@ def _loop_config(
         folder=str(folder),
         parquet=parquet,
         max_images=settings.max_images,
+        initial=None if weights is None else ray.put(weights),
         mnist=shared,
         resident_limit=settings.resident_limit,
         threads=place.threads,
@@ -352,16 +368,12 @@ def _card(
     rows = state.history
     kept = rows[state.best_epoch - 1] if recipe.keep == "best" else rows[-1]
     data = {"source": "MNIST"} if parquet is None else parquet.identity()
-    noise = {
-        "sigma": list(recipe.sigma),
-        "half_range": list(recipe.half_range),
-        "clipped": recipe.clipped,
-        "noiseless": recipe.noiseless,
-    }
     return BundleCard(
         architecture=recipe.architecture,
         parameters=parameters,
-        noise={"source": "noisy column", "column": settings.noisy_column} if settings.noisy_column else noise,
+        noise={"source": "noisy column", "column": settings.noisy_column}
+        if settings.noisy_column
+        else recipe.noise_json(),
         recipe=recipe.to_json(),
         command=settings.command,
         data=data | {"max_images": settings.max_images, "seed": settings.seed},
@@ -369,6 +381,7 @@ def _card(
             "epoch": kept.epoch,
             "validation_psnr_noisy": kept.val_psnr_noisy,
             "validation_psnr_clean": kept.val_psnr_clean,
+            **({} if kept.val_quality_error is None else {"validation_quality_error": kept.val_quality_error}),
             "validation_loss": kept.val_loss,
             "training_loss": kept.loss,
             "images_trained": rows[-1].images,

@@ -22,6 +22,7 @@ from denoise_batch import models
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import JobFailed, OutputError, ResumeError
+from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.images import decode, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import manifest
@@ -29,6 +30,7 @@ from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.infer import InferProgress, InferSettings, OutputShape, infer
 from denoise_batch.inference.ledger import Ledger
 from denoise_batch.inference.run_folder import work_folder
+from denoise_batch.inspection import inspect
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -117,6 +119,29 @@ def test_rows_that_were_set_aside_can_be_mended_and_denoised_alone(tmp_path: Pat
     both = pa.concat_tables([pq.read_table(out), pq.read_table(retried)])
     assert sorted(both["id"].to_pylist()) == list(range(3 * ROWS, 4 * ROWS))
     assert both["denoised"].null_count == 0
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_the_model_says_of_its_images_goes_along(tmp_path: Path, source: Path) -> None:
+    network = models.build("bounds-unet", {"width": 8, "deep": 8, "bottleneck": 16})
+    save_bundle(tmp_path / "model", network, BundleCard("bounds-unet", network.parameters_json))
+    inputs = tuple(str(source / f"{number:02d}.parquet") for number in range(2))
+    settings = InferSettings(inputs, str(tmp_path / "out.parquet"), model=tmp_path / "model")
+    quality = ExtraColumns(quality=True)
+    infer(replace(settings, shape=OutputShape.SINGLE_FILE, extras=quality))  # two parts, joined
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.names == ["id", "image", "denoised", "denoised_psnr", "denoised_noise_level"]
+    assert table["id"].to_pylist() == list(range(2 * ROWS))
+    noisy = decode(table["image"], IMAGE).pixels.astype(np.float32) / np.float32(255)
+    told = Denoiser(read_bundle(tmp_path / "model"), device="cpu").run(noisy, quality)
+    np.testing.assert_allclose(table["denoised_psnr"].to_numpy(), told.psnr, atol=1e-3)
+    np.testing.assert_allclose(table["denoised_noise_level"].to_numpy(), told.noise_level, atol=1e-4)
+    content = manifest.read_manifest(tmp_path / "out.parquet")
+    assert content is not None
+    assert content["quality"] is True
+    assert manifest.verify(tmp_path / "out.parquet") == []
+    lowest, highest = inspect(str(tmp_path / "out.parquet")).facts["ranges"]["denoised_psnr"].split(" to ")
+    assert (float(lowest), float(highest)) == pytest.approx((told.psnr.min(), told.psnr.max()), rel=0.01)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -22,7 +22,7 @@ import pytest
 from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.errors import JobFailed, OutputError, ResumeError
+from denoise_batch.errors import FlagError, JobFailed, OutputError, ResumeError
 from denoise_batch.training import train as train_module
 from denoise_batch.training.recipes import Precision, TrainSettings
 from denoise_batch.training.train import train
@@ -247,3 +247,23 @@ def test_a_training_that_diverges_says_so(settings: TrainSettings, tmp_path: Pat
     with pytest.raises(JobFailed, match="diverged in epoch 1"):
         train(ours, lambda _: None)
     assert not (tmp_path / "m").exists()
+
+
+def test_so_many_minutes_from_a_models_weights(
+    undisturbed: list[EpochRow], settings: TrainSettings, tmp_path: Path
+) -> None:
+    timed = replace(settings, output=tmp_path / "model", epochs=None, minutes=0.1, init=settings.output, workers=2)
+    begun = time.monotonic()
+    bundle = train(timed, lambda _: None)
+    assert time.monotonic() - begun < 90
+    rows = read_history(bundle.folder / "history.csv")
+    assert 6.0 <= rows[-1].seconds < 30.0
+    assert rows[-1].learning_rate < 0.2 * max(row.learning_rate for row in rows)  # the clock's schedule came to its end
+    assert [row.images for row in rows[:-1]] == [1375 * row.epoch for row in rows[:-1]]
+    assert rows[-1].images <= 1375 * len(rows)
+    assert rows[0].val_psnr_noisy > undisturbed[0].val_psnr_noisy + 0.5  # it did not start afresh
+    assert bundle.model["recipe"]["minutes"] == 0.1
+
+    with pytest.raises(FlagError, match="--init"):
+        train(replace(timed, output=tmp_path / "other", architecture="bounds-unet"), lambda _: None)
+    assert not _training_folder(tmp_path / "other").exists()

@@ -1,0 +1,73 @@
+"""Whether a model knows how good its images are: the figures themselves, and where an evaluation has them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from denoise_batch import models
+from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.denoiser import Denoiser
+from denoise_batch.evaluation import metrics
+from denoise_batch.evaluation.evaluate import evaluate
+from denoise_batch.evaluation.protocol import CONDITIONS, degrade_with_levels
+from denoise_batch.evaluation.quality import quality_scores, rank_correlation
+from denoise_batch.evaluation.table import format_table
+from denoise_batch.extra_columns import ExtraColumns
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_figures_of_known_errors() -> None:
+    true = np.array([10.0, 20.0, 30.0, 40.0])
+    scores = quality_scores(
+        true + np.array([1.0, 1.0, 1.0, 3.0]), true, np.array([0.1, 0.2, 0.3, 0.5]), np.array([0.1, 0.1, 0.3, 0.2])
+    )
+    assert (scores.bias, scores.error) == pytest.approx((1.5, math.sqrt(3.0)))
+    assert scores.rank == pytest.approx(1.0)
+    assert scores.level_error == pytest.approx(0.1)
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    generator = np.random.default_rng(3)
+    one = generator.integers(0, 40, 500).astype(np.float64)  # with ties
+    other = one + generator.normal(0, 10, 500)
+    assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
+    assert rank_correlation(one, -(one**3)) == pytest.approx(-1.0)
+    assert math.isnan(rank_correlation(one, np.ones(500)))
+
+
+def test_an_evaluation_has_them_for_models_that_tell(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = models.build("bounds-unet", {"width": 8, "deep": 8, "bottleneck": 16})
+    save_bundle(tmp_path / "tells", network, BundleCard("bounds-unet", network.parameters_json))
+    save_bundle(tmp_path / "seed", models.build("seed"), BundleCard("seed"))
+    bundles = [read_bundle(tmp_path / "tells"), read_bundle(tmp_path / "seed")]
+    images = np.zeros((12, 28, 28), np.uint8)
+    images[:, 5:22, 10:14] = np.arange(100, 220, 10)[:, None, None]
+    evaluation = evaluate(bundles, images)
+    assert [row.condition for row in evaluation.quality] == [condition.key for condition in CONDITIONS]
+    assert {row.method for row in evaluation.quality} == {"bounds-unet"}
+
+    clean = images.astype(np.float32) / np.float32(255)
+    noisy, levels = degrade_with_levels(clean, CONDITIONS[0])
+    told = Denoiser(bundles[0], device="cpu").run(noisy.reshape(12, -1), ExtraColumns(quality=True))
+    true = metrics.psnr_from_mse(metrics.mse(clean, told.pixels.reshape(clean.shape)))
+    assert told.psnr is not None
+    assert told.noise_level is not None
+    scores = evaluation.quality[0].scores
+    assert scores.bias == pytest.approx((told.psnr - true).mean(), abs=1e-4)
+    assert scores.level_error == pytest.approx(np.abs(told.noise_level - levels).mean(), abs=1e-6)
+
+    text = format_table(evaluation)
+    assert text.count("rank correlation of expected and true PSNR") == 2
+    assert max(map(len, text.splitlines())) <= 120
+    content = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    assert content["conditions"][0]["quality"][0]["bias"] == pytest.approx(scores.bias)
