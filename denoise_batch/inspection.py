@@ -202,7 +202,8 @@ def _ranges(path: Path, names: list[str]) -> dict[str, str]:
                 found = column.statistics if column.path_in_schema in names else None
                 if found is not None and found.has_min_max:
                     ends.setdefault(column.path_in_schema, []).extend((found.min, found.max))
-    return {name: f"{min(values):.3g} to {max(values):.3g}" for name, values in ends.items()}
+    # Parquet writes a least value of 0 as -0.
+    return {name: f"{min(values) + 0.0:.3g} to {max(values) + 0.0:.3g}" for name, values in ends.items()}
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
