@@ -44,10 +44,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/denoise-batch demo --out demo --overwrite
 
-# What starts Ray takes the cores itself, so only the others run side by side.
+# What starts Ray waits for processes half of the time, but takes the cores itself: two at once.
 test: lint
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow'

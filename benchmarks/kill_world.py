@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fault_steps import IMAGE, digests, forked, source_of, without_ray, write_source
-from kill_runs import Driver, kill, name_of, orphans, wait_for
+from kill_runs import Driver, kill, kill_session, name_of, orphans, wait_for
 
 import denoise_batch
 from denoise_batch.images import decode
@@ -210,6 +210,7 @@ class Run:
         for driver in self.drivers:
             try:
                 wait_for(lambda seen=driver.session: not orphans(seen), ORPHAN_S, "orphans")
+                kill_session(driver.session)
             except TimeoutError:
                 fault(f"orphans that do not end: {', '.join(name_of(pid) for pid in orphans(driver.session))}")
         if self.reader:

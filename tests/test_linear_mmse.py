@@ -40,6 +40,7 @@ def test_it_does_better_than_the_best_local_linear_filter(digits: np.ndarray, si
     assert error > max(metrics.pooled_psnr(clean, image) for image in smoothed) + 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "decibels"), [(1, 20.21), (3, 14.10), (5, 12.60)])
 def test_on_mnist_it_gives_what_others_have_measured(mnist_folder: Path, level: int, decibels: float) -> None:
     training, test = (load_mnist(mnist_folder, split)[0] for split in (Split.TRAIN, Split.TEST))

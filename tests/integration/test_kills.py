@@ -1,4 +1,7 @@
-"""Real runs killed at random moments: a sample of `benchmarks/kill_sweep.py`, in a process with Rays of its own."""
+"""Real runs killed at random moments: a sample of `benchmarks/kill_sweep.py`, in a process with Rays of its own.
+
+Nodes are killed in `test_clusters`, two runs race in `test_infer`.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,16 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_sweep.py"
 MUST_BE_ZERO = ("rows_lost", "rows_doubled", "byte_differences", "incomplete_sights", "strays", "failed_runs", "faults")
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(300)
 def test_kills_lose_nothing_double_nothing_and_show_nothing_incomplete(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--kills", "4", "--kinds", "driver,midwrite,node", "--races", "1"]
+    command = [sys.executable, str(SCRIPT), "--kills", "2", "--kinds", "driver,midwrite"]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "figures.json")], capture_output=True, text=True, timeout=400, check=False
+        [*command, "--out", str(tmp_path / "figures.json")], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [tally["kind"] for tally in figures["kills"]] == ["driver", "midwrite", "node"]
+    assert [tally["kind"] for tally in figures["kills"]] == ["driver", "midwrite"]
     for tally in figures["kills"]:
         assert tally["kills"] >= 1
         assert {name: tally[name] for name in MUST_BE_ZERO if tally[name]} == {}
         assert tally["sights"] > 0
-    assert (figures["races"]["races"], figures["races"]["faults"]) == (1, [])

@@ -79,7 +79,7 @@ def _dying(
             if loading:
                 die()
 
-        def __call__(self, noisy: Any) -> Any:
+        def run(self, noisy: Any, *_: object) -> Any:
             if units is None:
                 die()
             return noisy / 2
