@@ -26,6 +26,7 @@ from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denois
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.unit_metrics import UnitMetrics
+from denoise_batch.inference.unused_memory import return_unused_memory
 from denoise_batch.inference.worker_watch import LOADING, MARK, Watch
 from denoise_batch.storage import is_uri
 
@@ -201,6 +202,7 @@ class DenoiseUnit:
                 time.sleep(_PROGRESS_SECONDS)  # for the answer to leave
                 os._exit(1)  # a thread cannot be stopped
         result = future.result()
+        return_unused_memory()
         self._metrics.end(result)
         yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
 
