@@ -87,6 +87,7 @@ def test_a_finished_output_is_sound_and_says_what_it_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     out = build(tmp_path)
     files = sorted(path for path in out.rglob("*") if path.is_file())
@@ -181,6 +182,7 @@ def _never() -> Any:
     raise AssertionError("an unfinished run is not planned anew")
 
 
+@pytest.mark.slow
 def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: Path) -> None:
     """The process dies between the swap of --overwrite and the deletion of what OUT was before."""
 

@@ -165,6 +165,7 @@ def test_types_that_arrow_does_not_carry_are_told(tmp_path: Path) -> None:
     assert Plan.load(tmp_path).changes == made.changes
 
 
+@pytest.mark.slow
 def test_a_parser_that_crashes_or_hangs_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = write(tmp_path / "a.parquet", 10)
     # A child that dies at one file stands in for a footer that crashes its parser; the others are still read.
