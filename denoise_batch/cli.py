@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from denoise_batch.inference.report import InferProgress
-    from denoise_batch.submission import Cluster
+    from denoise_batch.submission.dashboard import Cluster
 
 app = typer.Typer(
     name=PROGRAM,
@@ -419,6 +419,10 @@ def infer(
     compression: Annotated[
         Literal["none", "snappy", "lz4", "zstd"], typer.Option(help="Of the output's pages.")
     ] = "zstd",
+    precision: Annotated[
+        Literal["auto", "float32"],
+        typer.Option(help="Of the network's arithmetic: auto takes bfloat16 where the device is faster at it."),
+    ] = "auto",
     quality: Annotated[
         bool,
         typer.Option("--quality", help="Add what the model thinks of each image: its PSNR in dB, and the noise level."),
@@ -463,6 +467,7 @@ def infer(
     from denoise_batch.inference.denoise_unit import OnBadRow
     from denoise_batch.inference.infer import InferSettings, OutputShape
     from denoise_batch.inference.infer import infer as run
+    from denoise_batch.precision import Precision
 
     shape = OutputShape.AUTO
     if directory is not None:
@@ -479,6 +484,7 @@ def infer(
         on_bad_row=OnBadRow(on_bad_row),
         shape=shape,
         compression=compression,
+        precision=Precision(precision),
         extras=ExtraColumns(quality=quality, code=code),
         max_bad=max_bad,
         overwrite=overwrite,
@@ -711,22 +717,22 @@ def submit(
     cluster's: absolute, on a file system that all its machines share.
     """
     _one_of(command, follow_id, status_id, stop_id)
-    from denoise_batch import submission
+    from denoise_batch.submission import dashboard, jobs, request
 
     if command is None:
-        cluster = submission.reach(address)
+        cluster = dashboard.reach(address)
         if follow_id is not None:
             _follow_job(cluster, follow_id)
             return
-        found = submission.stop(cluster, stop_id) if stop_id is not None else submission.state(cluster, status_id or "")
+        found = jobs.stop(cluster, stop_id) if stop_id is not None else jobs.state(cluster, status_id or "")
         print_result(found.to_json(), [found.line()], as_json=as_json)
         return
     parsed = parse_command(app, [*command, "--json"] if as_json and wait and "--json" not in command else command)
-    submission.check_command(parsed)
-    environment = submission.read_runtime_env(runtime_env) if runtime_env is not None else {}
-    cluster = submission.reach(address)
-    job_id = submission.new_id(parsed)
-    submission.submit(cluster, parsed, job_id, environment)
+    request.check_command(parsed)
+    environment = request.read_runtime_env(runtime_env) if runtime_env is not None else {}
+    cluster = dashboard.reach(address)
+    job_id = jobs.new_id(parsed)
+    jobs.submit(cluster, parsed, job_id, environment)
     if wait:
         _follow_job(cluster, job_id)
     else:
@@ -748,7 +754,7 @@ def _one_of(command: list[str] | None, *ids: str | None) -> None:
 
 def _follow_job(cluster: Cluster, job_id: str) -> None:
     """Shows a job's progress, and its result once it has one."""
-    from denoise_batch.submission import follow
+    from denoise_batch.submission.following import follow
 
     with Progress() as progress:
         said = follow(cluster, job_id, progress, verbose=session.verbose)

@@ -14,13 +14,15 @@ import torch
 
 from denoise_batch.errors import FlagError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
+from denoise_batch.freed_memory import keep_freed_memory
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from denoise_batch.bundle import Bundle
 
-CPU_BATCH = 256  # activations of 256 images stay in a core's second-level cache
+CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
 CUDA_BATCH = 16_384
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
@@ -35,6 +37,7 @@ class Denoiser:
         threads: CPU threads; None leaves torch's own choice.
         batch: images a forward pass; None takes one that suits the device. On a GPU it is halved, and stays so,
             when memory runs out.
+        precision: of the arithmetic, in networks that are made for bfloat16.
 
     Raises:
         FlagError: `cuda` was asked for and there is none.
@@ -43,7 +46,13 @@ class Denoiser:
     """
 
     def __init__(
-        self, bundle: Bundle, *, device: str = "auto", threads: int | None = None, batch: int | None = None
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch: int | None = None,
+        precision: Precision = Precision.AUTO,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -51,9 +60,15 @@ class Denoiser:
             raise FlagError("--device cuda: no CUDA device here", hint="give --device cpu or auto")
         self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         # Channels last is the order that both oneDNN and cuDNN compute in; it halves the time of small networks.
         try:
             model = bundle.load(str(self.device)).eval()
+            if precision.bfloat16(self.device):
+                model.to_bfloat16()
+            elif self.device.type == "cuda":
+                torch.backends.cudnn.allow_tf32 = False  # or convolutions would have 10 bits of float32's 23
             self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory() from error
@@ -62,7 +77,8 @@ class Denoiser:
     def fingerprint(self) -> str:
         """What the last bits of the pixels depend on beside the model and the batches' make-up."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_name()
-        return f"{name}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
+        how = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in self.model.parameters()}))
+        return f"{name}; {how}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
 
     def __call__(self, noisy: Pixels) -> Pixels:
         """Denoises (n, 784) float32 pixels, 0 = background, 1 = ink, unclipped; gives (n, 784) float32 in 0..1.

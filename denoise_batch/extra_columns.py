@@ -92,11 +92,13 @@ class ExtraColumns:
         Raises:
             FlagError: naming the flag and the model.
         """
+        from denoise_batch.bundle import SHIPPED_FOLDER
+
         if self.quality and not bundle.has_quality:
             raise FlagError(
                 f"--quality: the model {bundle.folder} (network {bundle.architecture!r}) does not say how good its "
                 "images are",
-                hint="give a model of today's bounds-unet with --model, or train one with `denoise-batch train`",
+                hint=f"give --model {SHIPPED_FOLDER}, or train one with `denoise-batch train`",
             )
         if self.code and not bundle.code_size:
             raise FlagError(

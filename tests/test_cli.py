@@ -23,6 +23,7 @@ from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import NUMBERS, Layout
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.request import COMPRESSIONS
+from denoise_batch.precision import Precision
 from denoise_batch.training.recipes import RECIPES
 from denoise_batch.training.recipes import Device as TrainDevice
 
@@ -138,6 +139,7 @@ def test_choices_are_those_of_the_enums() -> None:
     assert choices("infer", "polarity") == choices("train", "polarity") == {item.value for item in Polarity}
     assert choices("infer", "on_bad_row") == {item.value for item in OnBadRow}
     assert choices("infer", "compression") == set(COMPRESSIONS)
+    assert choices("infer", "precision") == {item.value for item in Precision}
     assert choices("infer", "device") == choices("train", "device") == {item.value for item in TrainDevice}
     assert choices("train", "recipe") == set(RECIPES)
     assert choices("digits", "source") == {item.value for item in Source}

@@ -1,4 +1,4 @@
-"""A model made ready to run: what becomes of a GPU whose memory runs out."""
+"""A model made ready to run: its precision, and what becomes of a GPU whose memory runs out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from denoise_batch.bundle import read_bundle
+from denoise_batch import models
+from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import ResourceExhausted
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.models.fused_layers import FUSED_BFLOAT16
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,3 +110,24 @@ def _unit(folder: Path, path: Path, denoiser: Denoiser, name: str = "unit.parque
     )
     assignment = Assignment(plan.unit(0), plan.files[0], 1, name)
     return denoise_unit(assignment, options, denoiser, lambda: denoiser.fingerprint)
+
+
+@pytest.mark.skipif(not FUSED_BFLOAT16, reason="this processor has no bfloat16")
+def test_precision_is_asked_of_the_device_and_said_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = models.build("bounds-unet", {"width": 8, "deep": 16, "bottleneck": 16})
+    save_bundle(tmp_path / "model", network, BundleCard("bounds-unet", network.parameters_json))
+    bundle = read_bundle(tmp_path / "model")
+    noisy = np.random.default_rng(0).random((40, 784), np.float32)
+    made = {}
+    for units in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: {"avx512_bf16": units}, raising=False)
+        for precision in Precision:
+            denoiser = Denoiser(bundle, device="cpu", threads=1, precision=precision)
+            made[units, precision] = denoiser(noisy)
+            assert ("bfloat16" in denoiser.fingerprint) == (units and precision is Precision.AUTO)
+    exact = made[False, Precision.FLOAT32]
+    assert np.array_equal(made[False, Precision.AUTO], exact)
+    assert np.array_equal(made[True, Precision.FLOAT32], exact)
+    assert 0.0 < np.abs(made[True, Precision.AUTO] - exact).max() < 0.02

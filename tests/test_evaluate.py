@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
 from denoise_batch.evaluation import metrics
@@ -18,12 +17,15 @@ from denoise_batch.evaluation.clean_images import load_clean_images
 from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, evaluate
 from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 from denoise_batch.evaluation.table import format_table
+from denoise_batch.models.network import DenoisingNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
 
-class _Clamp(torch.nn.Module):
+
+class _Clamp(DenoisingNetwork):
     """A denoiser that only clips."""
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:

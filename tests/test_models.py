@@ -12,9 +12,15 @@ from torch import nn
 
 from denoise_batch.errors import ModelError
 from denoise_batch.models import ARCHITECTURES, build
-from denoise_batch.models.bounds_unet import noise_half_range, range_ends
+from denoise_batch.models.fused_layers import FUSED, FUSED_BFLOAT16, ConvRelu, LinearRelu, ResidualConv
+from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.models.seed import SeedAutoencoder
 from denoise_batch.noise import NoiseRecipe
+
+DTYPES = [
+    torch.float32,
+    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not FUSED_BFLOAT16, reason="this processor has no bfloat16")),
+]
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -29,11 +35,33 @@ def test_shapes_and_range(name: str) -> None:
     assert torch.allclose(clean, torch.sigmoid(network.logits(noisy)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_an_image_does_not_depend_on_its_neighbours(name: str) -> None:
-    network = build(name).eval()
+def test_an_image_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtype) -> None:
+    network = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     noisy = torch.randn((5, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(network(noisy)[2:3], network(noisy[2:3]), atol=1e-6)
+    if dtype == torch.bfloat16:
+        network.to_bfloat16()
+    with torch.inference_mode():
+        alone = network(noisy[2:3])
+        assert torch.allclose(network(noisy)[2:3], alone, atol=1e-6 if dtype == torch.float32 else 1e-2)
+        noisy[1], noisy[3] = torch.nan, torch.inf
+        assert torch.allclose(network(noisy)[2:3], alone, atol=1e-6 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("useless", [math.nan, math.inf, -1e30])
+@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet"])
+def test_what_is_not_a_number_does_not_become_a_digit(name: str, useless: float, dtype: torch.dtype) -> None:
+    """Where ReLUs lose it, `infer` could not tell."""
+    network = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype == torch.bfloat16:
+        network.to_bfloat16()
+    noisy = torch.rand((3, 1, 28, 28))
+    noisy[1, 0, 5, 6] = useless
+    with torch.inference_mode():
+        found = network(noisy).isnan().flatten(1).all(dim=1)
+    assert found.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -44,7 +72,7 @@ def test_parameters_json_rebuilds_the_network(name: str) -> None:
     assert {key: value.shape for key, value in again.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize(("name", "count"), [("seed", 4_385), ("bounds-unet", 1_840_562)])
+@pytest.mark.parametrize(("name", "count"), [("seed", 4_385), ("bounds-unet", 1_437_714), ("wide-unet", 1_840_562)])
 def test_parameter_count(name: str, count: int) -> None:
     network = build(name)
     assert network.parameter_count() == count == sum(value.numel() for value in network.state_dict().values())
@@ -82,7 +110,7 @@ def test_the_noise_tells_its_half_range() -> None:
     noisy = torch.zeros((3, 1, 28, 28))
     noisy[0, 0, 3, 4] = -0.7
     noisy[1] = 0.2
-    assert noise_half_range(noisy).flatten().tolist() == pytest.approx([0.7, 0.0, 0.0])
+    assert range_ends(noisy)[:, :2].tolist() == [pytest.approx([0.7, 1.0]), [0.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -99,22 +127,104 @@ def test_what_networks_say_beside_the_image(name: str) -> None:
         assert (quality.shape, quality.dtype) == ((3, 2), torch.float32)
 
 
-def test_the_quality_head_changes_no_pixel() -> None:
+@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet"])
+def test_the_quality_head_changes_no_pixel(name: str) -> None:
     """No gradient of its loss reaches the rest of the network."""
-    network = build("bounds-unet")
+    network = build(name)
     _, quality = network.logits_and_quality(torch.rand((4, 1, 28, 28)))
     quality.sum().backward()
     reached = {name.partition(".")[0] for name, value in network.named_parameters() if value.grad is not None}
     assert reached == {"quality"}
 
 
-def test_version_1_goes_on_in_version_2() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (ConvRelu(16, 32, 3, padding=1), (2, 16, 14, 14)),
+        (ConvRelu(16, 32, 2, stride=2), (2, 16, 14, 14)),
+        (ResidualConv(48), (2, 48, 7, 7)),
+        (LinearRelu(40, 24), (3, 40)),
+    ],
+)
+def test_fused_layers_equal_one_after_the_other(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    layer = layer.to(dtype)
+    apart = layer(x).detach()
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        fused = layer(x)
+    names = {event.key for event in profile.key_averages()}
+    alone = isinstance(layer, LinearRelu) and dtype == torch.float32
+    assert any("pointwise" in name for name in names) == (FUSED and not alone), names
+    assert fused.dtype == dtype
+    assert apart.min() == 0.0
+    # The sum is rounded once instead of twice.
+    torch.testing.assert_close(
+        fused, apart, rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-2 if dtype == torch.bfloat16 else 1e-5
+    )
+
+
+def test_bounds_unet_trains_what_it_computes() -> None:
+    """Pixels moved as integers, with and without gradients, and planes as what they are said to be."""
+    network = build("bounds-unet").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    noisy = torch.randn((4, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inferred = network.logits(noisy).clone()
+    torch.testing.assert_close(inferred, network.logits(noisy).detach())
+    half_range = range_ends(noisy)[:, :1, None, None]
+    _, planes = network._planes(noisy, range_ends(noisy))
+    for first, plane in ((0, noisy), (4, (noisy - half_range).clamp_min(0)), (8, (noisy + half_range).clamp_max(1))):
+        torch.testing.assert_close(planes[:, first : first + 4], nn.functional.pixel_unshuffle(plane, 2))
+    torch.testing.assert_close(planes[:, 12:, 3, 5], range_ends(noisy)[:, :4])
+
+
+@pytest.mark.skipif(not FUSED_BFLOAT16, reason="this processor has no bfloat16")
+@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet", "seed"])
+def test_bfloat16_changes_little_and_only_where_a_network_is_made_for_it(name: str) -> None:
     torch.manual_seed(0)
-    first, second = build("bounds-unet", {"version": 1}), build("bounds-unet")
-    assert not first.has_quality
-    assert second.load_state_dict(first.state_dict(), strict=False).unexpected_keys == []
-    noisy = torch.randn((3, 1, 28, 28))
-    assert torch.equal(first.logits(noisy), second.logits(noisy))
+    network = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    noisy = torch.randn((4, 1, 28, 28))
+    with torch.inference_mode():
+        exact = network(noisy)
+        network.to_bfloat16()
+        rounded = network(noisy)
+        assert rounded.dtype == torch.float32
+        kinds = {value.dtype for value in network.parameters()}
+        if name == "seed":
+            assert kinds == {torch.float32}
+            assert torch.equal(rounded, exact)
+            return
+        assert kinds == {torch.float32, torch.bfloat16}
+        assert 0.0 < float((rounded - exact).abs().max()) < 0.02
+        _, quality = network.logits_and_quality(noisy)
+        assert quality.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet"])
+@pytest.mark.parametrize("quality", [False, True])
+def test_networks_can_be_exported(name: str, quality: bool) -> None:
+    """As plain operations alone, which every runtime knows, for any number of images."""
+    network = build(name).eval()
+
+    class Exported(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.network.logits_and_quality(images) if quality else (self.network(images),)
+
+    noisy = torch.randn((3, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    count = torch.export.Dim("count", min=1, max=1024)
+    with torch.no_grad():
+        program = torch.export.export(Exported(), (noisy[:2],), dynamic_shapes={"images": {0: count}})
+        operations = {str(node.target) for node in program.graph.nodes}
+        assert "aten.conv2d.default" in operations
+        assert not {name for name in operations if "mkldnn" in name or name == "aten.view.dtype"}
+        for one, expected in zip(program.module()(noisy), Exported()(noisy), strict=True):
+            torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_both_ends_tell_kinds_of_noise_apart() -> None:
@@ -134,7 +244,14 @@ def test_both_ends_tell_kinds_of_noise_apart() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("nothing", None), ("bounds-unet", {"version": 3}), ("bounds-unet", {"breadth": 3}), ("seed", {"width": 1})],
+    [
+        ("nothing", None),
+        ("bounds-unet", {"version": 2}),
+        ("bounds-unet", {"breadth": 3}),
+        ("bounds-unet", {"width": 0}),
+        ("bounds-unet", {"blocks_in": -1}),
+        ("seed", {"width": 1}),
+    ],
 )
 def test_unknown_networks_and_parameters_are_refused(name: str, parameters: dict[str, int] | None) -> None:
     with pytest.raises(ModelError):

@@ -20,6 +20,7 @@ from denoise_batch.evaluation.protocol import CONDITIONS, degrade_with_levels
 from denoise_batch.evaluation.quality import quality_scores, rank_correlation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,8 @@ def test_an_evaluation_has_them_for_models_that_tell(tmp_path: Path) -> None:
 
     clean = images.astype(np.float32) / np.float32(255)
     noisy, levels = degrade_with_levels(clean, CONDITIONS[0])
-    told = Denoiser(bundles[0], device="cpu").run(noisy.reshape(12, -1), ExtraColumns(quality=True))
+    denoiser = Denoiser(bundles[0], device="cpu", precision=Precision.FLOAT32)
+    told = denoiser.run(noisy.reshape(12, -1), ExtraColumns(quality=True))
     true = metrics.psnr_from_mse(metrics.mse(clean, told.pixels.reshape(clean.shape)))
     assert told.psnr is not None
     assert told.noise_level is not None

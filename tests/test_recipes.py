@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from denoise_batch.errors import FlagError
-from denoise_batch.training.recipes import RECIPES, Keep, Optimiser, Precision, Schedule, TrainSettings
+from denoise_batch.precision import Precision
+from denoise_batch.training.recipes import RECIPES, Keep, Optimiser, Schedule, TrainSettings
 
 SETTINGS = TrainSettings(output=Path("model"))
 

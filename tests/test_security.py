@@ -303,8 +303,9 @@ from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptio
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.inference.pool_size import PoolSize
 from denoise_batch.inference.unit_pool import DenoiseUnit, ModelToLoad
+from denoise_batch.precision import Precision
 staging = Path(sys.argv[1])
-model = ModelToLoad(str(SHIPPED_FOLDER), find_bundle(SHIPPED_FOLDER).sha256, None, "cpu")
+model = ModelToLoad(str(SHIPPED_FOLDER), find_bundle(SHIPPED_FOLDER).sha256, None, "cpu", Precision.AUTO)
 for number, source in enumerate(sys.argv[2:]):
     plan = make_plan(storage.list_inputs([source]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
     options = UnitOptions(
@@ -428,7 +429,7 @@ def _attacks_on_models(canary: Path) -> dict[str, Callable[[Path], object]]:
         "code as a parameter": lambda folder: _change(folder, parameters={"width": code}),
         "a dunder as a parameter": lambda folder: _change(folder, parameters={"__class__": "os"}),
         "self as a parameter": lambda folder: _change(folder, parameters={"self": 1}),
-        "10⁹ layers": lambda f: _change(f, architecture="bounds-unet", parameters={"blocks": 10**9}),
+        "10⁹ layers": lambda f: _change(f, architecture="bounds-unet", parameters={"blocks_in": 10**9}),
         "10¹⁵ channels": lambda f: _change(f, architecture="bounds-unet", parameters={"width": 10**15}),
         "endless channels": lambda f: _change(f, architecture="bounds-unet", parameters={"width": 1e999}),
         "a deep model.json": lambda f: (f / "model.json").write_text("[" * 200_000),

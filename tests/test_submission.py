@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from denoise_batch import cli, console, job, submission
+from denoise_batch import cli, console, job
 from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, NetworkError, RequestError, Terminated
 from denoise_batch.progress import Progress
+from denoise_batch.submission import dashboard, following, jobs, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -84,14 +85,14 @@ def test_every_path_of_every_command_is_found() -> None:
 )
 def test_a_command_that_the_cluster_cannot_run_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(FlagError, match=message) as caught:
-        submission.check_command(parse(*arguments))
+        request.check_command(parse(*arguments))
     assert "SECRET" not in caught.value.message + caught.value.hint
 
 
 def test_a_relative_path_that_is_here_is_named_in_full(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").touch()
     with pytest.raises(FlagError) as caught:
-        submission.check_command(parse("infer", "in.parquet", "/out"))
+        request.check_command(parse("infer", "in.parquet", "/out"))
     assert str(tmp_path / "in.parquet") in caught.value.hint
 
 
@@ -105,14 +106,14 @@ def test_a_relative_path_that_is_here_is_named_in_full(tmp_path: Path) -> None:
     ],
 )
 def test_a_command_for_the_cluster_passes(arguments: list[str]) -> None:
-    submission.check_command(parse(*arguments))
+    request.check_command(parse(*arguments))
 
 
 def test_the_model_of_this_folder_is_not_passed_over_silently(tmp_path: Path) -> None:
     (tmp_path / "denoise-model").mkdir()
     with pytest.raises(FlagError, match="is the model here"):
-        submission.check_command(parse(*INFER))
-    submission.check_command(parse(*INFER, "--model", "/shared/model"))
+        request.check_command(parse(*INFER))
+    request.check_command(parse(*INFER, "--model", "/shared/model"))
 
 
 def refused(*arguments: str) -> tuple[int, list[str], list[str]]:
@@ -167,12 +168,12 @@ def test_help_of_the_command_is_answered(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_where_the_dashboard_may_be(address: str, urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert submission._urls(address) == urls
+    assert dashboard._urls(address) == urls
     monkeypatch.setenv("RAY_ADDRESS", address)
-    assert submission._urls(None) == urls
+    assert dashboard._urls(None) == urls
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1")
-    assert submission._urls(None) == ["http://other:1"]
-    assert submission._urls(address) == urls, "--address is stronger than the variables"
+    assert dashboard._urls(None) == ["http://other:1"]
+    assert dashboard._urls(address) == urls, "--address is stronger than the variables"
 
 
 class Dashboard(ThreadingHTTPServer):
@@ -203,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def dashboard(**options: Any) -> Iterator[Dashboard]:
+def running(**options: Any) -> Iterator[Dashboard]:
     with Dashboard(**options) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
@@ -214,8 +215,8 @@ def dashboard(**options: Any) -> Iterator[Dashboard]:
 
 def test_a_cluster_without_a_token_is_never_sent_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    with dashboard() as server:
-        assert submission._ask_version(server.url) == (RAY, {})
+    with running() as server:
+        assert dashboard._ask_version(server.url) == (RAY, {})
     assert server.seen == [None]
 
 
@@ -234,42 +235,42 @@ def test_a_cluster_that_asks_is_sent_the_token(
         file.write_text("secret\n")
         if place == "named file":
             monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
-    with dashboard(token="secret") as server:
-        assert submission._ask_version(server.url) == (RAY, {"Authorization": "Bearer secret"})
+    with running(token="secret") as server:
+        assert dashboard._ask_version(server.url) == (RAY, {"Authorization": "Bearer secret"})
     assert server.seen == ([None] if mode is None else []) + ["Bearer secret"]
 
 
 def test_a_wrong_or_missing_token_and_what_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    with dashboard(token="secret") as server:
+    with running(token="secret") as server:
         with pytest.raises(RequestError, match="wants a token, and there is none here"):
-            submission._ask_version(server.url)
+            dashboard._ask_version(server.url)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
         with pytest.raises(RequestError, match="does not accept the token") as caught:
-            submission._ask_version(server.url)
+            dashboard._ask_version(server.url)
         assert "another" not in str(caught.value)
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         with pytest.raises(RequestError, match="wants a token"):
-            submission._ask_version(server.url)
+            dashboard._ask_version(server.url)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nonexistent/token")
-    with dashboard() as server, pytest.raises(FlagError, match="RAY_AUTH_TOKEN_PATH /nonexistent/token: No such"):
-        submission._ask_version(server.url)
+    with running() as server, pytest.raises(FlagError, match="RAY_AUTH_TOKEN_PATH /nonexistent/token: No such"):
+        dashboard._ask_version(server.url)
     monkeypatch.delenv("RAY_AUTH_MODE")
-    with dashboard(answer="<html>") as server, pytest.raises(NetworkError, match="not as a Ray dashboard does"):
-        submission._ask_version(server.url)
+    with running(answer="<html>") as server, pytest.raises(NetworkError, match="not as a Ray dashboard does"):
+        dashboard._ask_version(server.url)
 
 
 def test_another_version_of_ray_is_refused_and_both_are_named() -> None:
-    with dashboard(version="2.1.0") as server, pytest.raises(RequestError, match=rf"runs Ray 2\.1\.0.* Ray {RAY}"):
-        submission.reach(server.url)
+    with running(version="2.1.0") as server, pytest.raises(RequestError, match=rf"runs Ray 2\.1\.0.* Ray {RAY}"):
+        dashboard.reach(server.url)
 
 
 def test_the_dashboard_beside_ray_s_own_port_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    with dashboard() as server:
-        monkeypatch.setattr(submission, "PORT", server.server_port)
-        monkeypatch.setattr(submission, "_client", lambda *_: "client")
-        assert submission.reach("127.0.0.1:9") == submission.Cluster(server.url, RAY, "client")
+    with running() as server:
+        monkeypatch.setattr(dashboard, "PORT", server.server_port)
+        monkeypatch.setattr(dashboard, "_client", lambda *_: "client")
+        assert dashboard.reach("127.0.0.1:9") == dashboard.Cluster(server.url, RAY, "client")
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ class Client:
     def get_job_info(self, job_id: str) -> Any:
         status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
         if status == "unknown":
-            raise submission._HttpError(404, f"Job {job_id} does not exist")
+            raise dashboard.HttpError(404, f"Job {job_id} does not exist")
         if status == "lost":
             raise ConnectionError("gone")
         return SimpleNamespace(status=SimpleNamespace(value=status), message="its\nmessage", driver_exit_code=self.code)
@@ -315,28 +316,28 @@ class Client:
         return True
 
 
-def cluster(log: list[str | Exception], statuses: list[str], code: int | None = None) -> submission.Cluster:
-    return submission.Cluster("http://head:8265", RAY, Client(log, statuses, code))
+def cluster(log: list[str | Exception], statuses: list[str], code: int | None = None) -> dashboard.Cluster:
+    return dashboard.Cluster("http://head:8265", RAY, Client(log, statuses, code))
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(submission, "_RECONNECT_SECONDS", 0.01)
-    monkeypatch.setattr(submission, "_LAST_WORDS_SECONDS", 0.5)
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(following, "_LAST_WORDS_SECONDS", 0.5)
 
 
-def follow(on: submission.Cluster, *, verbose: bool = False, job_id: str = "infer-1") -> tuple[list[str], list[str]]:
+def follow(on: dashboard.Cluster, *, verbose: bool = False, job_id: str = "infer-1") -> tuple[list[str], list[str]]:
     """Result and stderr of a job that is followed."""
     shown = io.StringIO()
     with Progress(shown, clock=iter(range(0, 10**6, 100)).__next__) as progress:
-        said = submission.follow(on, job_id, progress, verbose=verbose)
+        said = following.follow(on, job_id, progress, verbose=verbose)
     return said.result, shown.getvalue().splitlines()
 
 
 def test_what_is_uploaded_and_started() -> None:
     on = cluster([], ["PENDING"])
-    submission.submit(on, parse("infer", "/in put", "/out"), "infer-1", {"env_vars": {"A": "b"}})
+    jobs.submit(on, parse("infer", "/in put", "/out"), "infer-1", {"env_vars": {"A": "b"}})
     request = on.client.submitted
     assert shlex.split(request["entrypoint"]) == ["python", "-m", "denoise_batch.job", "infer", "/in put", "/out"]
     assert request["submission_id"] == "infer-1"
@@ -368,7 +369,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_was() -> None:
 
 
 def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "_LOST_SECONDS", 0.05)
+    monkeypatch.setattr(following, "_LOST_SECONDS", 0.05)
     with pytest.raises(NetworkError, match="infer-1 may go on") as caught:
         follow(cluster([], ["lost"]))
     assert "--follow infer-1" in caught.value.hint
@@ -409,8 +410,8 @@ def test_an_interruption_leaves_the_job_alone(
         raise KeyboardInterrupt
 
     on = cluster([], ["RUNNING"])
-    monkeypatch.setattr(submission, "_follow", interrupt)
-    monkeypatch.setattr(submission, "reach", lambda _: on)
+    monkeypatch.setattr(following, "_follow", interrupt)
+    monkeypatch.setattr(dashboard, "reach", lambda _: on)
     with pytest.raises(Interrupted, match="goes on"):
         follow(on)
     assert cli.run(["submit", "--follow", "infer-1"]) == 130
@@ -431,8 +432,8 @@ def test_signals_end_the_following_and_not_the_job(
 
     on = cluster([], ["RUNNING"])
     monkeypatch.setattr(Client, "tail_job_logs", silent)
-    monkeypatch.setattr(submission, "reach", lambda _: on)
-    monkeypatch.setattr(submission, "_POLL_SECONDS", 60.0)
+    monkeypatch.setattr(dashboard, "reach", lambda _: on)
+    monkeypatch.setattr(following, "_POLL_SECONDS", 60.0)
     begun = time.monotonic()
     assert cli.run(["submit", "--follow", "infer-1"]) == code
     assert time.monotonic() - begun < 10
@@ -442,7 +443,7 @@ def test_signals_end_the_following_and_not_the_job(
 
 def test_state_and_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     on = cluster([], ["RUNNING"])
-    monkeypatch.setattr(submission, "reach", lambda _: on)
+    monkeypatch.setattr(dashboard, "reach", lambda _: on)
     assert cli.run(["submit", "--status", "infer-1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "submission_id": "infer-1", "status": "RUNNING", "exit_code": None,
@@ -460,7 +461,7 @@ def test_submit_prints_the_id_or_the_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on = cluster(["[result] done\n"], ["SUCCEEDED"], 0)
-    monkeypatch.setattr(submission, "reach", lambda _: on)
+    monkeypatch.setattr(dashboard, "reach", lambda _: on)
     assert cli.run(["submit", "--no-wait", "--", *INFER]) == 0
     assert re.fullmatch(r"infer-[0-9a-f]{12}\n", capsys.readouterr().out)
     assert cli.run(["submit", "--json", *INFER, "--workers", "2"]) == 0
@@ -483,7 +484,7 @@ def test_submit_prints_the_id_or_the_result(
 def test_runtime_environments_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "env.yaml").write_text(text)
     with pytest.raises(FlagError, match=message):
-        submission.read_runtime_env(tmp_path / "env.yaml")
+        request.read_runtime_env(tmp_path / "env.yaml")
 
 
 def test_the_job_knows_every_package_that_the_project_needs() -> None:

@@ -174,8 +174,7 @@ class Bundle:
 
     def _build(self, models: Any) -> DenoisingNetwork:
         try:
-            first = models.FIRST_PARAMETERS.get(self.architecture, {})
-            network: DenoisingNetwork = models.build(self.architecture, first | self.parameters)
+            network: DenoisingNetwork = models.build(self.architecture, self.parameters)
         except ModelError as error:
             raise ModelError(f"{self.folder / MODEL_FILE}: {error.message}", hint=_RETRAIN) from error
         except (RuntimeError, MemoryError, OverflowError, AttributeError) as error:

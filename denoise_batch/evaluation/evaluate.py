@@ -33,6 +33,7 @@ from denoise_batch.evaluation.protocol import (
 )
 from denoise_batch.evaluation.quality import QualityRow, quality_scores
 from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -192,7 +193,8 @@ def evaluate(
     if len(images) == 0:
         raise RequestError("there are no images to evaluate on", hint="give a dataset with rows, and --limit above 0")
     names = _model_names(bundles)
-    denoisers = [Denoiser(bundle, device=device) for bundle in bundles]
+    # Float32, so that the table does not depend on what the machine is fastest at.
+    denoisers = [Denoiser(bundle, device=device, precision=Precision.FLOAT32) for bundle in bundles]
     linear = {} if prior is None else _linear_estimates(prior)
     extras = [ExtraColumns(quality=bundle.has_quality) for bundle in bundles]
     tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}

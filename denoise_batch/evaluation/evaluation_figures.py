@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.evaluation.figures import metric_curves, seed_figure_digits, seed_figure_levels
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ def draw_evaluation(
     paths: list[Path] = []
     for bundle, model in zip(bundles, evaluation.models, strict=True):
         suffix = f"-{model['method'].replace(' ', '-')}" if len(bundles) > 1 else ""
-        denoise = Denoiser(bundle, device=device)
+        denoise = Denoiser(bundle, device=device, precision=Precision.FLOAT32)
         paths += [folder / f"levels{suffix}.png", folder / f"digits{suffix}.png"]
         seed_figure_levels(denoise, images[digit], paths[-2])
         seed_figure_digits(denoise, images[:_DIGITS], paths[-1])

@@ -198,7 +198,9 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     share = settings.gpus_per_worker
     size = pool_size([Node(cores, gpus)], settings.workers, settings.device, len(plan), gpu_share=share)
     device = settings.device if size.gpus else "cpu"
-    denoiser = Denoiser(request.bundle, device=device, threads=size.threads, batch=settings.batch_size)
+    denoiser = Denoiser(
+        request.bundle, device=device, threads=size.threads, batch=settings.batch_size, precision=settings.precision
+    )
     unit = plan.unit(len(plan) // 2)
     on_bad_row = OnBadRow.NULL if settings.on_bad_row is OnBadRow.FAIL else settings.on_bad_row
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:

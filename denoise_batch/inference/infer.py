@@ -245,7 +245,8 @@ class _Job:
         )
         device = settings.device if size.gpus else "cpu"
         bundle = self.request.bundle
-        model = ModelToLoad(str(bundle.folder.absolute()), bundle.sha256, settings.batch_size, device)
+        folder, batch = str(bundle.folder.absolute()), settings.batch_size
+        model = ModelToLoad(folder, bundle.sha256, batch, device, settings.precision)
         assignments = [self._assign(unit) for unit in wave]
         for answer in process_units(
             assignments, options, model, size, verbose=self.verbose, waiting=self._note_waiting

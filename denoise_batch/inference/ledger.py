@@ -50,7 +50,7 @@ class Receipt:
         bad_file: the staged list of bad rows, or an empty string.
         quarantine_file, quarantine_bytes, quarantine_digest: the staged file of rows that were set aside, if any.
         seconds: wall time by stage (read, decode, forward, encode, write, verify) and in total.
-        fingerprint: what the pixels depend on beside the plan: device, threads, batch, versions.
+        fingerprint: what the pixels depend on beside the plan: device, precision, threads, batch, versions.
     """
 
     unit: int

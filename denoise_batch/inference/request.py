@@ -17,6 +17,7 @@ from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output
 from denoise_batch.inference.store_run import check_store_output
+from denoise_batch.precision import Precision
 from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class InferSettings:
         inputs: files, folders, globs or URIs.
         output: the file or folder to make.
         model: a model folder; None takes ./denoise-model, else the one that ships.
-        column, output_column, layout, dtype, polarity, on_bad_row, shape, compression, extras: result options.
+        column, output_column, layout, dtype, polarity, on_bad_row, shape, compression, precision, extras: result
+            options.
         max_bad: share of all rows, 0..1, that may be bad.
         overwrite: replace OUT, and discard an unfinished run of another request.
         workers: the most actors, or the fewest and the most; None is one for each GPU, else one for each CPU core, of
@@ -66,6 +68,7 @@ class InferSettings:
     on_bad_row: OnBadRow = OnBadRow.NULL
     shape: OutputShape = OutputShape.AUTO
     compression: str = "zstd"
+    precision: Precision = Precision.AUTO
     extras: ExtraColumns = NO_EXTRAS
     max_bad: float = 0.01
     overwrite: bool = False
@@ -146,6 +149,7 @@ def look_at(settings: InferSettings) -> Request:
         "on_bad_row": settings.on_bad_row.value,
         "single_file": single,
         "compression": settings.compression,
+        "precision": settings.precision.value,
         **settings.extras.to_json(),
     }
     return Request(settings, bundle, listing, out, single, identity)

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import errors
 from denoise_batch.cluster import not_seen, refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
+from denoise_batch.freed_memory import return_freed_memory
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.unit_metrics import UnitMetrics
-from denoise_batch.inference.unused_memory import return_unused_memory
 from denoise_batch.inference.worker_watch import LOADING, MARK, Watch
 from denoise_batch.storage import is_uri
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from denoise_batch.inference.pool_size import PoolSize
+    from denoise_batch.precision import Precision
 
 _RAY_TENSOR_TYPES = (
     "ray.data.arrow_tensor",
@@ -57,12 +58,13 @@ class Working:
 
 @dataclass(frozen=True, slots=True)
 class ModelToLoad:
-    """The model's folder, its hash as planned, and the images of a forward pass (None: what suits the device)."""
+    """The model's folder, its hash as planned, and how it computes; a batch of None is what suits the device."""
 
     folder: str
     sha256: str
     batch: int | None
     device: str
+    precision: Precision
 
 
 def process_units(
@@ -168,7 +170,9 @@ class DenoiseUnit:
         if bundle.sha256 != model.sha256:
             raise DenoiseBatchError(f"{model.folder} changed since the run was planned", hint="put the model back")
         self._options = options
-        self._denoiser = Denoiser(bundle, device=model.device, threads=size.threads, batch=model.batch)
+        self._denoiser = Denoiser(
+            bundle, device=model.device, threads=size.threads, batch=model.batch, precision=model.precision
+        )
         # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
         self._thread = ThreadPoolExecutor(1)
         self._metrics = UnitMetrics()
@@ -202,7 +206,7 @@ class DenoiseUnit:
                 time.sleep(_PROGRESS_SECONDS)  # for the answer to leave
                 os._exit(1)  # a thread cannot be stopped
         result = future.result()
-        return_unused_memory()
+        return_freed_memory()
         self._metrics.end(result)
         yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
 

@@ -10,11 +10,13 @@ A newcomer's own network: a module in this folder, and its line in `ARCHITECTURE
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import ModelError
 from denoise_batch.models.bounds_unet import BoundsUNet
 from denoise_batch.models.seed import SeedAutoencoder, TransposedSeedAutoencoder
+from denoise_batch.models.wide_unet import WideUNet
 
 if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
@@ -23,10 +25,8 @@ ARCHITECTURES: dict[str, type[DenoisingNetwork]] = {
     "bounds-unet": BoundsUNet,
     "seed": SeedAutoencoder,
     "seed-transposed": TransposedSeedAutoencoder,
+    "wide-unet": WideUNet,
 }
-
-FIRST_PARAMETERS: dict[str, dict[str, Any]] = {"bounds-unet": {"version": 1}}
-"""What parameters were before model folders said so: folders that lack them mean these, and not today's defaults."""
 
 
 def build(architecture: str, parameters: dict[str, Any] | None = None) -> DenoisingNetwork:
@@ -41,8 +41,15 @@ def build(architecture: str, parameters: dict[str, Any] | None = None) -> Denois
     """
     if architecture not in ARCHITECTURES:
         raise ModelError(f"no network is called {architecture!r}", hint=f"there are: {', '.join(ARCHITECTURES)}")
+    parameters = parameters or {}
+    unknown = sorted(parameters.keys() - inspect.signature(ARCHITECTURES[architecture]).parameters.keys())
+    if unknown:
+        raise ModelError(
+            f"network {architecture!r} has no {', '.join(unknown)}: another version of denoise-batch made it",
+            hint="see the network's docstring",
+        )
     try:
-        return ARCHITECTURES[architecture](**(parameters or {}))
+        return ARCHITECTURES[architecture](**parameters)
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"network {architecture!r} cannot be made from {parameters}: {error}", hint="see the network's docstring"

@@ -17,12 +17,25 @@ class DenoisingNetwork(nn.Module):
     Attributes:
         parameters_json: the constructor's arguments, as they stand in a model folder.
         has_quality: whether it says of each image how good its output is: `logits_and_quality` works.
+        float32_parts: the layers that stay float32 where the rest computes in bfloat16 (`to_bfloat16`); None where
+            nothing may.
         code_size: numbers in its bottleneck, which `code` and `decode` lead to and from; 0 without.
     """
 
     parameters_json: dict[str, Any]
     has_quality: bool = False
     code_size: int = 0
+    float32_parts: tuple[str, ...] | None = None
+
+    def to_bfloat16(self) -> None:
+        """Turns the weights to bfloat16 where the network is made for it, which `float32_parts` says.
+
+        It still takes float32 and gives float32 from `forward`; `logits` are bfloat16 then.
+        """
+        if self.float32_parts is not None:
+            for name, part in self.named_modules():
+                if name not in self.float32_parts and next(part.children(), None) is None:
+                    part.to(torch.bfloat16)
 
     def logits(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → (n, 1, 28, 28) float32, the clean image before the sigmoid."""

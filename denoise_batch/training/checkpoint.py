@@ -68,8 +68,6 @@ def weights_of(module: nn.Module) -> Weights:
 def initial_weights(bundle: Bundle, recipe: Recipe) -> Weights:
     """A model folder's weights, to begin a training of the recipe's network with.
 
-    They may lack parts that the network has got since; those start afresh.
-
     Raises:
         FlagError: they are another network's.
         ModelError: the folder is damaged.
@@ -82,12 +80,11 @@ def initial_weights(bundle: Bundle, recipe: Recipe) -> Weights:
         )
     weights = weights_of(bundle.load())
     expected = models.build(recipe.architecture, recipe.parameters).state_dict()
-    for name, value in weights.items():
-        if name not in expected or value.shape != expected[name].shape:
-            found = tuple(expected[name].shape) if name in expected else "nothing"
+    for name in sorted(weights.keys() | expected.keys()):
+        its, ours = (tuple(held[name].shape) if name in held else "missing" for held in (weights, expected))
+        if its != ours:
             raise FlagError(
-                f"--init {bundle.folder}: its {name!r} is {tuple(value.shape)}, this training's network has {found}",
-                hint=hint,
+                f"--init {bundle.folder}: its tensor {name!r} is {its}, this training's network's is {ours}", hint=hint
             )
     return weights
 

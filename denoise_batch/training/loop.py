@@ -25,6 +25,7 @@ from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow, history_csv
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
+from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe, noise_level
 from denoise_batch.training.batches import (
     Batch,
@@ -44,9 +45,10 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.muon import Muon
 from denoise_batch.training.objective import Outputs, psnr_of, quality_loss
 from denoise_batch.training.progress import TrainProgress
-from denoise_batch.training.recipes import Keep, Optimiser, Precision, Recipe, Schedule
+from denoise_batch.training.recipes import Keep, Optimiser, Recipe, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,14 +109,6 @@ class _Validation:
     total: int
 
 
-def bfloat16_units(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 has none: float32 then
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The learning rate of step `step` (from 0) of `steps`: a linear warm-up, then constant or a half cosine to 0."""
     warm_up = min(recipe.warm_up, steps // 10)
@@ -128,6 +122,8 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def make_optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimiser is Optimiser.ADADELTA:
         return torch.optim.Adadelta(network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7)
+    if recipe.optimiser is Optimiser.MUON:
+        return Muon(network.parameters(), recipe.learning_rate, recipe.weight_decay)
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -168,14 +164,17 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.folder = Path(config.folder)
         self.noise = NoiseRecipe.from_json(self.recipe.noise_json())
         torch.manual_seed(seed_of(config.seed))
         network = models.build(self.recipe.architecture, self.recipe.parameters)
         if config.initial is not None:
-            network.load_state_dict(ray.get(config.initial), strict=False)
+            network.load_state_dict(ray.get(config.initial))
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if self.recipe.average else None
+        self.bfloat16 = self.recipe.precision.bfloat16(self.device)
         self.optimiser = make_optimiser(self.recipe, self.network)
         self.state, self.best = TrainingState(), weights_of(self.network)
         checkpoint = ray.train.get_checkpoint()
@@ -187,7 +186,6 @@ class _Worker:
         self.trained: nn.Module = Outputs(self.network)
         if self.workers > 1:
             self.trained = nn.parallel.DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
-        self.bfloat16 = self.recipe.precision is Precision.AUTO and bfloat16_units(self.device)
 
         self.batches, self.validation = self._load()
         self.seconds_before = self.state.history[-1].seconds if self.state.history else 0.0
@@ -239,6 +237,10 @@ class _Worker:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         seen = total = 0
         rate = self.recipe.learning_rate
+        if self.workers > 1:
+            # Muon's products round differently on unlike processors, and DDP compares gradients, not weights.
+            for parameter in self.network.parameters():
+                distributed.broadcast(parameter.data, 0)
         for batch in self.batches.epoch(epoch):
             rate = learning_rate(self.recipe, self.state.step, self._expected_steps())
             loss_sum += self._step(batch, rate)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import FlagError
+from denoise_batch.precision import Precision
 from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class Optimiser(StrEnum):
     ADADELTA = "adadelta"
     ADAMW = "adamw"
+    MUON = "muon"
 
 
 class Schedule(StrEnum):
@@ -37,13 +39,6 @@ class Keep(StrEnum):
 
     BEST = "best"
     LAST = "last"
-
-
-class Precision(StrEnum):
-    """FLOAT32 throughout, or bfloat16 matrix products where the device has units for them."""
-
-    FLOAT32 = "float32"
-    AUTO = "auto"
 
 
 class Device(StrEnum):
@@ -63,9 +58,10 @@ class Recipe:
         name: the recipe's name.
         architecture: the network's name in `denoise_batch.models`.
         parameters: the network's parameters; what is left out takes its default.
-        optimiser: Adadelta has rho 0.95 and eps 1e-7, as in Keras of 2019; AdamW has torch's defaults.
+        optimiser: Adadelta has rho 0.95 and eps 1e-7, as in Keras of 2019; AdamW has torch's defaults; Muon is
+            `training.muon`.
         learning_rate: after the warm-up.
-        weight_decay: AdamW's, on weights, not on biases.
+        weight_decay: AdamW's and Muon's, on weights, not on biases.
         schedule: of the learning rate.
         warm_up: steps over which the learning rate rises from 0.
         batch: images of a global step, however many workers share them.
@@ -124,8 +120,8 @@ RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         name="default",
         architecture="bounds-unet",
-        optimiser=Optimiser.ADAMW,
-        learning_rate=2e-3,
+        optimiser=Optimiser.MUON,
+        learning_rate=5e-3,
         weight_decay=1e-2,
         schedule=Schedule.COSINE,
         warm_up=200,

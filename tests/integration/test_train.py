@@ -23,8 +23,9 @@ from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import FlagError, JobFailed, OutputError, ResumeError
+from denoise_batch.precision import Precision
 from denoise_batch.training import train as train_module
-from denoise_batch.training.recipes import Precision, TrainSettings
+from denoise_batch.training.recipes import TrainSettings
 from denoise_batch.training.train import train
 
 if TYPE_CHECKING:
@@ -175,9 +176,10 @@ def test_a_killed_driver_goes_on_where_it_was(
     output = tmp_path / "model"
     code = (
         "import sys, json; from pathlib import Path; from denoise_batch.training.recipes import TrainSettings\n"
-        "from denoise_batch.training.train import train\n"
+        "from denoise_batch.training.train import train; from denoise_batch.precision import Precision\n"
         "fields = json.loads(sys.argv[1])\n"
-        "train(TrainSettings(**fields | {'output': Path(fields['output'])}), lambda progress: None)\n"
+        "fields |= {'output': Path(fields['output']), 'precision': Precision(fields['precision'])}\n"
+        "train(TrainSettings(**fields), lambda progress: None)\n"
     )
     ours = replace(settings, output=output, workers=2)
     fields = {name: value for name, value in vars(ours).items() if value is not None and name != "device"}
@@ -199,7 +201,7 @@ def test_a_killed_driver_goes_on_where_it_was(
 
     with pytest.raises(ResumeError) as refused:
         train(replace(ours, learning_rate=0.5, seed=1), lambda _: None)
-    assert "recipe.learning_rate was 0.002, now 0.5" in refused.value.message
+    assert "recipe.learning_rate was 0.005, now 0.5" in refused.value.message
     assert "seed was 0, now 1" in refused.value.message
 
     shown: list[TrainProgress] = []
