@@ -3,10 +3,12 @@
     python benchmarks/forward.py                    # every way that is installed here, one thread and all of them
     python benchmarks/forward.py --device cuda
 
-Ways: PyTorch as it comes (eager, contiguous), channels last, bfloat16 autocast, torch.compile, ONNX Runtime, OpenVINO
-(`pip install onnxruntime openvino onnx`, for this alone). Each at several batch sizes, the best one shown. The ways
-take turns, so that a machine whose speed drifts treats all alike; medians. `difference` is against eager float32 on the
-same drawn digits: the PSNR of one output against the other, and the largest difference in grey levels after rounding.
+Ways: PyTorch as it comes (eager, contiguous), channels last, bfloat16 autocast; networks made for bfloat16 as `infer`
+runs them, and so with additions and ReLUs apart from the products (`models.fused_layers`); torch.compile, ONNX Runtime,
+OpenVINO (`pip install onnxruntime openvino onnx`, for this alone). Each at several batch sizes, the best one shown. The
+ways take turns, so that a machine whose speed drifts treats all alike; medians. `difference` is against eager float32
+on the same drawn digits: the PSNR of one output against the other, and the largest difference in grey levels after
+rounding.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ import torch
 
 from denoise_batch import bundle
 from denoise_batch.digits import draw_digits
+from denoise_batch.freed_memory import keep_freed_memory
+from denoise_batch.models import fused_layers
 from denoise_batch.noise import NoiseRecipe
 
 BATCHES = (64, 128, 256, 512, 1024)
@@ -45,6 +49,7 @@ def main() -> None:
     folder = bundle.SHIPPED_FOLDER
     models = options.models or [folder.with_name("seed"), folder]
     batches = CUDA_BATCHES if options.device == "cuda" else BATCHES
+    keep_freed_memory()
     noisy = _noisy(max(options.images, batches[-1])).to(options.device)
     where = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     print(f"{time.strftime('%Y-%m-%d')}: {os.cpu_count()} × {where}, torch {torch.__version__}")
@@ -64,7 +69,7 @@ def _table(
     name: str, network: Any, ways: dict[str, Any], noisy: torch.Tensor, batches: Any, options: Any, base: float
 ) -> float:
     with torch.inference_mode():
-        reference = network(noisy[: options.images]).reshape(-1, 784)
+        reference = network(noisy).reshape(-1, 784)
     made: dict[tuple[str, int], Any] = {}
     for way, make in ways.items():
         for batch in batches:
@@ -84,7 +89,7 @@ def _table(
             continue
         best = max(rates, key=rates.__getitem__)
         base = base or rates[best]  # the first: the seed's network as PyTorch runs it
-        parts = [made[way, best](part) for part in noisy[: options.images].split(best) if len(part) == best]
+        parts = [made[way, best](part) for part in noisy[: max(options.images, best)].split(best) if len(part) == best]
         out = torch.cat([torch.as_tensor(part).reshape(-1, 784).float() for part in parts])
         print(
             f"| {name} | {way} | {best} | {rates[best]:,.0f} | {rates[best] / base:.2f} × "
@@ -143,6 +148,28 @@ def bfloat16(network: Any, example: torch.Tensor) -> Any:
     return run
 
 
+def as_infer_computes(network: Any, _: torch.Tensor) -> Any:
+    if network.float32_parts is None:
+        raise ImportError  # it is float32 there: the same as channels last
+    copy = _copy(network).to(memory_format=torch.channels_last)
+    copy.to_bfloat16()
+    return _inferring(copy)
+
+
+def layers_apart(network: Any, example: torch.Tensor) -> Any:
+    forward = as_infer_computes(network, example)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        before, fused_layers.FUSED_BFLOAT16 = fused_layers.FUSED_BFLOAT16, False
+        try:
+            out: torch.Tensor = forward(images)
+        finally:
+            fused_layers.FUSED_BFLOAT16 = before
+        return out
+
+    return run
+
+
 def compiled(network: Any, example: torch.Tensor) -> Any:
     forward = torch.compile(_copy(network).to(memory_format=torch.channels_last), dynamic=False)
     run = _inferring(lambda images: forward(images.contiguous(memory_format=torch.channels_last)))
@@ -189,7 +216,9 @@ def _openvino(network: Any, example: torch.Tensor, precision: str) -> Any:
 WAYS = {
     "as it comes": as_it_comes,
     "channels last": channels_last,
-    "bfloat16": bfloat16,
+    "bfloat16 autocast": bfloat16,
+    "as infer computes": as_infer_computes,
+    "the same, layers apart": layers_apart,
     "compiled": compiled,
     "compiled, bfloat16": compiled_bfloat16,
     "ONNX Runtime": onnx_runtime,

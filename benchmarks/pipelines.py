@@ -1,15 +1,23 @@
-"""Whole runs side by side: a plain loop, a stock Ray Data pipeline and `denoise-batch infer`, on the same digits.
+"""Whole runs side by side: a plain loop, stock Ray Data and Daft pipelines, and `denoise-batch infer`.
 
-    python benchmarks/pipelines.py --rows 1000000 --repeats 2
+    python benchmarks/pipelines.py --rows 1000000 --repeats 3
+    python benchmarks/pipelines.py --rows 100000 --layout list --compression none --only loop "denoise-batch infer"
 
 Prints a table: seconds and images/s of each run as a whole and with start-up apart (for `infer`: from the first
-unit's start to the last receipt), and ratios of medians to the loop. Each run is a process of its own; the contenders
-take turns, so that a machine whose speed drifts treats all alike.
+unit's start to the last receipt), the share of the raw forward pass, and how much faster `infer` is over the whole
+run; medians. All compute alike, in bfloat16 where `infer` does, so that pipelines are compared and not networks. Each
+run is a process of its own; the contenders take turns, so that a machine whose speed drifts treats all alike. Above it
+stands the raw forward pass, no file read or written: as `infer` computes (a process a core, one thread each), and as
+PyTorch comes (one process, contiguous, float32).
+
+Daft takes part where it is installed (`pip install daft`, for this alone).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
 import json
 import os
 import platform
@@ -24,14 +32,66 @@ from typing import Any
 
 ROW_GROUP = 65_536
 BATCH = 256
+CORES = os.cpu_count() or 1
 
 
-def loop(source: Path, out: Path, model: Path) -> dict[str, float]:
-    """What a user would write first: pyarrow → model → pyarrow, one process, all cores in torch."""
+# --- what a user would write -----------------------------------------------------------------------------------------
+
+
+def pixels_of(column: Any, layout: str) -> Any:
+    """An Arrow array of images without nulls → (n, 784) float32 in 0..1."""
+    import numpy as np
+
+    if layout == "encoded":
+        from PIL import Image
+
+        shown = [np.asarray(Image.open(io.BytesIO(image.as_py()))) for image in column]
+        return np.stack(shown).reshape(-1, 784).astype(np.float32) / 255
+    flat = column.flatten().to_numpy() if layout == "list" else np.frombuffer(column.buffers()[1], np.uint8)
+    start = 0 if layout == "list" else column.offset * 784
+    return flat[start : start + len(column) * 784].reshape(-1, 784).astype(np.float32) / 255
+
+
+def column_of(pixels: Any, layout: str) -> Any:
+    """(n, 784) uint8 → an Arrow array in the layout."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    if layout == "encoded":
+        from PIL import Image
+
+        images = []
+        for image in pixels.reshape(-1, 28, 28):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "PNG", compress_level=1)
+            images.append(file.getvalue())
+        return pa.array(images, pa.binary())
+    if layout == "list":
+        offsets = np.arange(0, 784 * (len(pixels) + 1), 784, dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.array(pixels.reshape(-1)))
+    return pa.Array.from_buffers(pa.binary(784), len(pixels), [None, pa.py_buffer(np.ascontiguousarray(pixels))])
+
+
+def _type(layout: str) -> Any:
+    import pyarrow as pa
+
+    return {"binary": pa.binary(784), "list": pa.list_(pa.uint8()), "encoded": pa.binary()}[layout]
+
+
+def _denoised(network: Any, noisy: Any) -> Any:
+    """(n, 784) float32 → (n, 784) uint8."""
     import torch
+
+    with torch.inference_mode():
+        parts = torch.from_numpy(noisy).view(-1, 1, 28, 28).split(BATCH)
+        clean = torch.cat([network(part.contiguous(memory_format=torch.channels_last)) for part in parts])
+        return (clean * 255).round().to(torch.uint8).reshape(-1, 784).numpy()
+
+
+def loop(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
+    """What a user would write first: pyarrow → model → pyarrow, one process, all cores in torch."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     network = _network(model)
     begun = time.monotonic()
@@ -39,22 +99,13 @@ def loop(source: Path, out: Path, model: Path) -> dict[str, float]:
     out.mkdir()
     for path in sorted(source.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow.append(pa.field("denoised", pa.binary(784)))
-            with pq.ParquetWriter(out / path.name, schema, compression="zstd", use_dictionary=["label"]) as writer:
+            schema = file.schema_arrow.append(pa.field("denoised", _type(layout)))
+            options = {"compression": compression, "use_dictionary": ["label"]}
+            with pq.ParquetWriter(out / path.name, schema, **options) as writer:
                 for batch in file.iter_batches(8192):
-                    pixels = np.frombuffer(batch["image"].buffers()[1], np.uint8)
-                    start = batch["image"].offset * 784
-                    noisy = torch.from_numpy(pixels[start : start + batch.num_rows * 784].astype(np.float32) / 255)
-                    with torch.inference_mode():
-                        parts = noisy.view(-1, 1, 28, 28).split(BATCH)
-                        clean = torch.cat(
-                            [network(part.contiguous(memory_format=torch.channels_last)) for part in parts]
-                        )
-                        pixels = (clean * 255).round().to(torch.uint8).contiguous().numpy()
-                    column = pa.Array.from_buffers(
-                        pa.binary(784), batch.num_rows, [None, pa.py_buffer(pixels.tobytes())]
-                    )
-                    writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, column], schema=schema))
+                    pixels = _denoised(network, pixels_of(batch["image"], layout))
+                    columns = [*batch.columns, column_of(pixels, layout)]
+                    writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
                     rows += batch.num_rows
     return {"rows": rows, "denoising": time.monotonic() - begun}
 
@@ -62,123 +113,189 @@ def loop(source: Path, out: Path, model: Path) -> dict[str, float]:
 class StockDenoiser:
     """The actor of the stock pipeline, as Ray's documentation shows it, with Arrow batches and one thread."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, layout: str) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self.network = _network(Path(model))
+        self.network, self.layout = _network(Path(model)), layout
 
     def __call__(self, table: Any) -> Any:
-        import numpy as np
-        import pyarrow as pa
-        import torch
-
-        column = table["image"].combine_chunks()
-        pixels = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * 784 :][: len(column) * 784]
-        noisy = torch.from_numpy(pixels.astype(np.float32) / 255).view(-1, 1, 28, 28)
-        with torch.inference_mode():
-            clean = torch.cat(
-                [self.network(part.contiguous(memory_format=torch.channels_last)) for part in noisy.split(BATCH)]
-            )
-        data = (clean * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
-        return table.append_column(
-            "denoised", pa.Array.from_buffers(pa.binary(784), len(column), [None, pa.py_buffer(data)])
-        )
+        pixels = _denoised(self.network, pixels_of(table["image"].combine_chunks(), self.layout))
+        return table.append_column("denoised", column_of(pixels, self.layout))
 
 
-def stock(source: Path, out: Path, model: Path) -> dict[str, float]:
+def stock(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
     """read_parquet → map_batches → write_parquet, tuned fairly: one footer actor, Arrow batches, an actor a core."""
     os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "1"
     import ray
 
     ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cores = os.cpu_count() or 1
     begun = time.monotonic()
     data = ray.data.read_parquet(str(source)).map_batches(
         StockDenoiser,
-        fn_constructor_args=(str(model),),
+        fn_constructor_args=(str(model), layout),
         batch_size=8192,
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=0.5,
-        compute=ray.data.ActorPoolStrategy(size=cores),
+        compute=ray.data.ActorPoolStrategy(size=CORES),
     )
-    data.write_parquet(str(out), compression="zstd", use_dictionary=["label"])
+    data.write_parquet(str(out), compression=compression, use_dictionary=["label"])
     denoising = time.monotonic() - begun
-    import pyarrow.dataset as ds
-
-    return {"rows": ds.dataset(out).count_rows(), "denoising": denoising}
+    return {"rows": _rows(out), "denoising": denoising}
 
 
-def ours(source: Path, out: Path, model: Path) -> dict[str, float]:
+def daft(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
+    """read_parquet → a class UDF over batches, a process a core → write_parquet."""
+    import daft as daft_library
+
+    begun = time.monotonic()
+    binary = daft_library.DataType.binary()
+    kind = {
+        "binary": daft_library.DataType.fixed_size_binary(784),
+        "list": daft_library.DataType.list(daft_library.DataType.uint8()),
+        "encoded": binary,
+    }[layout]
+
+    @daft_library.udf(return_dtype=kind, batch_size=8192, concurrency=CORES)
+    class Denoise:
+        def __init__(self) -> None:
+            import torch
+
+            torch.set_num_threads(1)
+            self.network = _network(model)
+
+        def __call__(self, images: Any) -> Any:
+            array = images.to_arrow()
+            return column_of(_denoised(self.network, pixels_of(array.cast(_type(layout)), layout)), layout)
+
+    frame = daft_library.read_parquet(f"{source}/*.parquet")
+    frame = frame.with_column("denoised", Denoise(frame["image"]))
+    frame.write_parquet(str(out), compression=compression)
+    return {"rows": _rows(out), "denoising": time.monotonic() - begun}
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+def ours(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
     from denoise_batch.inference.infer import InferSettings, infer
 
-    report = infer(InferSettings((str(source),), str(out), model=model))
+    del layout  # found
+    report = infer(InferSettings((str(source),), str(out), model=model, compression=compression))
     return {"rows": report.rows_out, "denoising": report.denoising_seconds}
 
 
-CONTENDERS = {"loop": loop, "stock Ray Data": stock, "denoise-batch infer": ours}
+OURS = "denoise-batch infer"
+CONTENDERS = {"loop": loop, "stock Ray Data": stock, "Daft": daft, OURS: ours}
 
 
 def _network(folder: Path) -> Any:
     import torch
 
     from denoise_batch.bundle import read_bundle
+    from denoise_batch.freed_memory import keep_freed_memory
+    from denoise_batch.precision import Precision
 
-    return read_bundle(folder).load("cpu").to(memory_format=torch.channels_last)
+    keep_freed_memory()
+    network = read_bundle(folder).load("cpu").to(memory_format=torch.channels_last)
+    if Precision.AUTO.bfloat16(torch.device("cpu")):
+        network.to_bfloat16()
+    return network
 
 
-def forward(model: Path, images: int = 40_000) -> float:
-    """Raw forward images/s of the network in this process: eager float32, channels last, batch 256, all cores."""
+def _rows(out: Path) -> int:
+    import pyarrow.dataset as ds
+
+    return int(ds.dataset(out).count_rows())
+
+
+# --- the raw forward pass --------------------------------------------------------------------------------------------
+
+
+def forward(model: Path, seconds: float = 6.0) -> dict[str, float]:
+    """Images/s of this process: with one thread as `infer` computes."""
+    import numpy as np
+
+    from denoise_batch.bundle import read_bundle
+    from denoise_batch.denoiser import Denoiser
+
+    denoiser = Denoiser(read_bundle(model), device="cpu", threads=1)
+    noisy = np.random.default_rng(0).random((4096, 784), np.float32)
+    denoiser(noisy)
+    begun, images = time.monotonic(), 0
+    while time.monotonic() - begun < seconds:
+        denoiser(noisy)
+        images += len(noisy)
+    return {"rate": images / (time.monotonic() - begun)}
+
+
+def forward_as_it_comes(model: Path, seconds: float = 6.0) -> dict[str, float]:
+    """Images/s of one process with all cores: eager, float32, contiguous."""
     import torch
 
-    network = _network(model)
-    batch = torch.rand(BATCH, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+    from denoise_batch.bundle import read_bundle
+
+    network = read_bundle(model).load("cpu")
+    batch = torch.rand(BATCH, 1, 28, 28)
     with torch.inference_mode():
-        for _ in range(10):
+        network(batch)
+        begun, images = time.monotonic(), 0
+        while time.monotonic() - begun < seconds:
             network(batch)
-        begun = time.monotonic()
-        for _ in range(images // BATCH):
-            network(batch)
-    return images // BATCH * BATCH / (time.monotonic() - begun)
+            images += BATCH
+    return {"rate": images / (time.monotonic() - begun)}
+
+
+FORWARDS = {"as infer computes": forward, "as it comes": forward_as_it_comes}
+
+
+def forward_rate(name: str, model: Path) -> float:
+    """Of as many processes at a time as that way takes."""
+    count = CORES if name == "as infer computes" else 1
+    command = [sys.executable, __file__, "--run", name, "--model", str(model), "--paths", ".", "."]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    answers = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes), name
+    return sum(float(json.loads(answer.splitlines()[-1])["rate"]) for answer in answers)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--layout", choices=("binary", "list", "encoded"), default="binary")
+    parser.add_argument("--compression", choices=("zstd", "lz4", "snappy", "none"), default="zstd")
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=list(CONTENDERS), help="of the contenders")
     parser.add_argument("--model", type=Path, help="model folder; default: the one that ships")
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=[*CONTENDERS, *FORWARDS], help=argparse.SUPPRESS)
     parser.add_argument("--paths", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from denoise_batch.bundle import find_bundle
 
     model = find_bundle(arguments.model).folder.absolute()
+    given = (arguments.layout, arguments.compression)
     if arguments.run:
-        print(json.dumps(CONTENDERS[arguments.run](*arguments.paths, model)))
+        run = arguments.run
+        found = FORWARDS[run](model) if run in FORWARDS else CONTENDERS[run](*arguments.paths, model, *given)
+        print(json.dumps(found))
         return
+    names = [name for name in CONTENDERS if name in arguments.only]
+    if importlib.util.find_spec("daft") is None and "Daft" in names:
+        names.remove("Daft")
     with tempfile.TemporaryDirectory(prefix="pipelines-") as folder:
-        source = Path(folder, "in")
-        _draw(source, arguments.rows)
-        seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-        denoising: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-        raw = []
+        source, out = Path(folder, "in"), Path(folder, "out")
+        _draw(source, arguments.rows, *given)
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        denoising: dict[str, list[float]] = {name: [] for name in names}
+        raw: dict[str, list[float]] = {name: [] for name in FORWARDS}
         for _ in range(arguments.repeats):
-            raw.append(forward(model))
-            for name in CONTENDERS:
-                out = Path(folder, "out")
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--run",
-                    name,
-                    "--model",
-                    str(model),
-                    "--paths",
-                    str(source),
-                    str(out),
-                ]
+            for name in FORWARDS:
+                raw[name].append(forward_rate(name, model))
+            for name in names:
+                options = ["--layout", given[0], "--compression", given[1], "--model", str(model)]
+                command = [sys.executable, __file__, "--run", name, *options, "--paths", str(source), str(out)]
                 begun = time.monotonic()
                 answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
                 seconds[name].append(time.monotonic() - begun)
@@ -186,23 +303,29 @@ def main() -> None:
                 assert found["rows"] == arguments.rows, (name, found)
                 denoising[name].append(found["denoising"])
                 shutil.rmtree(out)
-                print(f"{name}: {seconds[name][-1]:.1f} s", file=sys.stderr)
-    print(f"{arguments.rows:,} digits of uint8, binary layout, zstd; model {model.name}; {_machine()}")
-    print(f"raw forward (eager float32, channels last, batch {BATCH}): {statistics.median(raw):,.0f} images/s\n")
-    print("| run | whole run, s | images/s, whole run | images/s, start-up apart | whole run against the loop |")
-    print("|---|---|---|---|---|")
-    base = statistics.median(seconds["loop"])
-    for name in CONTENDERS:
+                print(f"{name}: {seconds[name][-1]:.1f} s, start-up apart {denoising[name][-1]:.1f} s", file=sys.stderr)
+    print(
+        f"{arguments.rows:,} digits of uint8, {given[0]} layout, {given[1]}; model {model.name}; {_machine()}; ", end=""
+    )
+    print(f"medians of {arguments.repeats}")
+    rates = ", ".join(f"{name} {statistics.median(found):,.0f} images/s" for name, found in raw.items())
+    print(f"raw forward: {rates}\n")
+    print(
+        "| run | whole run, s | images/s, whole run | images/s, start-up apart | of raw forward | ours is faster by |"
+    )
+    print("|---|---|---|---|---|---|")
+    base = statistics.median(seconds[OURS]) if OURS in seconds else float("nan")
+    for name in names:
         whole, inner = statistics.median(seconds[name]), statistics.median(denoising[name])
+        share = arguments.rows / inner / statistics.median(raw["as infer computes"])
         print(
             f"| {name} | {whole:.1f} | {arguments.rows / whole:,.0f} | {arguments.rows / inner:,.0f} "
-            f"| {base / whole:.2f} × |"
+            f"| {share:.2f} | {whole / base:.2f} × |"
         )
 
 
-def _draw(folder: Path, rows: int) -> None:
+def _draw(folder: Path, rows: int, layout: str, compression: str) -> None:
     """Drawn digits with the seed's noise, clipped to 8 bits: files of 131,072 rows."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
@@ -216,18 +339,10 @@ def _draw(folder: Path, rows: int) -> None:
         count = min(131_072, rows - start)
         clean, labels = draw_digits(count, 0, start)
         noisy, _, _ = NoiseRecipe(clipped=1.0).apply(torch.from_numpy(clean).float() / 255, generator)
-        pixels = (noisy * 255).round().to(torch.uint8).numpy()
-        image = pa.Array.from_buffers(
-            pa.binary(784), count, [None, pa.py_buffer(np.ascontiguousarray(pixels).tobytes())]
-        )
-        table = pa.table({"label": pa.array(labels), "image": image})
-        pq.write_table(
-            table,
-            folder / f"{start:09d}.parquet",
-            row_group_size=ROW_GROUP,
-            compression="zstd",
-            use_dictionary=["label"],
-        )
+        pixels = (noisy * 255).round().to(torch.uint8).reshape(-1, 784).numpy()
+        table = pa.table({"label": pa.array(labels), "image": column_of(pixels, layout)})
+        path, options = folder / f"{start:09d}.parquet", {"compression": compression, "use_dictionary": ["label"]}
+        pq.write_table(table, path, row_group_size=ROW_GROUP, **options)
 
 
 def _machine() -> str:
