@@ -103,7 +103,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_bundle(tmp_path / "narrow", narrow, BundleCard("bounds-unet", narrow.parameters_json))
     with pytest.raises(FlagError, match=r"--init .*seed: its network is 'seed'"):
         initial_weights(read_bundle(tmp_path / "seed"), RECIPES["default"])
-    with pytest.raises(FlagError, match=r"narrow: its '.*' is"):
+    with pytest.raises(FlagError, match=r"narrow: its tensor '.*' is"):
         initial_weights(read_bundle(tmp_path / "narrow"), RECIPES["default"])
 
 
