@@ -129,7 +129,8 @@ def stock(source: Path, out: Path, model: Path, layout: str, compression: str) -
     os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "1"
     import ray
 
-    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    # `local`, or Ray would look for the last cluster that ran on this machine, dead or alive.
+    ray.init("local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     begun = time.monotonic()
     data = ray.data.read_parquet(str(source)).map_batches(
