@@ -27,14 +27,11 @@ from torch import nn
 
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv
 from denoise_batch.models.noise_signs import RANGE_ENDS
-from denoise_batch.models.pixel_groups import grouped, side_by_side
 from denoise_batch.models.quality_head import QualityHead
-from denoise_batch.models.two_scales import TwoScales
+from denoise_batch.models.two_scales import PLANES, TwoScales
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_PLANES = 16  # four pixels, their lower and upper bounds; the first four of the range's ends
 
 
 class BoundsUNet(TwoScales):
@@ -65,7 +62,7 @@ class BoundsUNet(TwoScales):
             "blocks_in": blocks_in,
             "blocks_out": blocks_out,
         }
-        self.inlet = ConvRelu(_PLANES, width, 3, padding=1)
+        self.inlet = ConvRelu(PLANES, width, 3, padding=1)
         self.fine_in = ResidualConv(width)
         self.down = ConvRelu(width, deep, 2, stride=2)
         self.coarse_in = nn.Sequential(*(ResidualConv(deep) for _ in range(blocks_in)))
@@ -96,12 +93,3 @@ class BoundsUNet(TwoScales):
         useless = ~torch.isfinite(ends).all(dim=1)
         logits = self.outlet(fine).permute(0, 2, 3, 1).masked_fill(useless[:, None, None, None], torch.nan)
         return logits, whole, coarse, fine, pixels
-
-    @torch.no_grad()
-    def _planes(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 1, 28, 28), (n, 8) → the pixels (n, 196, 4) and all planes (n, 16, 14, 14), of the weights' type."""
-        dtype = self.inlet.weight.dtype
-        pixels, signs = grouped(noisy.to(dtype)), ends[:, None].to(dtype)
-        half_range = signs[..., :1]
-        bounds = ((pixels - half_range).clamp_min_(0.0), (pixels + half_range).clamp_max_(1.0))
-        return pixels, side_by_side(pixels, *bounds, signs[..., :4])

@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from denoise_batch.models.noise_signs import RANGE_ENDS
-from denoise_batch.models.pixel_groups import grouped, side_by_side
 from denoise_batch.models.quality_head import QualityHead
 from denoise_batch.models.two_scales import TwoScales
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PLANES = 4 * 3 + 2  # pixels, lower bounds, upper bounds; r̂ and its flag
+_PLANES = 14  # of `PLANES`: of the range's ends, r̂ and its flag alone
 
 
 class _Residual(nn.Module):
@@ -68,13 +67,9 @@ class WideUNet(TwoScales):
         self.quality = QualityHead(width, bottleneck + deep + width + RANGE_ENDS)
 
     def _pass(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        dtype = self.inlet.weight.dtype
-        with torch.no_grad():
-            pixels, signs = grouped(noisy.to(dtype)), ends[:, None].to(dtype)
-            half_range = signs[..., :1]
-            bounds = ((pixels - half_range).clamp_min(0.0), (pixels + half_range).clamp_max(1.0))
-            planes = side_by_side(pixels, *bounds, signs[..., :4])[:, :_PLANES]
-        first = self.inlet(planes) + self.ends(ends).to(dtype)[:, :, None, None]
+        pixels, planes = self._planes(noisy, ends)
+        first = self.inlet(planes[:, :_PLANES])
+        first = first + self.ends(ends).to(first.dtype)[:, :, None, None]
         fine = self.fine_in(torch.relu(first))
         coarse = self.coarse_in(torch.relu(self.down(fine)))
         whole = torch.relu(self.squeeze(coarse.flatten(1)))
