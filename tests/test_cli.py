@@ -119,7 +119,10 @@ def test_help_lists_the_commands_and_each_has_an_example(capsys: pytest.CaptureF
 def test_choices_are_those_of_the_enums() -> None:
     import inspect as introspection
 
-    hints = {command: introspection.get_annotations(getattr(cli, command), eval_str=True) for command in COMMANDS}
+    hints = {
+        command: introspection.get_annotations(getattr(getattr(cli, command), command), eval_str=True)
+        for command in COMMANDS
+    }
 
     def choices(command: str, parameter: str) -> set[str]:
         found: set[str] = set()

@@ -62,7 +62,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_module_map_is_the_package() -> None:
-    (block,) = [block for block in code_blocks(README) if block.startswith("cli, ")]
+    (block,) = [block for block in code_blocks(README) if block.startswith("cli/, ")]
     listed = [name.rstrip("/") for line in block.splitlines() for name in re.split(r"\s{2,}", line)[0].split(", ")]
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

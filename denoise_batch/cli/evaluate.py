@@ -1,0 +1,103 @@
+"""`evaluate`: how good models are, as a table and as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from denoise_batch.cli.options import Device, Json, MnistFolder, PolarityChoice, Verbose, example
+from denoise_batch.console import print_result
+from denoise_batch.errors import FlagError
+from denoise_batch.progress import Progress
+from denoise_batch.storage import local_path
+
+app = typer.Typer()
+
+
+@app.command(
+    short_help="How good is a model: a table per noise level.",
+    epilog=example("denoise-batch evaluate --model denoise-model --figures figures"),
+)
+def evaluate(
+    models: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--model",
+            parser=local_path,
+            metavar="FOLDER",
+            help="Model folder; may be given several times. Default: ./denoise-model, else the one that ships with us.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARQUET", help="Clean images to degrade: a file, folder or glob. Default: MNIST's test set."
+        ),
+    ] = None,
+    mnist: MnistFolder = None,
+    column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of clean images. Default: `clean`, else found, as for infer."),
+    ] = None,
+    polarity: PolarityChoice = "auto",
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use at most N images.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the noise; keep it, and your table compares with published ones.")
+    ] = 2019,
+    device: Device = "auto",
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local_path,
+            metavar="FOLDER",
+            help="Draw pictures into this folder: one digit at six levels, others, curves.",
+        ),
+    ] = None,
+    digit: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
+    ] = 3,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how good a model is: PSNR, SSIM and cross-entropy for each noise level, beside classical filters."""
+    from denoise_batch import storage
+    from denoise_batch.bundle import find_bundle
+
+    # What can be refused quickly, before torch loads.
+    bundles = [find_bundle(model) for model in (models or (None,))]
+    if data is not None:
+        storage.list_inputs((data,))
+    from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
+    from denoise_batch.images import Polarity
+
+    images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity))
+    prior = load_prior_images(mnist) if data is None else None
+    if figures is not None and digit >= len(images):
+        raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
+    from denoise_batch.evaluation.evaluate import evaluate as run
+    from denoise_batch.evaluation.table import format_table
+
+    with Progress() as progress:
+        evaluation = run(
+            bundles,
+            images,
+            description=description,
+            prior=prior,
+            seed=seed,
+            device=device,
+            progress=progress.update,
+        )
+        drawn: list[Path] = []
+        if figures is not None:
+            from denoise_batch.evaluation.evaluation_figures import draw_evaluation
+
+            drawn = draw_evaluation(evaluation, bundles, images, figures, digit=digit, device=device)
+    content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
+    lines = [
+        *(f"model {bundle.folder} ({bundle.architecture})" for bundle in bundles),
+        format_table(evaluation),
+        *(f"drawn: {path}" for path in drawn),
+    ]
+    print_result(content, lines, as_json=as_json)

@@ -1,0 +1,154 @@
+"""`train`: a model folder, by Ray Train."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from denoise_batch.cli.options import Address, Device, Json, MnistFolder, PolarityChoice, Verbose, example, level_range
+from denoise_batch.console import PROGRAM, print_result, session
+from denoise_batch.progress import Progress, training_line
+from denoise_batch.storage import local_path
+from denoise_batch.worker_count import parse_workers
+
+app = typer.Typer()
+
+
+@app.command(
+    short_help="Train a model with Ray Train.",
+    epilog=example(
+        "denoise-batch train",
+        "denoise-batch train --data clean.parquet --epochs 10 --workers 2 --out my-model",
+        "denoise-batch train --recipe seed --epochs 50 --out seed-model",
+    ),
+)
+def train(
+    out: Annotated[
+        Path, typer.Option("--out", parser=local_path, metavar="FOLDER", help="Model folder to write.")
+    ] = Path("denoise-model"),
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PARQUET", help="Clean images: a file, folder or glob. Default: MNIST's training set."),
+    ] = None,
+    mnist: MnistFolder = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column of clean images. Default: found, as for infer.")
+    ] = None,
+    noisy_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Train on the noisy images in this column instead of drawn noise."),
+    ] = None,
+    polarity: PolarityChoice = "auto",
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Start from this model's weights, say to fine-tune it. Then give an --lr."),
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(metavar="N", help="Use the first N images only, validation among them.")
+    ] = None,
+    recipe: Annotated[
+        Literal["default", "seed"],
+        typer.Option(help="default: ours. seed: the original article's network and training, to the letter."),
+    ] = "default",
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another network than the recipe's: seed, seed-transposed, …")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Passes over the images. Default: the recipe's.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="X", help="Train for so long instead; the schedule follows the clock.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", "--batch-size", metavar="N", help="Images a step, over all workers. Default: the recipe's."
+        ),
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", metavar="X", help="Default: the recipe's.")] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Blur to train against, in pixels. Default: the recipe's, 0:2."),
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="White noise's half range to train against. Default: 0.01:1.5."),
+    ] = None,
+    clipped: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the noisy images that are clipped to 8 bits, 0..1."),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop after N epochs without a better validation PSNR.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the order of the images and the noise.")] = 0,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|A:B",
+            help="Training processes: N, or A to B as there is room. Default: one for each GPU, or core, at most four.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    address: Address = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished model, or an unfinished training that differs.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a denoiser with Ray Train and write a model folder.
+
+    An interrupted training goes on where it was when the same command is given again.
+    """
+    levels = [
+        None if text is None else level_range(flag, text) for flag, text in (("--sigma", sigma), ("--noise", noise))
+    ]
+    from denoise_batch.training.recipes import Device as TrainDevice
+    from denoise_batch.training.recipes import TrainSettings
+
+    settings = TrainSettings(
+        output=out,
+        recipe=recipe,
+        data=data,
+        mnist=mnist,
+        column=column,
+        noisy_column=noisy_column,
+        polarity=polarity,
+        init=init,
+        max_images=max_images,
+        architecture=architecture,
+        epochs=epochs,
+        minutes=minutes,
+        batch=batch,
+        learning_rate=learning_rate,
+        sigma=levels[0],
+        half_range=levels[1],
+        clipped=clipped,
+        patience=patience,
+        seed=seed,
+        workers=parse_workers(workers),
+        device=TrainDevice(device),
+        overwrite=overwrite,
+        command=shlex.join([PROGRAM, *session.arguments]),
+        address=address,
+        verbose=verbose,
+    )
+    settings.resolve()
+    from denoise_batch.training.train import train as run
+
+    with Progress() as progress:
+        bundle = run(
+            settings,
+            lambda now: progress.update(*training_line(now)),
+            starting=lambda: progress.note("train: starting Ray and the workers"),
+            waiting=lambda missing: progress.update(f"train: waiting for {missing}"),
+        )
+    print_result(
+        {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
+        [f"{bundle.folder}: {bundle.architecture}", *(f"  {key}: {value}" for key, value in bundle.metrics.items())],
+        as_json=as_json,
+    )
