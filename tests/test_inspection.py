@@ -13,7 +13,9 @@ import pytest
 
 from denoise_batch.corrupt import CorruptSettings, corrupt
 from denoise_batch.errors import MissingFileError, ModelError, OutputError, ParquetError
-from denoise_batch.inspection import Kind, has_page_checksum, inspect
+from denoise_batch.inspection import inspect
+from denoise_batch.inspection.parquet import has_page_checksum
+from denoise_batch.inspection.result import Kind
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,8 @@ from denoise_batch.inference.denoise_unit import OnBadRow, denoise_unit
 from denoise_batch.inference.dry_run import dry_run
 from denoise_batch.inference.infer import InferReport, InferSettings, OutputShape, infer
 from denoise_batch.inference.store_owner import Owner
-from denoise_batch.inspection import Kind, inspect
+from denoise_batch.inspection import inspect
+from denoise_batch.inspection.result import Kind
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch import publishing
 from denoise_batch.bundle.card import model_card
+from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, parse_json, read_file, read_tensors
 from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.redaction import redact, redact_all
@@ -57,11 +58,7 @@ PIXELS = {"shape": [28, 28], "dtype": "float32", "background": 0.0, "ink": 1.0, 
 
 T = TypeVar("T")
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_MAX_JSON = 16 << 20
-_MAX_WEIGHTS = 4 << 30
 _MAX_PARAMETER = 1 << 16
-_RETRAIN = "train it again, copy it again, or name another model with --model"
 
 
 @dataclass(frozen=True)
@@ -136,9 +133,9 @@ class Bundle:
         from denoise_batch import models
 
         # The same bytes are checked and used: a file exchanged since the folder was read is found out.
-        content = _read(self.folder / WEIGHTS_FILE, _MAX_WEIGHTS)
+        content = read_file(self.folder / WEIGHTS_FILE, MAX_WEIGHTS)
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ModelError(f"{self.folder / WEIGHTS_FILE} has changed while it was used", hint=_RETRAIN)
+            raise ModelError(f"{self.folder / WEIGHTS_FILE} has changed while it was used", hint=RETRAIN)
         self._check_sizes()
         with torch.device("meta"):  # shapes alone: no memory, whatever sizes model.json asks for
             expected = {name: tuple(value.shape) for name, value in self._build(models).state_dict().items()}
@@ -148,16 +145,16 @@ class Bundle:
             raise ModelError(
                 f"{self.folder}: network {self.architecture!r} has {name!r} as {expected.get(name, 'nothing')}, "
                 f"the weights have it as {found.get(name, 'nothing')}",
-                hint=_RETRAIN,
+                hint=RETRAIN,
             )
         network = self._build(models)
         try:
             network.load_state_dict(load(content), strict=True)
         except (SafetensorError, RuntimeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{self.folder / WEIGHTS_FILE} cannot be loaded: {reason}", hint=_RETRAIN) from error
+            raise ModelError(f"{self.folder / WEIGHTS_FILE} cannot be loaded: {reason}", hint=RETRAIN) from error
         if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
-            raise ModelError(f"{self.folder / WEIGHTS_FILE} holds weights that are not finite", hint=_RETRAIN)
+            raise ModelError(f"{self.folder / WEIGHTS_FILE} holds weights that are not finite", hint=RETRAIN)
         network.requires_grad_(False)
         return network.to(device).eval()
 
@@ -169,18 +166,18 @@ class Bundle:
             if isinstance(value, int | float) and abs(value) > most:
                 raise ModelError(
                     f"{self.folder / MODEL_FILE}: {name} {value:g} is more than the weights' shapes allow",
-                    hint=_RETRAIN,
+                    hint=RETRAIN,
                 )
 
     def _build(self, models: Any) -> DenoisingNetwork:
         try:
             network: DenoisingNetwork = models.build(self.architecture, self.parameters)
         except ModelError as error:
-            raise ModelError(f"{self.folder / MODEL_FILE}: {error.message}", hint=_RETRAIN) from error
+            raise ModelError(f"{self.folder / MODEL_FILE}: {error.message}", hint=RETRAIN) from error
         except (RuntimeError, MemoryError, OverflowError, AttributeError) as error:
             raise ModelError(
                 f"{self.folder / MODEL_FILE}: network {self.architecture!r} cannot be made from {self.parameters}",
-                hint=_RETRAIN,
+                hint=RETRAIN,
             ) from error
         return network
 
@@ -208,7 +205,7 @@ def save_bundle(
     folder = folder.absolute()
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     content = save(weights)
-    tensors = _read_header(content, folder / WEIGHTS_FILE)
+    tensors = read_tensors(content, folder / WEIGHTS_FILE)
     model = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -310,26 +307,24 @@ def read_bundle(folder: Path) -> Bundle:
     if not stat.S_ISDIR(kind):
         raise ModelError(f"{folder} is no folder", hint=f"name the folder that holds {WEIGHTS_FILE}")
     path = folder / MODEL_FILE
-    model = _parse(_read(path, _MAX_JSON), path)
+    model = parse_json(read_file(path, MAX_JSON), path)
     _check_version(model, path)
     weights = _member(model, "weights", dict, path)
     architecture, parameters = _member(model, "architecture", str, path), _member(model, "parameters", dict, path)
     if _member(model, "pixels", dict, path) != PIXELS:
-        raise ModelError(f"{path}: its pixel convention is not {PIXELS}", hint=_RETRAIN)
-    content = _read(folder / WEIGHTS_FILE, _MAX_WEIGHTS)
+        raise ModelError(f"{path}: its pixel convention is not {PIXELS}", hint=RETRAIN)
+    content = read_file(folder / WEIGHTS_FILE, MAX_WEIGHTS)
     found, expected = hashlib.sha256(content).hexdigest(), _member(weights, "sha256", str, path)
     if found != expected:
         raise ModelError(
             f"{folder / WEIGHTS_FILE} is not the file that {MODEL_FILE} describes: "
             f"its SHA-256 is {found[:12]}…, not {expected[:12]}…",
-            hint=_RETRAIN,
+            hint=RETRAIN,
         )
-    tensors = _read_header(content, folder / WEIGHTS_FILE)
+    tensors = read_tensors(content, folder / WEIGHTS_FILE)
     listed = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()}
     if listed != _member(weights, "tensors", dict, path):
-        raise ModelError(
-            f"{folder / WEIGHTS_FILE} holds other tensors or shapes than {MODEL_FILE} lists", hint=_RETRAIN
-        )
+        raise ModelError(f"{folder / WEIGHTS_FILE} holds other tensors or shapes than {MODEL_FILE} lists", hint=RETRAIN)
     return Bundle(
         folder,
         architecture,
@@ -342,48 +337,6 @@ def read_bundle(folder: Path) -> Bundle:
     )
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """A regular file's bytes; a link is followed, since caches of models are made of links."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never end
-            raise ModelError(f"{path} is not a regular file", hint=_RETRAIN)
-        if status.st_size > limit:
-            raise ModelError(f"{path} is too large: {status.st_size} bytes, at most {limit}", hint=_RETRAIN)
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except FileNotFoundError as error:
-        reason = "is a link to nothing" if path.is_symlink() else "is missing"
-        raise ModelError(f"{path} {reason}", hint=_RETRAIN) from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", hint="check its permissions and links") from error
-    if len(content) > limit:
-        raise ModelError(f"{path} is too large", hint=_RETRAIN)
-    return content
-
-
-def _parse(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(content.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] or type(error).__name__
-        raise ModelError(f"{path} is damaged: {reason}", hint=_RETRAIN) from error
-    if not isinstance(parsed, dict):
-        raise ModelError(f"{path} is damaged: it holds no JSON object", hint=_RETRAIN)
-    return parsed
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _check_version(model: dict[str, Any], path: Path) -> None:
     if model.get("format") != FORMAT:
         raise ModelError(f"{path} does not describe a model of denoise-batch", hint="name another folder with --model")
@@ -391,7 +344,7 @@ def _check_version(model: dict[str, Any], path: Path) -> None:
     if type(found) is not int or found != FORMAT_VERSION:
         raise ModelError(
             f"{path} has format version {found}; this program reads {FORMAT_VERSION}",
-            hint="update denoise-batch" if isinstance(found, int) and found > FORMAT_VERSION else _RETRAIN,
+            hint="update denoise-batch" if isinstance(found, int) and found > FORMAT_VERSION else RETRAIN,
         )
 
 
@@ -399,51 +352,5 @@ def _member(model: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
     value = model.get(name)
     if not isinstance(value, kind):
         found = "missing" if name not in model else f"a {type(value).__name__}, not a {kind.__name__}"
-        raise ModelError(f"{path} is damaged: {name!r} is {found}", hint=_RETRAIN)
+        raise ModelError(f"{path} is damaged: {name!r} is {found}", hint=RETRAIN)
     return value
-
-
-def _read_header(content: bytes, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors that a safetensors file's header describes, once everything that it says is found to hold.
-
-    The format: 8 bytes, the header's length, little-endian; a JSON object, name → dtype, shape, data_offsets; data.
-    """
-
-    def damaged(reason: str) -> ModelError:
-        return ModelError(f"{path} is damaged: {reason}", hint=_RETRAIN)
-
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > len(content) - 8 or length > _MAX_JSON:
-        raise damaged(f"its header is {length} bytes, the file {len(content)}")
-    size = len(content) - 8 - length
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    spans: list[tuple[int, int]] = []
-    for name, entry in _parse(content[8 : 8 + length], path).items():
-        if name == "__metadata__":
-            continue
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise damaged(f"tensor {name!r} is not described")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-            raise damaged(f"tensor {name!r} has an unknown number type")
-        if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
-            raise damaged(f"tensor {name!r} has an impossible shape or place")
-        start, stop = offsets
-        if not start <= stop <= size:
-            raise damaged(f"tensor {name!r} lies outside the file")
-        if stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
-            raise damaged(f"tensor {name!r} takes {stop - start} bytes, which its shape {shape} does not")
-        tensors[name] = (dtype, tuple(shape))
-        spans.append((start, stop))
-    position = 0
-    for start, stop in sorted(spans):
-        if start != position:
-            raise damaged("its tensors overlap or leave gaps")
-        position = stop
-    if position != size or not tensors:
-        raise damaged(f"{size - position} bytes belong to no tensor" if tensors else "it holds no tensors")
-    return tensors
-
-
-def _whole_numbers(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**40 for value in values)

@@ -1,0 +1,146 @@
+"""What is this path: Parquet with images, a model folder, or a finished output of `infer`.
+
+    found = inspect("in.parquet")
+    print("\\n".join(found.lines()))
+
+With `verify` everything is read again: pages against their checksums, images against what an image must be, an output
+against its manifest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import storage
+from denoise_batch.errors import ModelError, OutputError
+from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.inspection.parquet import inspect_parquet
+from denoise_batch.inspection.result import Inspection, Kind, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from denoise_batch.store_prefix import StorePrefix
+
+_RANGED_FILES = 1000
+
+
+def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], None] | None = None) -> Inspection:
+    """Says what a path is.
+
+    Args:
+        path: a Parquet file, a folder of them or a glob, a model folder, or an output of `infer`.
+        verify: read everything and check it.
+        progress: told (rows read, rows in all) now and then while verifying Parquet.
+
+    Raises:
+        MissingFileError: nothing is there, or nothing that can be inspected.
+        ParquetError: the file, or each file of the folder, is not Parquet.
+        ModelError: the model folder is damaged.
+    """
+    local = Path(path)
+    if not storage.is_uri(path) and local.is_dir() and (local / "model.json").exists():
+        return _model(local)
+    if storage.is_remote(path):
+        found = _store_output(path, verify=verify)
+        if found is not None:
+            return found
+    content = None if storage.is_uri(path) else _manifest_of(local)
+    if content is not None:
+        return _output(local, content, verify=verify)
+    if not storage.is_uri(path) and local.is_dir() and (local / "model.safetensors").exists():
+        raise ModelError(f"{path} has model.safetensors but no model.json", hint="copy the whole model folder again")
+    return inspect_parquet(path, verify=verify, progress=progress)
+
+
+# --- model folders ----------------------------------------------------------------------------------------------------
+
+
+def _model(folder: Path) -> Inspection:
+    from denoise_batch.bundle import read_bundle
+
+    # Reading checks the format version, the weights' SHA-256 and their shapes, and raises ModelError with the reason.
+    bundle = read_bundle(folder)
+    facts: dict[str, Any] = {
+        "architecture": bundle.architecture,
+        "parameters": bundle.parameters,
+        "sha256": bundle.sha256,
+        "noise": bundle.noise,
+        "metrics": bundle.metrics,
+    }
+    return Inspection(str(folder), Kind.MODEL, facts, verified=True)
+
+
+# --- outputs of infer -------------------------------------------------------------------------------------------------
+
+
+def _manifest_of(path: Path) -> dict[str, Any] | None:
+    from denoise_batch.inference.manifest import MANIFEST, SUCCESS, read_manifest, sidecar
+
+    if not path.exists():
+        return None
+    try:
+        content = read_manifest(path)
+    except ValueError as error:
+        raise OutputError(f"{path} has a damaged manifest: {error}", hint="make the output again") from error
+    # Without this, what is left of an output would pass for a sound folder of Parquet files.
+    success = path / SUCCESS
+    if content is None and (sidecar(path).is_dir() or (success.is_file() and success.read_bytes().startswith(b"xxh3"))):
+        raise OutputError(f"{path}: {sidecar(path) / MANIFEST} is missing", hint="make the output again")
+    return content
+
+
+def _store_output(uri: str, *, verify: bool) -> Inspection | None:
+    """An output in an object store; None where the URI leads to something else.
+
+    Raises:
+        MissingFileError: its run is not finished.
+    """
+    from denoise_batch.inference.manifest import IDENTITY, SUCCESS, read_manifest
+    from denoise_batch.store_prefix import StorePrefix
+
+    filesystem, root = storage.locate(uri)
+    store = StorePrefix(uri, filesystem, root.rstrip("/"))
+    content = read_manifest(store)
+    if content is not None and store.read(SUCCESS) is not None:
+        return _output(store, content, verify=verify)
+    if store.read(IDENTITY) is not None:
+        raise storage.unfinished(str(store))
+    return None
+
+
+def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -> Inspection:
+    from denoise_batch.inference import manifest
+
+    problems = manifest.verify(out) if verify else []
+    # Lists of every file are for machines, which read the manifest itself.
+    facts = {name: len(value) if isinstance(value, list) else value for name, value in content.items()}
+    if content.get("quality") is True and isinstance(out, Path):
+        facts["ranges"] = _ranges(
+            out, [field.name for field in ExtraColumns(quality=True).fields(content["output_column"])]
+        )
+    facts["manifest"] = manifest.manifest_of(out)
+    return Inspection(str(out), Kind.OUTPUT, facts, shortened(problems), verify)
+
+
+def _ranges(path: Path, names: list[str]) -> dict[str, str]:
+    """Lowest and highest value of each of some columns, out of the footers' statistics; none of very many files."""
+    import pyarrow.parquet as pq
+
+    from denoise_batch.inference import footers
+
+    files = [file.path for file in storage.list_inputs((str(path),)).files]
+    if len(files) > _RANGED_FILES or any(isinstance(f, footers.Unreadable) for f in footers.read_footers(files)):
+        return {}
+    ends: dict[str, list[float]] = {}
+    for file in files:
+        metadata = pq.read_metadata(file)
+        for group in range(metadata.num_row_groups):
+            columns = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+            for column in columns:
+                found = column.statistics if column.path_in_schema in names else None
+                if found is not None and found.has_min_max:
+                    ends.setdefault(column.path_in_schema, []).extend((found.min, found.max))
+    # Parquet writes a least value of 0 as -0.
+    return {name: f"{min(values) + 0.0:.3g} to {max(values) + 0.0:.3g}" for name, values in ends.items()}

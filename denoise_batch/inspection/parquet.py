@@ -1,0 +1,203 @@
+"""What Parquet is: its rows, its image column, how it was written; with `verify`, whether all of it can be read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import storage
+from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.inspection.result import Inspection, Kind, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pyarrow as pa
+
+    from denoise_batch.images import ImageColumn
+    from denoise_batch.storage import InputFile
+
+_SAMPLED_GROUPS = 16
+_SAMPLED_ROWS = 64
+
+
+def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], None] | None) -> Inspection:
+    """Says what a file, a folder or a glob of Parquet is; arguments and errors as in `inspect`."""
+    import pyarrow as pa
+
+    from denoise_batch.inference import footers
+    from denoise_batch.inference.run_folder import work_folder
+
+    try:
+        listing = storage.list_inputs((path,))
+    except MissingFileError as error:
+        if not storage.is_uri(path) and Path(path).is_dir():
+            raise MissingFileError(
+                f"{path} is neither a model folder nor a folder of Parquet files",
+                hint="a model folder has model.json, Parquet files end in .parquet",
+            ) from error
+        if not storage.is_uri(path) and work_folder(Path(path)).is_dir():
+            raise storage.unfinished(path) from error
+        raise
+    found = footers.read_footers([file.path for file in listing.files])
+    problems = [
+        f"{storage.redact(file.path)}: {'it is empty (0 bytes)' if file.size == 0 else footer.reason}"
+        for file, footer in zip(listing.files, found, strict=True)
+        if isinstance(footer, footers.Unreadable)
+    ]
+    readable = [
+        (file, footer) for file, footer in zip(listing.files, found, strict=True) if isinstance(footer, footers.Footer)
+    ]
+    if not readable:
+        raise ParquetError(f"not Parquet: {problems[0]}", hint="give a Parquet file, or a folder of them")
+    first_file, first_footer = readable[0]
+    schema = pa.ipc.read_schema(pa.py_buffer(first_footer.schema))
+    for file, footer in readable[1:]:
+        if not pa.ipc.read_schema(pa.py_buffer(footer.schema)).equals(schema):
+            problems.append(f"{storage.redact(file.path)}: its columns differ from those of the first file")
+    groups = [rows for _, footer in readable for rows in footer.row_groups]
+    rows = sum(groups)
+    facts: dict[str, Any] = {
+        "files": len(listing.files),
+        "bytes": sum(file.size for file in listing.files),
+        "rows": rows,
+        "row_groups": {"count": len(groups), "smallest": min(groups, default=0), "largest": max(groups, default=0)},
+    }
+    image = _find_image(readable, schema, facts)
+    facts |= _storage_facts(first_file, image)
+    facts["columns"] = {field.name: str(field.type) for field in schema}
+    facts |= _origin(schema)
+    if listing.skipped:
+        facts["skipped_files"] = len(listing.skipped)
+    if verify:
+        bad: Counter[str] = Counter()
+        read = 0
+        for file, footer in readable:
+            before = read
+            for done in _read_all(file, footer.rows, image, bad, problems):
+                read = before + done
+                if progress is not None:
+                    progress(read, rows)
+        if image is not None:
+            facts["bad_rows"] = dict(bad)
+    return Inspection(storage.redact(path), Kind.PARQUET, facts, shortened(problems), verify)
+
+
+def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts: dict[str, Any]) -> ImageColumn | None:
+    """The image column, from samples over the whole input; adds what is known of it to the facts."""
+    import numpy as np
+
+    from denoise_batch.images import decode, find_image_column, find_polarity
+    from denoise_batch.inference import footers
+
+    places = [
+        (file.path, group, tuple(schema.names))
+        for file, footer in readable
+        for group, rows in enumerate(footer.row_groups)
+        if rows
+    ]
+    chosen: list[int] = []
+    if places:
+        chosen = np.unique(np.linspace(0, len(places) - 1, _SAMPLED_GROUPS).astype(int)).tolist()
+    samples = [
+        sample.table
+        for sample in footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS)
+        if isinstance(sample, footers.Sample) and len(sample.table) and sample.table.schema.equals(schema)
+    ]
+    try:
+        image = find_image_column(schema, None, samples[0] if samples else None)
+    except ColumnError as error:
+        facts["image_column"] = f"none: {error.message}"
+        return None
+    pixels = [decode(table.column(image.name), image).good_pixels for table in samples]
+    try:
+        polarity = find_polarity(np.concatenate(pixels)).value if pixels else "no images to tell it from"
+    except ColumnError as error:
+        polarity = error.message.removeprefix("polarity is ")
+    facts["image_column"] = {
+        "name": image.name,
+        "layout": image.layout.value,
+        "dtype": image.dtype,
+        "polarity": polarity,
+    }
+    return image
+
+
+def _storage_facts(file: InputFile, image: ImageColumn | None) -> dict[str, Any]:
+    """How the first file was written: by what, compressed how, with checksums or not."""
+    import pyarrow.parquet as pq
+
+    filesystem, inner = storage.locate(file.path)
+    # The footer has been parsed in a child process already, so it does not crash this one.
+    metadata = pq.read_metadata(inner, filesystem=filesystem)
+    facts: dict[str, Any] = {"created_by": metadata.created_by}
+    if metadata.num_row_groups == 0:
+        return facts
+    group = metadata.row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    if image is not None:
+        columns = [column for column in columns if column.path_in_schema.split(".")[0] == image.name]
+    facts["compression"] = ", ".join(sorted({column.compression.lower() for column in columns}))
+    if columns:
+        offset = columns[0].dictionary_page_offset or columns[0].data_page_offset
+        with filesystem.open_input_file(inner) as source:
+            facts["page_checksums"] = has_page_checksum(source.read_at(64, offset))
+    return facts
+
+
+def has_page_checksum(header: bytes) -> bool:
+    """Whether a Parquet page header has a checksum; `header` is its first bytes, in Thrift's compact protocol.
+
+    The fields before it are i32: type (1), uncompressed size (2), compressed size (3); the checksum is field 4.
+    pyarrow can check these checksums, but does not say whether there are any.
+    """
+    position = number = 0
+    while position < len(header):
+        delta, kind = header[position] >> 4, header[position] & 0x0F
+        if delta == 0 or kind != 5:  # 5 is i32; anything else means that the fields of interest are over
+            return False
+        number += delta
+        if number >= 4:
+            return number == 4
+        position += 1
+        while position < len(header) and header[position] & 0x80:  # a varint goes on while the high bit is set
+            position += 1
+        position += 1
+    return False
+
+
+def _origin(schema: pa.Schema) -> dict[str, Any]:
+    """What `corrupt` and `digits` note in the schema's metadata."""
+    try:
+        note = json.loads((schema.metadata or {}).get(b"denoise_batch", b"null"))
+    except ValueError:
+        return {}
+    return {"made_by": note} if isinstance(note, dict) else {}
+
+
+def _read_all(
+    file: InputFile, rows: int, image: ImageColumn | None, bad: Counter[str], problems: list[str]
+) -> Iterator[int]:
+    """Reads a file to its end; adds bad rows by reason to `bad`, and what fails to `problems`. Yields rows read."""
+    from denoise_batch.images import decode
+    from denoise_batch.inference.pages import check_pages
+    from denoise_batch.input_file import open_parquet, read_batches
+
+    read = 0
+    try:
+        with open_parquet(file.path) as parquet:
+            check_pages(file.path, parquet.metadata, range(parquet.num_row_groups))
+            for batch in read_batches(parquet, 8192):
+                read += len(batch)
+                if image is not None:
+                    decoded = decode(batch.column(image.name), image)
+                    bad.update({reason.value: count for reason, count in decoded.counts().items()})
+                yield read
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        problems.append(f"{storage.redact(file.path)}: after {read:,} rows: {reason}")
+        return
+    if read != rows:
+        problems.append(f"{storage.redact(file.path)}: {read:,} rows, but its footer says {rows:,}")
