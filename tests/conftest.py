@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -108,6 +109,29 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _answers(requests: list[dict[str, Any]], _processes: int | None) -> list[dict[str, Any]]:
+    """Stands in for `footers._ask`: the same reading and the same JSON, in this process."""
+    from denoise_batch.inference import footers
+
+    answers: list[dict[str, Any]] = []
+    for request in requests:
+        try:
+            found = footers._read_sample(**request) if "group" in request else footers._read_footer(**request)
+        except Exception as error:  # as the process would answer
+            found = {"error": footers._first_line(error)}
+        answers.append(json.loads(json.dumps(found)))
+    return answers
+
+
+@pytest.fixture
+def footers_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Footers and samples are read in this process: to start another for each small file takes most of a test's time.
+
+    Not for tests of how files are read, nor of files that could crash their reader.
+    """
+    monkeypatch.setattr("denoise_batch.inference.footers._ask", _answers)
+
+
 @pytest.fixture(scope="session")
 def denoise_file() -> DenoiseFile:
     """Plans a file and runs all its units in this process, without Ray.
@@ -119,12 +143,6 @@ def denoise_file() -> DenoiseFile:
     from denoise_batch.images import Polarity, output_column
     from denoise_batch.inference import denoise_unit, footers, plan
     from denoise_batch.inference.ledger import Receipt
-
-    def answer(requests: list[dict[str, Any]], _processes: int | None) -> list[dict[str, Any]]:
-        return [
-            footers._read_sample(**request) if "group" in request else footers._read_footer(request["path"])
-            for request in requests
-        ]
 
     def run(
         path: Path,
@@ -140,7 +158,7 @@ def denoise_file() -> DenoiseFile:
         **changes: Any,
     ) -> Denoised:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(footers, "_ask", answer)  # a process for each small file would take most of the time
+            patch.setattr(footers, "_ask", _answers)
             if unit_rows:
                 patch.setattr(plan, "UNIT_ROWS", unit_rows)
             if chunk_rows:

@@ -30,6 +30,8 @@ from denoise_batch.training.batches import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 @given(st.integers(0, 1000), st.integers(1, 20))
 def test_shares_cover_the_batch(total: int, workers: int) -> None:

@@ -24,6 +24,8 @@ from denoise_batch.inference.plan import Plan, make_plan
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 def halve(pixels: Any) -> Any:
     """Stands in for a model: darker by half, so that the result is known."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from conftest import Pixels, WriteImages
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 class Small(torch.nn.Module):
     """Halves its images, and has no memory for more than `room` of them."""

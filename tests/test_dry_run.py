@@ -39,6 +39,7 @@ def source(tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteIma
     return folder
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: Path, model_folder: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     found = dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder))
@@ -62,6 +63,7 @@ def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: P
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_an_unfinished_run_is_seen_and_left_as_it_is(tmp_path: Path, source: Path, model_folder: Path) -> None:
     settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
     request = look_at(settings)
@@ -93,6 +95,7 @@ def test_a_sample_that_is_damaged_is_said(tmp_path: Path, source: Path, model_fo
     assert any("could not be denoised" in line for line in found.lines())
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_zero_rows_need_no_estimate(
     tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages, model_folder: Path
 ) -> None:

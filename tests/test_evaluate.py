@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     import torch
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 class _Clamp(DenoisingNetwork):
     """A denoiser that only clips."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from conftest import DenoiseFile
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 QUALITY, CODE = ExtraColumns(quality=True), ExtraColumns(code=True)
 ROWS, BAD = 9, (2, 5, 8)
 LAYOUTS = [(Layout.BINARY, "uint8"), (Layout.ENCODED, "uint8"), (Layout.LIST, "float16"), (Layout.LIST, "uint8")]

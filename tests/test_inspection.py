@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.usefixtures("footers_read_here")
 @pytest.mark.parametrize(
     ("kind", "layout", "dtype"),
     [
@@ -44,6 +45,7 @@ def test_a_file_of_images(tmp_path: Path, digits: Any, write_images: Any, kind: 
     assert json.loads(json.dumps(found.to_json()))["kind"] == "parquet"
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_lines_are_for_people(tmp_path: Path, digits: Any, write_images: Any) -> None:
     path = write_images(tmp_path / "in.parquet", digits[0])
     lines = inspect(str(path), verify=True).lines()
@@ -53,6 +55,7 @@ def test_lines_are_for_people(tmp_path: Path, digits: Any, write_images: Any) ->
     assert lines[-1] == "verified: no problems"
 
 
+@pytest.mark.usefixtures("footers_read_here")
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("compression", ["zstd", "none"])
 @pytest.mark.parametrize("dictionary", [True, False])
@@ -89,6 +92,7 @@ def test_a_folder_with_a_foreign_file_and_a_damaged_one(tmp_path: Path, digits: 
     assert "e.parquet: its columns differ" in problems
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_verify_counts_bad_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:
     images = digits[0].astype(np.float32) / 255
     images[3, 0, 0] = np.nan
@@ -114,6 +118,7 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, digits: Any, write_images: A
     assert "noisy.parquet" in problem
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_what_corrupt_noted(tmp_path: Path, digits: Any, write_images: Any) -> None:
     source = write_images(tmp_path / "in.parquet", digits[0])
     corrupt(CorruptSettings((str(source),), tmp_path / "noisy.parquet", seed=3))
@@ -122,6 +127,7 @@ def test_what_corrupt_noted(tmp_path: Path, digits: Any, write_images: Any) -> N
     assert facts["image_column"]["name"] == "image"
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_parquet_without_images(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "in.parquet")
     found = inspect(str(tmp_path / "in.parquet"), verify=True)
@@ -129,6 +135,7 @@ def test_parquet_without_images(tmp_path: Path) -> None:
     assert not found.problems
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_parquet_without_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:
     found = inspect(str(write_images(tmp_path / "in.parquet", digits[0][:0])), verify=True)
     assert found.facts["rows"] == 0
@@ -174,6 +181,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert "same `denoise-batch infer` command" in raised.value.hint
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_a_finished_output(tmp_path: Path, digits: Any, write_images: Any) -> None:
     out = tmp_path / "out.parquet"
     write_images(out, digits[0])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from denoise_batch.inference.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
 
 

@@ -46,6 +46,7 @@ def planned(*inputs: Path, column: str | None = None, polarity: Polarity = Polar
     return make_plan(files, column, polarity, "denoised")
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_a_plan_says_what_was_found_and_survives_its_file(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", 300, 100)
     write(tmp_path / "in" / "k=v" / "b.parquet", 50)
@@ -117,6 +118,7 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
     assert "\n" not in error.value.message
 
 
+@pytest.mark.usefixtures("footers_read_here")
 @pytest.mark.slow
 def test_a_partition_named_like_the_new_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "denoised=1").mkdir()
@@ -203,6 +205,7 @@ def test_many_files_are_read_by_several_processes_in_order(tmp_path: Path) -> No
     assert [footer.rows for footer in found if isinstance(footer, Footer)] == list(range(30))
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_files_that_differ_are_named_with_their_difference(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", 10)
     write(tmp_path / "b.parquet", 10, extra=pa.array(range(10)))
@@ -215,6 +218,7 @@ def test_files_that_differ_are_named_with_their_difference(tmp_path: Path) -> No
     assert "d.parquet (column 'id' is double, not int64)" in error.value.message
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_metadata_may_differ_between_files(tmp_path: Path) -> None:
     table = pa.table({"image": digits(10)})
     pq.write_table(table.replace_schema_metadata({"pandas": "a"}), tmp_path / "a.parquet")
@@ -222,6 +226,7 @@ def test_metadata_may_differ_between_files(tmp_path: Path) -> None:
     assert planned(tmp_path).rows == 20
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_columns_that_are_missing_taken_or_unclear_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", 10)
     with pytest.raises(ColumnError, match="no column 'scan'") as missing:
@@ -237,6 +242,7 @@ def test_columns_that_are_missing_taken_or_unclear_are_refused(tmp_path: Path) -
         planned(taken)
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_floats_that_look_like_bytes_are_refused(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 784)).astype(np.float32)
     image = encode(pixels, None, output_column(None, "image", Layout.LIST, "float32"))
@@ -245,6 +251,7 @@ def test_floats_that_look_like_bytes_are_refused(tmp_path: Path) -> None:
         planned(tmp_path / "a.parquet")
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_dark_digits_on_light_are_found(tmp_path: Path) -> None:
     pixels = 255 - np.frombuffer(digits(100).buffers()[1], np.uint8).reshape(100, 784)
     image = encode(pixels, None, output_column(None, "image", Layout.BINARY, "uint8"))
@@ -253,6 +260,7 @@ def test_dark_digits_on_light_are_found(tmp_path: Path) -> None:
     assert planned(tmp_path / "a.parquet", polarity=Polarity.LIGHT_ON_DARK).polarity is Polarity.LIGHT_ON_DARK
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_polarity_is_not_guessed_where_no_image_was_seen(tmp_path: Path) -> None:
     image = pa.concat_arrays([pa.nulls(64, pa.binary(784)), digits(1000)])
     pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
@@ -261,6 +269,7 @@ def test_polarity_is_not_guessed_where_no_image_was_seen(tmp_path: Path) -> None
     assert planned(tmp_path / "a.parquet", polarity=Polarity.DARK_ON_LIGHT).polarity is Polarity.DARK_ON_LIGHT
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_a_row_weighs_what_it_takes_in_memory(tmp_path: Path) -> None:
     text = pa.array(["x" * 100_000] * 100)  # one entry of a dictionary in the file
     assert planned(write(tmp_path / "a.parquet", 100, text=text)).files[0].row_bytes > 100_000
@@ -276,6 +285,7 @@ def test_times_beyond_nanoseconds_are_kept(tmp_path: Path) -> None:
         assert file.read()["until"].equals(pa.chunked_array([far]))
 
 
+@pytest.mark.usefixtures("footers_read_here")
 def test_zero_rows_plan_no_units(tmp_path: Path) -> None:
     made = planned(write(tmp_path / "a.parquet", 0))
     assert (len(made), made.rows) == (0, 0)

@@ -17,6 +17,8 @@ from denoise_batch.evaluation.preview import preview
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 COUNT = 40
 
 

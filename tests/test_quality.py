@@ -25,6 +25,8 @@ from denoise_batch.precision import Precision
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 def test_figures_of_known_errors() -> None:
     true = np.array([10.0, 20.0, 30.0, 40.0])

@@ -18,6 +18,8 @@ from denoise_batch.inference.run_folder import check_output, open_run, work_fold
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 IDENTITY = {"model_sha256": "a" * 64, "on_bad_row": "null"}
 
 

@@ -16,6 +16,8 @@ from denoise_batch.images import find_image_column
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 def _numbered(start: int, count: int) -> pa.Table:
     """Images whose first four pixels spell the row's number."""

@@ -254,7 +254,36 @@ def test_there_are_more_than_ten_attacks() -> None:
     assert len(NAMES) >= 20
 
 
+def _registered_by_others() -> list[Any]:
+    """A type of each of the attacks' names that a library registers, of those libraries that are loaded."""
+    found = []
+    if module := sys.modules.get("pandas.core.arrays.arrow.extension_types"):
+        found.append(module._period_type)
+    if module := sys.modules.get("datasets.features.features"):
+        found.append(module.Array2DExtensionType((1, 2), "int64"))
+    if module := sys.modules.get("ray.data._internal.tensor_extensions.arrow"):
+        found += [module.ArrowTensorType((1,), pa.int64()), module.ArrowTensorTypeV2((1,), pa.int64())]
+        found.append(module.ArrowVariableShapedTensorType(pa.int64(), 1))
+    if module := sys.modules.get("ray.data._internal.object_extensions.arrow"):
+        found.append(module.ArrowPythonObjectType())
+    return found
+
+
+@pytest.fixture
+def as_in_a_driver() -> Iterator[None]:
+    """Extension types that other tests have had registered in this process are unknown, as where the program runs."""
+    taken = []
+    for kind in _registered_by_others():
+        with contextlib.suppress(pa.ArrowException):
+            pa.unregister_extension_type(kind.extension_name)
+            taken.append(kind)
+    yield
+    for kind in taken:
+        pa.register_extension_type(kind)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_in_a_driver")
 @pytest.mark.parametrize("name", NAMES)
 def test_crafted_parquet_runs_nothing(name: str, tmp_path: Path, canary: Path) -> None:
     table = _crafted(_payload(canary), canary)[name]
@@ -526,7 +555,7 @@ class _Run:
 
 
 @pytest.fixture
-def unfinished(tmp_path: Path) -> _Run:
+def unfinished(tmp_path: Path, footers_read_here: None) -> _Run:  # noqa: ARG001
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"image": _image()}), tmp_path / "in" / "a.parquet")
     (tmp_path / "elsewhere").mkdir()
@@ -746,8 +775,15 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("uri", [URIS[1], URIS[6], URIS[8], URIS[11], URIS[14], URIS[15]])
 def test_no_command_shows_a_secret(
-    command: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if "in.parquet" in COMMANDS[command]:  # what is read is ours
+        request.getfixturevalue("footers_read_here")
     monkeypatch.chdir(tmp_path)
     pq.write_table(pa.table({"image": _image()}), "in.parquet")
     arguments = [part.format(uri) for part in COMMANDS[command]]
@@ -906,6 +942,9 @@ def test_what_is_started_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     before = utils.get_entrypoint_name
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # The integration tests' Ray may run in this process: it is neither used nor ended.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_shut_down", lambda **_: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(sys, "argv", ["denoise-batch", "infer", "s3://KEY:TOPSECRET@bucket/x"])
     with pytest.raises(DenoiseBatchError, match="far enough"), cluster.connect():

@@ -16,8 +16,8 @@ from fault_steps import without_ray, write_source
 
 from denoise_batch import object_store, storage
 from denoise_batch.errors import DenoiseBatchError, FlagError, MissingFileError, OutputError, ResumeError
-from denoise_batch.inference import footers, manifest, store_owner, store_run
 from denoise_batch.inference import infer as module
+from denoise_batch.inference import manifest, store_owner, store_run
 from denoise_batch.inference.denoise_unit import OnBadRow, denoise_unit
 from denoise_batch.inference.dry_run import dry_run
 from denoise_batch.inference.infer import InferReport, InferSettings, OutputShape, infer
@@ -34,18 +34,10 @@ ROWS = 20
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderStore:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, footers_read_here: None) -> FolderStore:  # noqa: ARG001
     found = FolderStore(tmp_path / "store")
     monkeypatch.setattr(storage, "locate", locator(found))
     monkeypatch.setattr(object_store.time, "sleep", lambda _: None)
-    monkeypatch.setattr(
-        footers,
-        "_ask",
-        lambda requests, _: [
-            footers._read_sample(**request) if "group" in request else footers._read_footer(request["path"])
-            for request in requests
-        ],
-    )
     return found
 
 

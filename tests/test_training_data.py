@@ -16,6 +16,8 @@ from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
 from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of
 from denoise_batch.training.recipes import TrainSettings
 
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
 
 def digits(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
     """(count, 784) uint8: light blobs on dark, the row's number in pixels 400 and 401."""
