@@ -1,6 +1,7 @@
 """Whether denoised digits are easier to read, and what becomes of images that are no digits.
 
     python benchmarks/readers.py [--mnist FOLDER] [--images 600000] [--sheet foreign.png]
+    python benchmarks/readers.py --save-reader denoise_batch/pretrained/reader    # what `evaluate` reads with
 
 Prints the share of MNIST's test images that classifiers name right under each condition of `evaluate`: one trained on
 clean digits, shown the noisy images and what each model makes of them; one trained on noisy images of the seed's
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 from torch import nn
 
 from denoise_batch import bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits import Split, find_mnist, load_mnist
+from denoise_batch.evaluation.digit_reader import READER_FILE, DigitReader
 from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, degrade_images
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.noise import NoiseRecipe
@@ -48,16 +51,22 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=10_000, help="test images")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw images that are no digits, noised and denoised")
+    parser.add_argument(
+        "--save-reader", type=Path, metavar="FOLDER", help="only train the classifier of clean digits, and keep it"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    folder = find_mnist(options.mnist)
+    train, test = load_mnist(folder, Split.TRAIN), load_mnist(folder, Split.TEST)
+    if options.save_reader:
+        save_reader(trained(train, options.images, lambda clean, _: clean), test, options.save_reader)
+        return
     shipped = bundle.SHIPPED_FOLDER
     models = {
         name: Denoiser(bundle.read_bundle(folder), device="cpu", threads=options.threads)
         for name, folder in (("default", shipped), ("seed", shipped.with_name("seed")))
     }
-    folder = find_mnist(options.mnist)
-    train, test = load_mnist(folder, Split.TRAIN), load_mnist(folder, Split.TEST)
     print(
         f"{time.strftime('%Y-%m-%d')}; each classifier saw {options.images:,} images; {options.tested:,} test images\n"
     )
@@ -68,6 +77,14 @@ def main() -> None:
     }
     print_readers(readers, models, test[0][: options.tested], test[1][: options.tested])
     print_foreign(models["default"], test[0][: options.tested], options.sheet)
+
+
+def save_reader(reader: DigitReader, test: tuple[NDArray[np.uint8], NDArray[np.uint8]], folder: Path) -> None:
+    """As `evaluate` loads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in reader.state_dict().items()}, folder / READER_FILE.name)
+    right = (reader.read(_unit(test[0])) == test[1]).mean()
+    print(f"{100 * right:.2f}% of the clean test images are read right; in {folder / READER_FILE.name}")
 
 
 def noised(clean: Tensor, random: torch.Generator) -> Tensor:
@@ -81,14 +98,10 @@ def denoised(model: Denoiser, clean: Tensor, random: torch.Generator) -> Tensor:
 
 def trained(
     digits: tuple[NDArray[np.uint8], NDArray[np.uint8]], images: int, shown: Callable[[Tensor, torch.Generator], Tensor]
-) -> nn.Module:
+) -> DigitReader:
     """A classifier that has seen so many images, each drawn with replacement and shown as `shown` makes it."""
     torch.manual_seed(0)
-    reader = nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(64 * 49, 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, 10)),
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reader = DigitReader()
     optimiser = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=1e-2)
     steps = images // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
@@ -105,7 +118,7 @@ def trained(
 
 
 def print_readers(
-    readers: dict[str, nn.Module], models: dict[str, Denoiser], digits: NDArray[np.uint8], labels: NDArray[np.uint8]
+    readers: dict[str, DigitReader], models: dict[str, Denoiser], digits: NDArray[np.uint8], labels: NDArray[np.uint8]
 ) -> None:
     columns = [("clean", None), *(("clean", name) for name in models), ("noisy", None), ("denoised", "default")]
     print("| condition |", end="")
@@ -119,8 +132,7 @@ def print_readers(
             shown: dict[str | None, Images] = {None: noisy}
             shown |= {name: model(noisy.reshape(-1, 784)).reshape(-1, 28, 28) for name, model in models.items()}
             for reader, name in columns:
-                with torch.inference_mode():
-                    said = readers[reader](torch.from_numpy(shown[name])[:, None]).argmax(dim=1).numpy()
+                said = readers[reader].read(shown[name])
                 right[reader, name] += int((said == labels[start : start + BLOCK]).sum())
         print(
             f"| {condition.key} | " + " | ".join(f"{100 * n / len(digits):.1f}%" for n in right.values()) + " |",

@@ -277,8 +277,9 @@ class _Steps:
 
         def work() -> str:
             bundle = read_bundle(self.out / "model")
-            images, description = load_clean_images(str(clean), limit=EVALUATED)
-            found = evaluate([bundle], images, description=description, device="auto", progress=self.progress.update)
+            images, labels, description = load_clean_images(str(clean), limit=EVALUATED)
+            update = self.progress.update
+            found = evaluate([bundle], images, labels=labels, description=description, device="auto", progress=update)
             draw_evaluation(found, [bundle], images, figures)
             (self.out / "evaluation.json").write_text(json.dumps(found.to_json(), indent=2), encoding="utf-8")
             self.report.table = format_table(found)

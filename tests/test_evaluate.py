@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from denoise_batch.digits import Split, find_mnist, load_mnist
+from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images
+from denoise_batch.evaluation.digit_reader import load_reader
 from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, evaluate
 from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 from denoise_batch.evaluation.table import format_table
@@ -83,6 +87,28 @@ def test_scores_are_those_of_the_metrics(evaluation: Evaluation, images: np.ndar
     assert scores.foreground_rmse == pytest.approx(np.sqrt(np.square(clean - noisy)[ink].mean()), rel=1e-6)
     clipped = metrics.pooled_psnr(clean, noisy.clip(0, 1))
     assert evaluation.row("mixture", "clamp").scores.pooled_psnr == pytest.approx(clipped, abs=1e-6)
+
+
+def test_accuracy_is_the_share_that_is_read_right(evaluation: Evaluation, images: np.ndarray) -> None:
+    reader = load_reader()
+    clean = images.astype(np.float32) / np.float32(255)
+    noisy, alike = degrade_images(clean, CONDITIONS[0]), reader.read(clean)
+    assert evaluation.row("mixture", "noisy").scores.accuracy == pytest.approx((reader.read(noisy) == alike).mean())
+    assert (evaluation.clean_accuracy, evaluation.score("i=0", "noisy", "accuracy")) == (None, 1.0)
+    assert "no labels" in format_table(evaluation)
+    other = ((alike + np.arange(len(alike)) % 2) % 10).astype(np.uint8)  # every other one is wrong
+    labelled = evaluate([], images, labels=other)
+    assert labelled.clean_accuracy == labelled.score("i=0", "noisy", "accuracy") == 0.5
+    assert "0.5000 of the clean images right" in format_table(labelled)
+
+
+def test_the_reader_that_ships_reads_digits() -> None:
+    """Drawn ones, which it has never seen, and MNIST's test images where they are."""
+    drawn, labels = draw_digits(500, seed=11)
+    assert (load_reader().read(drawn / np.float32(255)) == labels).mean() > 0.95
+    if "DENOISE_BATCH_MNIST" in os.environ:
+        images, labels = load_mnist(find_mnist(None), Split.TEST)
+        assert (load_reader().read(images[:2000] / np.float32(255)) == labels[:2000]).mean() > 0.98
 
 
 def test_intervals_hold_the_figures_and_shrink_with_more_images(evaluation: Evaluation, images: np.ndarray) -> None:
@@ -161,10 +187,10 @@ def _write(path: Path, **columns: np.ndarray) -> str:
 
 def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndarray) -> None:
     path = _write(tmp_path / "a.parquet", image=255 - images, clean=images)
-    loaded, description = load_clean_images(path)
+    loaded, _, description = load_clean_images(path)
     np.testing.assert_array_equal(loaded, images)
     assert description == f"column 'clean' of {path}"
-    named, _ = load_clean_images(path, "image", limit=5)
+    named, *_ = load_clean_images(path, "image", limit=5)
     assert named.shape == (5, 28, 28)
     # Dark ink on white paper is turned round.
     assert named[:, 0].max() == 0
@@ -173,7 +199,7 @@ def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndar
 def test_float_images_are_rounded_to_8_bits(tmp_path: Path, images: np.ndarray) -> None:
     values = (images.reshape(-1, 784) / 255).astype(np.float32)
     pq.write_table(pa.table({"image": pa.array(list(values), pa.list_(pa.float32()))}), tmp_path / "a.parquet")
-    loaded, _ = load_clean_images(str(tmp_path / "a.parquet"))
+    loaded, *_ = load_clean_images(str(tmp_path / "a.parquet"))
     np.testing.assert_array_equal(loaded, images)
 
 
@@ -193,6 +219,6 @@ def test_a_large_dataset_is_sampled(tmp_path: Path, images: np.ndarray, monkeypa
     from denoise_batch.evaluation import clean_images as module
 
     monkeypatch.setattr(module, "_DATASET_IMAGES", 5)
-    loaded, description = load_clean_images(_write(tmp_path / "a.parquet", image=images))
+    loaded, _, description = load_clean_images(_write(tmp_path / "a.parquet", image=images))
     assert len(loaded) == 5
     assert description.endswith(", a sample")

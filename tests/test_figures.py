@@ -83,14 +83,14 @@ def _evaluation(*models: str) -> Evaluation:
             condition.key,
             method,
             None,
-            Scores(math.inf if condition.key == "i=0" else 20.0 - level, 20.0, 0.5, 0.2, 0.1),
+            Scores(math.inf if condition.key == "i=0" else 20.0 - level, 20.0, 0.5, 0.2, 0.1, 0.9),
         )
         for level, condition in enumerate(CONDITIONS)
         for method in ("noisy", "median", "gaussian", "wiener", LINEAR, *models)
         if method != LINEAR or condition.key not in {"mixture", "uint8", "i=0"}
     ]
     described = tuple({"method": model, "architecture": model, "sha256": ""} for model in models)
-    return Evaluation(10, "bars", 0, 0.05, described, tuple(rows))
+    return Evaluation(10, "bars", 0, 0.05, None, described, tuple(rows))
 
 
 @pytest.mark.parametrize("models", [(), ("bounds-unet",), ("bounds-unet", "seed")])

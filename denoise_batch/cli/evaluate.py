@@ -61,7 +61,7 @@ def evaluate(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say how good a model is: PSNR, SSIM and cross-entropy for each noise level, beside classical filters."""
+    """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
     from denoise_batch import storage
     from denoise_batch.bundle import find_bundle
 
@@ -72,18 +72,21 @@ def evaluate(
     from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
     from denoise_batch.images import Polarity
 
-    images, description = load_clean_images(data, column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity))
+    clean = load_clean_images(data, column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity))
     prior = load_prior_images(mnist) if data is None else None
-    if figures is not None and digit >= len(images):
-        raise FlagError(f"--digit {digit}: there are {len(images):,} images, from 0", hint="give a smaller number")
+    if figures is not None and digit >= len(clean.images):
+        raise FlagError(
+            f"--digit {digit}: there are {len(clean.images):,} images, from 0", hint="give a smaller number"
+        )
     from denoise_batch.evaluation.evaluate import evaluate as run
     from denoise_batch.evaluation.table import format_table
 
     with Progress() as progress:
         evaluation = run(
             bundles,
-            images,
-            description=description,
+            clean.images,
+            labels=clean.labels,
+            description=clean.description,
             prior=prior,
             seed=seed,
             device=device,
@@ -93,7 +96,7 @@ def evaluate(
         if figures is not None:
             from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
-            drawn = draw_evaluation(evaluation, bundles, images, figures, digit=digit, device=device)
+            drawn = draw_evaluation(evaluation, bundles, clean.images, figures, digit=digit, device=device)
     content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
     lines = [
         *(f"model {bundle.folder} ({bundle.architecture})" for bundle in bundles),

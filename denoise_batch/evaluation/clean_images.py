@@ -2,12 +2,13 @@
 
 No torch here: what can be refused is refused at once.
 
-    images, description = load_clean_images(None)
+    clean = load_clean_images(None)
+    evaluate(models, clean.images, labels=clean.labels, description=clean.description)
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,20 @@ _DATASET_IMAGES: Final = 10_000
 _SAMPLE_SEED: Final = 2019
 
 
+class CleanImages(NamedTuple):
+    """What is evaluated on.
+
+    Attributes:
+        images: (n, 28, 28) uint8, 0 = background, n at least 1.
+        labels: (n,) uint8, what digits they are, where that is known.
+        description: one line that says what they are.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8] | None
+    description: str
+
+
 def load_clean_images(
     path: str | None,
     column: str | None = None,
@@ -35,8 +50,8 @@ def load_clean_images(
     polarity: Polarity = Polarity.AUTO,
     seed: int = _SAMPLE_SEED,
     progress: Callable[[str, float], None] | None = None,
-) -> tuple[npt.NDArray[np.uint8], str]:
-    """The images to evaluate on, and one line that says what they are.
+) -> CleanImages:
+    """The images to evaluate on.
 
     Args:
         path: a Parquet file or dataset of clean images; None takes MNIST's test set.
@@ -47,9 +62,6 @@ def load_clean_images(
         polarity: of the dataset's images.
         seed: of the sample.
         progress: told what is downloaded, and the share of it.
-
-    Returns:
-        (n, 28, 28) uint8, 0 = background, n at least 1, and the description.
 
     Raises:
         RequestError: the path, the column or MNIST is not there or does not fit, or no row holds an image.
@@ -63,8 +75,10 @@ def load_clean_images(
             if progress is not None:
                 progress(f"downloading MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total)
 
-        mnist, _ = load_mnist(find_mnist(mnist_folder, progress=downloaded), Split.TEST)
-        return (mnist, "MNIST test set") if limit is None else (mnist[:limit], f"MNIST test set, first {limit:,}")
+        images, labels = load_mnist(find_mnist(mnist_folder, progress=downloaded), Split.TEST)
+        if limit is None:
+            return CleanImages(images, labels, "MNIST test set")
+        return CleanImages(images[:limit], labels[:limit], f"MNIST test set, first {limit:,}")
     dataset = open_dataset(path)
     name = "clean" if column is None and "clean" in dataset.schema.names else column
     image = find_image_column(dataset.schema, name, dataset.first_rows)
@@ -81,7 +95,7 @@ def load_clean_images(
     description = f"column {image.name!r} of {storage.redact(path)}" + (
         ", a sample" if len(sample) < dataset.rows else ""
     )
-    return np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), description
+    return CleanImages(np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), None, description)
 
 
 def load_prior_images(mnist_folder: Path | None = None) -> npt.NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""How good is a model: the protocol's noise, and what four metrics say of the model and of classical filters.
+"""How good is a model: the protocol's noise, and what the metrics say of the model and of classical filters.
 
-    images, description = load_clean_images(None)  # clean_images
-    evaluation = evaluate([find_bundle(None)], images, description=description)
+    clean = load_clean_images(None)  # clean_images
+    evaluation = evaluate([find_bundle(None)], clean.images, labels=clean.labels, description=clean.description)
     print(format_table(evaluation))  # table
 
 Two runs print the same table: see `protocol`.
@@ -22,6 +22,7 @@ from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation import bootstrap, metrics
 from denoise_batch.evaluation.baselines import Filter, classical_filter
+from denoise_batch.evaluation.digit_reader import load_reader
 from denoise_batch.evaluation.linear_mmse import LinearMmse
 from denoise_batch.evaluation.protocol import (
     BLOCK,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from denoise_batch.bundle import Bundle
 
 
-FIGURES: Final = ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy")
+FIGURES: Final = ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy", "accuracy")
 """The figures of `Scores`."""
 MOST_PSNR: Final = 60.0
 """A true PSNR beyond it counts as this much, as in training: of an exact image it would be infinite."""
@@ -59,6 +60,8 @@ class Scores:
         ssim: mean over the images.
         foreground_rmse: root of the mean squared error over all pixels that hold ink, in units of full ink.
         excess_cross_entropy: nats a pixel above the clean images' own entropy.
+        accuracy: share of the images that a classifier of clean digits reads right (`digit_reader`); of images without
+            labels, the share that it reads as it reads the clean ones.
         intervals: 95% interval of each of them over other images of the kind; see `bootstrap`.
     """
 
@@ -67,6 +70,7 @@ class Scores:
     ssim: float
     foreground_rmse: float
     excess_cross_entropy: float
+    accuracy: float
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +99,7 @@ class Evaluation:
         description: what they are.
         seed: of the noise.
         target_entropy: mean entropy of the clean pixels, in nats: the floor of the cross-entropy.
+        clean_accuracy: of the classifier on the clean images; None where they have no labels.
         models: `method`, `architecture` and `sha256` of each model.
         rows: condition by condition, each with its methods in the same order; the linear MMSE estimate stands only
             where σ and r are fixed and there is noise.
@@ -105,6 +110,7 @@ class Evaluation:
     description: str
     seed: int
     target_entropy: float
+    clean_accuracy: float | None
     models: tuple[dict[str, str], ...]
     rows: tuple[Row, ...]
     quality: tuple[QualityRow, ...] = ()
@@ -140,6 +146,7 @@ class Evaluation:
             "description": self.description,
             "seed": self.seed,
             "target_entropy": self.target_entropy,
+            "clean_accuracy": self.clean_accuracy,
             "ssim_window": {"side": metrics.SSIM_WINDOW, "sigma": metrics.SSIM_SIGMA},
             "models": list(self.models),
             "conditions": [
@@ -167,6 +174,7 @@ def evaluate(
     bundles: Sequence[Bundle],
     images: npt.NDArray[np.uint8],
     *,
+    labels: npt.NDArray[np.uint8] | None = None,
     description: str = "",
     prior: npt.NDArray[np.uint8] | None = None,
     seed: int = NOISE_SEED,
@@ -178,6 +186,7 @@ def evaluate(
     Args:
         bundles: the models to compare; none gives the baselines alone.
         images: (n, 28, 28) uint8, clean, 0 = background.
+        labels: (n,) uint8, which digits they are; None takes what the classifier reads in the clean images.
         description: what the images are, for the table.
         prior: (n, 28, 28) uint8, clean images of the same kind, not those evaluated on: the linear MMSE estimate is
             made from them. None leaves it out.
@@ -196,6 +205,8 @@ def evaluate(
     # Float32, so that the table does not depend on what the machine is fastest at.
     denoisers = [Denoiser(bundle, device=device, precision=Precision.FLOAT32) for bundle in bundles]
     linear = {} if prior is None else _linear_estimates(prior)
+    reader = load_reader()
+    clean_read: list[npt.NDArray[np.uint8]] = []
     extras = [ExtraColumns(quality=bundle.has_quality) for bundle in bundles]
     tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
     told: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
@@ -206,6 +217,8 @@ def evaluate(
         for block, start in enumerate(starts):
             clean = images[start : start + BLOCK].astype(np.float32) / np.float32(255)
             entropy.append(metrics.target_entropy(clean))
+            clean_read.append(reader.read(clean))
+            truth = clean_read[-1] if labels is None else labels[start : start + BLOCK]
             for place, condition in enumerate(CONDITIONS):
                 noisy, levels = degrade_with_levels(clean, condition, seed=seed, block=block)
                 settings = FILTER_SETTINGS[condition.key]
@@ -219,7 +232,8 @@ def evaluate(
                 outputs |= dict(zip(names, denoised, strict=True))
                 scored = pool.map(_per_image, repeat(clean), outputs.values(), repeat(entropy[-1]))
                 for name, scores in zip(outputs, scored, strict=True):
-                    tallies.setdefault((condition.key, name), []).append(scores)
+                    right = reader.read(outputs[name]) == truth
+                    tallies.setdefault((condition.key, name), []).append(np.concatenate([scores, right[None]]))
                 for name, model in zip(names, found, strict=True):
                     if model.psnr is not None and model.noise_level is not None:
                         true = metrics.psnr_from_mse(metrics.mse(clean, model.pixels.reshape(noisy.shape)))
@@ -233,6 +247,7 @@ def evaluate(
         description,
         seed,
         float(np.concatenate(entropy).mean()),
+        None if labels is None else float((np.concatenate(clean_read) == labels).mean()),
         tuple(
             {"method": name, "architecture": bundle.architecture, "sha256": bundle.sha256}
             for name, bundle in zip(names, bundles, strict=True)
@@ -308,14 +323,15 @@ def _scores(per_image: npt.NDArray[np.float64]) -> Scores:
 
 
 def _figures(means: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-    """The figures of `Scores` from (6, m) means of `_per_image`: (m,) each."""
-    squared_error, psnr, ssim, ink_error, ink, excess = means
+    """The figures of `Scores` from (7, m) means of `_per_image` and of what is read right: (m,) each."""
+    squared_error, psnr, ssim, ink_error, ink, excess, right = means
     return {
         "pooled_psnr": metrics.psnr_from_mse(squared_error),
         "mean_psnr": psnr,
         "ssim": ssim,
         "foreground_rmse": np.sqrt(ink_error / np.maximum(ink, np.finfo(np.float64).tiny)),
         "excess_cross_entropy": excess,
+        "accuracy": right,
     }
 
 

@@ -25,6 +25,7 @@ _BLOCKS: Final = (
     ("ssim", f"SSIM, {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA} (higher is better)", 4),
     ("foreground_rmse", "RMSE where there is ink, of full ink (lower is better)", 4),
     ("excess_cross_entropy", "excess cross-entropy, nats a pixel (lower is better)", 4),
+    ("accuracy", "read right by a classifier of clean digits, share (higher is better)", 4),
 )
 _QUALITY_BLOCKS: Final = (
     ("bias", "expected less true PSNR, mean, dB (0 is best)", 2),
@@ -55,10 +56,17 @@ def format_table(evaluation: Evaluation) -> str:
         "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
         "kinds: half of it the seed's noise as it is, the rest clipped, Gaussian, salt and pepper, blur alone, clean.",
         "gaussian: of deviation r / √3, gaussian8: the same clipped to 8 bits. impulse: r / 3 of the pixels 0 or 1.",
+        _reader_note(evaluation),
         f"Cross-entropy is counted from the clean images' own entropy, {evaluation.target_entropy:.4f}.",
         f"Intervals: {bootstrap.RESAMPLES:,} resamples of the images, the wider half; JSON has those of all figures.",
     ]
     return "\n".join(lines)
+
+
+def _reader_note(evaluation: Evaluation) -> str:
+    if evaluation.clean_accuracy is None:
+        return "The images have no labels: right is what the classifier reads in the clean image."
+    return f"The classifier reads {evaluation.clean_accuracy:.4f} of the clean images right."
 
 
 def _margin(evaluation: Evaluation, condition: str, method: str) -> str:
