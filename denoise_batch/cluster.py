@@ -22,6 +22,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from denoise_batch import lean_ray
 from denoise_batch.errors import (
     DenoiseBatchError,
     FlagError,
@@ -65,12 +66,16 @@ def refuse_unsafe_switches() -> None:
 
 
 @contextlib.contextmanager
-def connect(*, address: str | None = None, cpus: int | None = None, verbose: bool = False) -> Iterator[dict[str, Any]]:
+def connect(
+    *, address: str | None = None, cpus: int | None = None, data_workers: int | None = None, verbose: bool = False
+) -> Iterator[dict[str, Any]]:
     """Starts or joins Ray, quietly, and leaves it at the end. A Ray that already runs in this process is used.
 
     Args:
         address: a cluster's address; None takes RAY_ADDRESS, else starts Ray here.
         cpus: for a Ray that is started here, the CPUs it may use; None is all.
+        data_workers: for a Ray that is started here and works on datasets of `infer` alone: it goes without all that
+            these do not use (`lean_ray`), and has work for so many workers.
         verbose: let Ray's own log through.
 
     Yields:
@@ -98,20 +103,26 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     if local:
         os.environ.setdefault(*_SOON_WITHOUT_DRIVER)
+    # A hook of the user's may give workers an environment of their own, which one of the agents left out would make.
+    lean = local and data_workers is not None and "RAY_RUNTIME_ENV_HOOK" not in os.environ
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     _adopt_orphans()
     try:
-        with _muted(not verbose), _no_secrets_in_job(), _private_token():
+        with _muted(not verbose), _no_secrets_in_job(), _private_token(), contextlib.ExitStack() as stack:
+            if lean:
+                lean = stack.enter_context(lean_ray.only_what_is_used(data_workers or 1, show_logs=verbose))
+            if lean:
+                here["_system_config"] = dict(lean_ray.SYSTEM_CONFIG)
             ray.init(address=address, **quiet, **here)
     except (KeyboardInterrupt, DenoiseBatchError):
-        _shut_down(half_started=True)
+        _shut_down(orphans=True)
         raise
     except SystemExit as error:  # what ray.init makes of a SIGTERM that comes while it runs
-        _shut_down(half_started=True)
+        _shut_down(orphans=True)
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
         raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     except Exception as error:  # Ray raises the plainest of them for a process that does not start
-        _shut_down(half_started=True)
+        _shut_down(orphans=True)
         if local:
             raise _not_started(error) from error
         raise RequestError(
@@ -119,10 +130,15 @@ def connect(*, address: str | None = None, cpus: int | None = None, verbose: boo
             hint="check --address and RAY_ADDRESS, and that the cluster runs the same Ray version",
         ) from error
     try:
-        with _ray_messages_off_stdout(verbose), _terminated_by_sigterm(before), _log_that_cannot_be_written(verbose):
+        with (
+            _ray_messages_off_stdout(verbose),
+            _terminated_by_sigterm(before),
+            _log_that_cannot_be_written(verbose),
+            lean_ray.data_of_one_machine() if lean else contextlib.nullcontext(),
+        ):
             yield ray.cluster_resources()
     finally:
-        _shut_down()
+        _shut_down(orphans=lean)
 
 
 def check_seen_by_nodes(folder: Path | None, paths: Sequence[Path]) -> None:
@@ -268,11 +284,12 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _shut_down(*, half_started: bool = False) -> None:
+def _shut_down(*, orphans: bool = False) -> None:
     """Ends Ray's processes, whatever signal comes a second time: else some of them would stay.
 
     Args:
-        half_started: Ray does not know yet of all that it has started.
+        orphans: end those of its processes as well that Ray does not know of, being half started, or does not wait for:
+            a worker that has loaded torch takes longer to end than the rest.
     """
     import ray
 
@@ -280,7 +297,7 @@ def _shut_down(*, half_started: bool = False) -> None:
         if _ray_data_ended():
             ray.shutdown()
         # Else Ray does so when Python ends: what happened has been said by then.
-        if half_started:
+        if orphans:
             _end_orphans()
 
 

@@ -136,7 +136,9 @@ class _Job:
         """
         self._report("starting")
         self._check_bad()
-        with connect(address=self.settings.address, verbose=self.verbose):
+        most = self.settings.workers[1] if isinstance(self.settings.workers, tuple) else self.settings.workers
+        useful = min(len(self._pending()), most or WAVE)
+        with connect(address=self.settings.address, data_workers=useful, verbose=self.verbose):
             folder = None if isinstance(self.run, StoreRun) else self.run.staging
             check_seen_by_nodes(folder, self._local_paths())
             while pending := self._pending():

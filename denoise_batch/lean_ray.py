@@ -1,0 +1,187 @@
+"""A Ray that is started for one run of `infer` on this machine, without what such a run has no use for.
+
+Ray as it comes starts nine processes of its own beside its workers. On two cores they take longer than a small run,
+and each wakes up now and then while the workers compute. Needed are two of them: its service (GCS) and the node's
+process (raylet). Left out here are
+
+- the autoscaler's monitor, the dashboard's server and the log monitor: one machine, no dashboard, workers' output stays
+  in its files;
+- both agents of the node, one for metrics and one for runtime environments: nobody asks for either. The node does not
+  live without agents, so two processes that sleep stand in for them;
+- the actors of Ray Data that keep accounts for its dashboard, share a cluster out among its users, and know on which
+  machine an actor is.
+
+Workers import what they will need as soon as they are started, while the driver still connects.
+
+All of this is beneath Ray's public interface. Where a Ray of another version looks otherwise, it starts as it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SYSTEM_CONFIG: dict[str, Any] = {
+    "preload_python_modules": ["denoise_batch.inference.worker_imports"],
+    "enable_metrics_collection": False,
+}
+"""Settings of Ray's core that go with it."""
+
+_AGENT_STAND_IN = """
+import os, time
+node = os.getppid()
+while os.getppid() == node:
+    time.sleep(1)
+"""
+
+
+@contextlib.contextmanager
+def only_what_is_used(workers: int, *, show_logs: bool = False) -> Iterator[bool]:
+    """While it lasts, `ray.init` starts a Ray without the processes named above.
+
+    Args:
+        workers: the most that there will be use for.
+        show_logs: the driver shows what workers print, which the log monitor brings.
+
+    Yields:
+        Whether it will: False where this Ray is not the one that is known.
+    """
+    from ray._private import node, ray_constants, services
+
+    head = getattr(node, "Node", None)
+    starts = [(head, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")]
+    if not all(hasattr(*place) for place in [*starts, (services, "start_ray_process")]) or not _agent_ports():
+        yield False
+        return
+    start_process = services.start_ray_process
+
+    def start(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        if process_type == ray_constants.PROCESS_TYPE_RAYLET:
+            command = _without_agents(command, workers)
+        return start_process(command, process_type, *args, **kwargs)
+
+    def no_dashboard(self: Any, **_: Any) -> None:
+        self._webui_url = ""
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(head, "start_monitor", _nothing))
+        stack.enter_context(_replaced(head, "start_api_server", no_dashboard))
+        if not show_logs:
+            stack.enter_context(_replaced(head, "start_log_monitor", _nothing))
+        stack.enter_context(_replaced(services, "start_ray_process", start))
+        # Under `uv run` Ray would make each worker an environment like the driver's. Here they share it.
+        stack.enter_context(_replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False))
+        yield True
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Puts something else in the place of a module's or a class's attribute, if it has one of this name."""
+    missing = object()
+    before = vars(owner).get(name, missing)  # not getattr, which unwraps static methods
+    if before is missing:
+        yield
+        return
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    return None
+
+
+def _agent_ports() -> list[str]:
+    """The names of the ports that a node's agents tell it, each in a file; none where that is done otherwise."""
+    from ray import _raylet
+
+    names = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN", "RUNTIME_ENV_AGENT")
+    found = [getattr(_raylet, f"{name}_PORT_NAME", "") for name in names]
+    return found if all(found) and hasattr(_raylet, "persist_port") else []
+
+
+def _without_agents(command: list[str], workers: int) -> list[str]:
+    """The node's command line, its agents replaced by processes that sleep; it is told their ports as by agents."""
+    import ray
+
+    options = dict(word.split("=", 1) for word in command if "=" in word)
+    for number, name in enumerate(_agent_ports(), start=1):
+        ray._raylet.persist_port(options["--session_dir"], options["--node_id"], name, number)
+    stand_in = Path(options["--session_dir"], "agent_stand_in.py")
+    stand_in.write_text(_AGENT_STAND_IN)
+    sleeping = subprocess.list2cmdline([sys.executable, "-I", "-S", str(stand_in)])
+    # Where there are GPUs a worker has one: more workers would load torch for nothing.
+    resources = options["--static_resource_list"].split(",")
+    numbers = dict(zip(resources[::2], map(float, resources[1::2]), strict=True))
+    at_once = min(workers, int(options["--num_prestart_python_workers"]), int(numbers.get("GPU", 0)) or workers)
+    instead = {
+        "--dashboard_agent_command": sleeping,
+        "--runtime_env_agent_command": sleeping,
+        "--num_prestart_python_workers": str(at_once),
+    }
+    names = [word.partition("=")[0] for word in command]
+    return [f"{name}={instead[name]}" if name in instead else word for name, word in zip(names, command, strict=True)]
+
+
+class _Call:
+    """Something that has `remote`, as a method of an actor does, and does nothing."""
+
+    remote = staticmethod(_nothing)
+
+
+class _NobodyListens:
+    """Stands in for an actor whose answers nobody waits for."""
+
+    def __getattr__(self, name: str) -> _Call:
+        if name.startswith("__"):  # what pickle looks for
+            raise AttributeError(name)
+        return _Call()
+
+
+class _WholeMachine:
+    """Stands in for Ray Data's share of a cluster: this run is the only one, and has all of it."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        import ray
+
+        self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+    def request_resources(self, *_args: Any, **_kwargs: Any) -> None:
+        """There is no autoscaler that could be asked."""
+
+    def cancel_request(self) -> None:
+        """Nothing was asked for."""
+
+    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        return self._nodes
+
+
+@contextlib.contextmanager
+def data_of_one_machine() -> Iterator[None]:
+    """While it lasts, Ray Data runs without actors of its own; Ray must be one that `only_what_is_used` started."""
+    try:
+        from ray.data._internal import stats
+        from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler as autoscaler
+        from ray.data._internal.execution.operators import actor_pool_map_operator as pool
+    except ImportError:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for owner, name, instead in (
+            (stats, "get_or_create_stats_actor", _NobodyListens),
+            (getattr(stats, "_StatsManager", stats), "gen_dataset_id_from_stats_actor", lambda: uuid.uuid4().hex),
+            (autoscaler, "DefaultAutoscalingCoordinator", _WholeMachine),
+            (pool, "get_or_create_actor_location_tracker", _NobodyListens),
+            (pool, "get_actor_locations", lambda _: {}),  # then it takes what each actor said when it was ready
+        ):
+            stack.enter_context(_replaced(owner, name, instead))
+        yield

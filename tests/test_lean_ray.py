@@ -1,0 +1,69 @@
+"""The command lines of a Ray for one run alone, and that a Ray of another make is left as it is."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from denoise_batch import lean_ray
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def node_command(folder: Path, resources: str = "CPU,4,memory,1000") -> list[str]:
+    return [
+        "raylet",
+        f"--session_dir={folder}",
+        "--node_id=0123",
+        f"--static_resource_list={resources}",
+        "--num_prestart_python_workers=4",
+        "--dashboard_agent_command=python dashboard/agent.py --head",
+        "--runtime_env_agent_command=python runtime_env/agent/main.py",
+        "--head",
+    ]
+
+
+def test_sleeping_processes_stand_in_for_the_agents(tmp_path: Path) -> None:
+    before = node_command(tmp_path)
+    command = lean_ray._without_agents(before, 9)
+    assert [word.partition("=")[0] for word in command] == [word.partition("=")[0] for word in before]
+    options = dict(word.split("=", 1) for word in command if "=" in word)
+    sleeping = f"{sys.executable} -I -S {tmp_path}/agent_stand_in.py"
+    assert options["--dashboard_agent_command"] == options["--runtime_env_agent_command"] == sleeping
+    assert options["--num_prestart_python_workers"] == "4"
+    # The node waits for files with the agents' ports.
+    assert len(list(tmp_path.iterdir())) == 1 + len(lean_ray._agent_ports()) == 5
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "started"),
+    [("CPU,4", 1, 1), ("CPU,4", 3, 3), ("CPU,4,GPU,2", 9, 2), ("CPU,4,GPU,2", 1, 1)],
+)
+def test_no_more_workers_start_at_once_than_there_is_use_for(
+    tmp_path: Path, resources: str, workers: int, started: int
+) -> None:
+    command = lean_ray._without_agents(node_command(tmp_path, resources), workers)
+    assert f"--num_prestart_python_workers={started}" in command
+
+
+def test_a_ray_that_is_made_otherwise_starts_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import node, services
+
+    before = services.start_ray_process
+    with lean_ray.only_what_is_used(1) as lean:
+        assert lean
+        assert services.start_ray_process is not before
+    assert services.start_ray_process is before
+    monkeypatch.delattr(node.Node, "start_api_server")
+    with lean_ray.only_what_is_used(1) as lean:
+        assert not lean
+        assert services.start_ray_process is before
+
+
+def test_the_stand_in_for_an_actor_travels_to_workers() -> None:
+    actor = pickle.loads(pickle.dumps(lean_ray._NobodyListens()))
+    assert actor.update_actor_location.remote("actor", "node") is None
