@@ -80,6 +80,21 @@ def test_units_cover_every_row_once_in_order(groups: list[list[int]], split: boo
     assert covered == [(file, row) for file, rows in enumerate(groups) for row in range(sum(rows))]
 
 
+@pytest.mark.parametrize(
+    ("groups", "rows"),
+    [
+        ([1000], [1000]),
+        ([60_000], [15_000] * 4),  # MNIST: work for four workers
+        ([65_536] * 4, [16_384] * 16),
+        ([8_000] * 12, [16_000] * 6),
+        ([1_048_576], [131_072] * 8),
+        ([65_536] * 64, [131_072] * 32),
+    ],
+)
+def test_a_small_input_has_small_units(groups: list[int], rows: list[int]) -> None:
+    assert plan._cut([Footer(b"", tuple(groups), 784)], split=True)["rows"].tolist() == rows
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row_group=st.integers(1, 70), batch=st.integers(1, 50), unit_rows=st.integers(1, 40))
 def test_reading_all_units_gives_the_file(

@@ -1,8 +1,9 @@
 """Inputs → checked work units. Everything a request can be refused for is found here, before torch or Ray load.
 
-A unit is a run of rows of one input file, about 131,072 of them: small row groups are joined, and a large one is split
-where its layout lets rows be skipped cheaply. The plan follows from the input and the result options alone, never
-from cores or workers; it is written down once and read again on resume.
+A unit is a run of rows of one input file: a 32nd of all rows, but no fewer than 16,384 and no more than 131,072, as far
+as row groups allow. Small ones are joined, and a large one is split where its layout lets rows be skipped cheaply. The
+plan follows from the input and the result options alone, never from cores or workers; it is written down once and read
+again on resume.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
     from denoise_batch.storage import InputFile
 
 UNIT_ROWS = 131_072
+"""The most that are joined; larger ones cost a run that dies more."""
+
+_FEWEST_UNITS = 32
+_SMALLEST_UNIT_ROWS = 16_384
+"""In a small input units are small, down to this, which takes a core a second or two: so that every worker has some,
+and none is left with a long one when the others are done. Smaller ones cost more than that saves."""
+
 _MOST_PIECES = 16  # of one row group
+_CHEAP_PIECES = 4  # to read past rows takes 3% of the time that it takes to denoise them
 _SAMPLES = 16  # row groups looked at for layout, float range and polarity
 _SAMPLE_ROWS = 64
 _UNIT_FIELDS = ("file", "first_group", "last_group", "skip", "rows", "start")
@@ -307,14 +316,17 @@ def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, 
 def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
     """Units over all files: `_UNIT_FIELDS` columns."""
     cut: list[tuple[int, ...]] = []
+    total = sum(footer.rows for footer in read)
+    most = min(UNIT_ROWS, max(_SMALLEST_UNIT_ROWS, -(-total // _FEWEST_UNITS)))
     for index, footer in enumerate(read):
         start = 0
         group = 0
         groups = footer.row_groups
         while group < len(groups):
-            if split and groups[group] >= 2 * UNIT_ROWS:
+            if split and groups[group] >= 2 * most:
                 # Each piece reads past those before it: not too many of them.
-                piece = max(UNIT_ROWS, -(-groups[group] // _MOST_PIECES))
+                pieces = max(-(-groups[group] // UNIT_ROWS), min(_CHEAP_PIECES, -(-groups[group] // most)))
+                piece = -(-groups[group] // min(pieces, _MOST_PIECES))
                 for skip in range(0, groups[group], piece):
                     rows = min(piece, groups[group] - skip)
                     cut.append((index, group, group, skip, rows, start + skip))
@@ -322,7 +334,7 @@ def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np
                 group += 1
                 continue
             last, rows = group, groups[group]
-            while last + 1 < len(groups) and rows + groups[last + 1] <= UNIT_ROWS:
+            while last + 1 < len(groups) and rows + groups[last + 1] <= most:
                 last += 1
                 rows += groups[last]
             if rows:
