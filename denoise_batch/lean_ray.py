@@ -13,7 +13,8 @@ process (raylet). Left out here are
 
 Workers import what they will need as soon as they are started, while the driver still connects.
 
-All of this is beneath Ray's public interface. Where a Ray of another version looks otherwise, it starts as it comes.
+All of this is beneath Ray's public interface, so it is done with the versions that it was tried with alone; any other
+Ray starts as it comes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ SYSTEM_CONFIG: dict[str, Any] = {
 }
 """Settings of Ray's core that go with it."""
 
+_TRIED = ("2.60.",)
+"""How the names of the versions begin."""
+
 _AGENT_STAND_IN = """
 import os, time
 node = os.getppid()
@@ -53,11 +57,17 @@ def only_what_is_used(workers: int, *, show_logs: bool = False) -> Iterator[bool
     Yields:
         Whether it will: False where this Ray is not the one that is known.
     """
+    import ray
     from ray._private import node, ray_constants, services
 
     head = getattr(node, "Node", None)
     starts = [(head, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")]
-    if not all(hasattr(*place) for place in [*starts, (services, "start_ray_process")]) or not _agent_ports():
+    known = ray.__version__.startswith(_TRIED)
+    if (
+        not known
+        or not all(hasattr(*place) for place in [*starts, (services, "start_ray_process")])
+        or not _agent_ports()
+    ):
         yield False
         return
     start_process = services.start_ray_process

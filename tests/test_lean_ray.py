@@ -58,6 +58,11 @@ def test_a_ray_that_is_made_otherwise_starts_as_it_comes(monkeypatch: pytest.Mon
         assert lean
         assert services.start_ray_process is not before
     assert services.start_ray_process is before
+    with monkeypatch.context() as patched, lean_ray.only_what_is_used(1) as lean:
+        assert lean
+        patched.setattr("ray.__version__", "2.61.0")
+        with lean_ray.only_what_is_used(1) as again:
+            assert not again
     monkeypatch.delattr(node.Node, "start_api_server")
     with lean_ray.only_what_is_used(1) as lean:
         assert not lean

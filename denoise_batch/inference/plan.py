@@ -1,6 +1,6 @@
 """Inputs → checked work units. Everything a request can be refused for is found here, before torch or Ray load.
 
-A unit is a run of rows of one input file: a 32nd of all rows, but no fewer than 16,384 and no more than 131,072, as far
+A unit is a run of rows of one input file: a 16th of all rows, but no fewer than 16,384 and no more than 131,072, as far
 as row groups allow. Small ones are joined, and a large one is split where its layout lets rows be skipped cheaply. The
 plan follows from the input and the result options alone, never from cores or workers; it is written down once and read
 again on resume.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 UNIT_ROWS = 131_072
 """The most that are joined; larger ones cost a run that dies more."""
 
-_FEWEST_UNITS = 32
+_FEWEST_UNITS = 16
 _SMALLEST_UNIT_ROWS = 16_384
 """In a small input units are small, down to this, which takes a core a second or two: so that every worker has some,
 and none is left with a long one when the others are done. Smaller ones cost more than that saves."""
