@@ -1,12 +1,14 @@
 """What each part of the default network and of its training is worth: trainings that differ in one thing.
 
-    python benchmarks/ablation.py                    # every variant, one after the other: 40 minutes on one core
+    python benchmarks/ablation.py                    # every variant, one after the other: 50 minutes on one core
     python benchmarks/ablation.py --images 1000000 --only "as it is" "AdamW, 0.005"
+    python benchmarks/ablation.py --kinds            # one network for each kind of noise, beside one for all
 
-Every variant sees as many images of MNIST's training set, with the seed's noise drawn afresh (the last line: with the
-default recipe's kinds of noise), its learning rate falling to 0 as a cosine, all from one seed. Prints the pooled PSNR
-of the averaged weights over the seed's mixture on the last 5,000 training images, the same noise for all, and images/s
-of training. Differences of less than 0.05 dB are not to be trusted.
+Every variant sees as many images of MNIST's training set, with the seed's noise drawn afresh, its learning rate falling
+to 0 as a cosine, all from one seed. Prints the pooled PSNR of the averaged weights on the last 5,000 training images,
+the same noise for all: over the seed's mixture, and at its levels i = 1, 3 and 5; and images/s of training. Differences
+of less than 0.05 dB are not to be trusted. `--kinds` prints for each kind of noise what a network reaches that saw
+nothing else, and what one reaches that saw all kinds in the default recipe's shares.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.freed_memory import keep_freed_memory
-from denoise_batch.models.bounds_unet import BoundsUNet
+from denoise_batch.models.bounds_unet import BoundsUNet, Passed
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.loop import learning_rate, make_optimiser
+from denoise_batch.training.objective import cross_entropy, weight_of
 from denoise_batch.training.recipes import RECIPES, Optimiser, Recipe
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 5000
 RECIPE = RECIPES["default"]
-KINDS = "trained on all kinds of noise"
+ALL = "trained on all kinds of noise"
 
 
 class WithoutBounds(BoundsUNet):
@@ -49,36 +51,26 @@ class WithoutBounds(BoundsUNet):
 class WithoutSigns(WithoutBounds):
     """Neither bounds nor anything else about the noise: the pixels alone."""
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
         return super()._pass(noisy, torch.zeros_like(ends))
 
 
 class WithoutSkip(BoundsUNet):
-    """Nothing but what went through 7×7: what comes up from there is taken in place of the sum."""
+    """Nothing at 14×14 but what comes up from 7×7."""
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        found: list[Tensor] = []
-        hooks = [
-            self.up.register_forward_hook(lambda _, __, made: found.append(made)),
-            self.fine_out.register_forward_pre_hook(lambda _, given: _spread(found[-1]).to(given[0].dtype)),
-        ]
+    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+        hook = self.join.register_forward_pre_hook(lambda _, given: (given[0], torch.zeros_like(given[1])))
         try:
             return super()._pass(noisy, ends)
         finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _spread(up: Tensor) -> Tensor:
-    """(n, 7, 7, (2, 2, width)) → (n, width, 14, 14), as the network itself does."""
-    return up.view(len(up), 7, 7, 2, -1).transpose(2, 3).reshape(len(up), 14, 14, -1).permute(0, 3, 1, 2)
+            hook.remove()
 
 
 class WithoutBottleneck(BoundsUNet):
     """Convolutions alone: no pixel hears of one that is far away."""
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        hook = self.expand.register_forward_hook(lambda _, __, made: torch.zeros_like(made))
+    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+        hook = self.expand.register_forward_hook(lambda _, given, __: given[1])
         try:
             return super()._pass(noisy, ends)
         finally:
@@ -97,46 +89,81 @@ VARIANTS: dict[str, tuple[Callable[[], BoundsUNet], Recipe]] = {
     "the pixels alone": (WithoutSigns, RECIPE),
     "without skip path": (WithoutSkip, RECIPE),
     "without bottleneck": (WithoutBottleneck, RECIPE),
-    "half the channels at 7×7": (lambda: BoundsUNet(deep=24), RECIPE),
-    "twice the channels at 14×14": (lambda: BoundsUNet(width=32), RECIPE),
+    "half the channels at 7×7": (lambda: BoundsUNet(deep=32), RECIPE),
+    "half the channels at 14×14": (lambda: BoundsUNet(width=16), RECIPE),
     "one more convolution at 7×7": (lambda: BoundsUNet(blocks_in=2), RECIPE),
-    KINDS: (BoundsUNet, RECIPE),
+    "all images count alike": (BoundsUNet, replace(RECIPE, faint_noise=0.0)),
+    ALL: (BoundsUNet, RECIPE),
+}
+
+KINDS = {
+    "uniform": NoiseRecipe(),
+    "uniform, 8 bits": NoiseRecipe(clipped=1.0),
+    "Gaussian": NoiseRecipe(gaussian=1.0),
+    "Gaussian, 8 bits": NoiseRecipe(gaussian=1.0, clipped=1.0),
+    "salt and pepper": NoiseRecipe(impulse=1.0),
+    "blur alone": NoiseRecipe(noiseless=1.0),
+    "clean": NoiseRecipe(clean=1.0),
+}
+SHOWN = {
+    "mixture": NoiseRecipe(),
+    **{f"i={i}": NoiseRecipe((0.5 * i, 0.5 * i), (0.4 * i, 0.4 * i)) for i in (1, 3, 5)},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's IDX files; else found or downloaded")
-    parser.add_argument("--images", type=int, default=400_000, help="that each variant is trained on")
+    parser.add_argument("--images", type=int, default=400_000, help="that each network is trained on")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="of the variants")
+    parser.add_argument("--kinds", action="store_true", help="one network for each kind of noise, and one for all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     pixels = torch.from_numpy(load_mnist(find_mnist(options.mnist), Split.TRAIN)[0].copy())
+    held_out = pixels[-HELD_OUT:].float() / 255
     print(f"{time.strftime('%Y-%m-%d')}: {options.images:,} images each, one thread, one seed\n")
-    print("| variant | weights | dB over the seed's mixture | images/s |")
-    print("|---|---|---|---|")
+    all_kinds = NoiseRecipe.from_json(RECIPE.noise_json())
+    if options.kinds:
+        general, _ = train(_fresh(BoundsUNet), RECIPE, all_kinds, pixels, options.images)
+        print("| noise | trained on it alone | trained on all kinds | difference, dB |")
+        print("|---|---|---|---|")
+        for name, noise in KINDS.items():
+            alone, _ = train(_fresh(BoundsUNet), RECIPE, noise, pixels, options.images)
+            best, found = (psnr(network, held_out, noise) for network in (alone, general))
+            print(f"| {name} | {best:.2f} | {found:.2f} | {found - best:+.2f} |", flush=True)
+        return
+    print("| variant | weights | " + " | ".join(f"{name}, dB" for name in SHOWN) + " | images/s |")
+    print("|---|---|" + "---|" * len(SHOWN) + "---|")
     for name, (make, recipe) in VARIANTS.items():
         if options.only is None or name in options.only:
-            torch.manual_seed(0)
-            noise = NoiseRecipe.from_json(recipe.noise_json()) if name == KINDS else NoiseRecipe()
-            network = make()
-            found, rate = train(network, recipe, noise, pixels, options.images)
-            print(f"| {name} | {network.parameter_count():,} | {found:.2f} | {rate:,.0f} |", flush=True)
+            network, rate = train(
+                _fresh(make), recipe, all_kinds if name == ALL else NoiseRecipe(), pixels, options.images
+            )
+            found = " | ".join(f"{psnr(network, held_out, noise):.2f}" for noise in SHOWN.values())
+            print(f"| {name} | {network.parameter_count():,} | {found} | {rate:,.0f} |", flush=True)
 
 
-def train(network: BoundsUNet, recipe: Recipe, noise: NoiseRecipe, pixels: Tensor, images: int) -> tuple[float, float]:
-    """Trains a network; its PSNR in dB, and the images/s that it was trained at."""
+def _fresh(make: Callable[[], BoundsUNet]) -> BoundsUNet:
+    torch.manual_seed(0)
+    return make()
+
+
+def train(
+    network: BoundsUNet, recipe: Recipe, noise: NoiseRecipe, pixels: Tensor, images: int
+) -> tuple[BoundsUNet, float]:
+    """Trains a network; the one of the averaged weights, and the images/s that it was trained at."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, optimiser = copy.deepcopy(network), make_optimiser(recipe, network)
     random, steps, begun = torch.Generator().manual_seed(2), images // recipe.batch, time.monotonic()
     for step in range(steps):
         rows = torch.randint(0, len(pixels) - HELD_OUT, (recipe.batch,), generator=random)
         clean = pixels[rows].float() / 255
-        noisy = noise.apply(clean, random)[0]
+        noisy, level = noise.draw(recipe.batch, random).degrade(clean)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision.bfloat16(torch.device("cpu"))):
             logits = network.logits(noisy[:, None])
-        functional.binary_cross_entropy_with_logits(logits.float(), clean[:, None]).backward()
+        losses = cross_entropy(logits.float(), clean[:, None])
+        (losses * weight_of(level, recipe.faint_noise)).mean().backward()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step, steps)
         optimiser.step()
@@ -144,13 +171,12 @@ def train(network: BoundsUNet, recipe: Recipe, noise: NoiseRecipe, pixels: Tenso
         decay = min(recipe.average, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
-    rate = steps * recipe.batch / (time.monotonic() - begun)
-    return psnr(average, pixels[-HELD_OUT:].float() / 255), rate
+    return average, steps * recipe.batch / (time.monotonic() - begun)
 
 
 @torch.no_grad()
-def psnr(network: BoundsUNet, clean: Tensor) -> float:
-    noisy = NoiseRecipe().apply(clean, torch.Generator().manual_seed(1))[0]
+def psnr(network: BoundsUNet, clean: Tensor, noise: NoiseRecipe) -> float:
+    noisy = noise.apply(clean, torch.Generator().manual_seed(1))[0]
     error = sum(
         float((network(part[:, None])[:, 0] - truth).square().sum())
         for part, truth in zip(noisy.split(500), clean.split(500), strict=True)

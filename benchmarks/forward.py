@@ -3,12 +3,12 @@
     python benchmarks/forward.py                    # every way that is installed here, one thread and all of them
     python benchmarks/forward.py --device cuda
 
-Ways: PyTorch as it comes (eager, contiguous), channels last, bfloat16 autocast; networks made for bfloat16 as `infer`
-runs them, and so with additions and ReLUs apart from the products (`models.fused_layers`); torch.compile, ONNX Runtime,
-OpenVINO (`pip install onnxruntime openvino onnx`, for this alone). Each at several batch sizes, the best one shown. The
-ways take turns, so that a machine whose speed drifts treats all alike; medians. `difference` is against eager float32
-on the same drawn digits: the PSNR of one output against the other, and the largest difference in grey levels after
-rounding.
+Ways: PyTorch as it comes (eager, contiguous), channels last, bfloat16 autocast; networks made for less than float32 as
+`infer` runs them, with `--precision bfloat16`, and so with additions and ReLUs apart from the products
+(`models.fused_layers`); torch.compile, ONNX Runtime, OpenVINO (`pip install onnxruntime openvino onnx`, for this
+alone). Each at several batch sizes, the best one shown. The ways take turns, so that a machine whose speed drifts
+treats all alike; medians. `difference` is against eager float32 on the same drawn digits: the PSNR of one output
+against the other, and the largest difference in grey levels after rounding.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import numpy as np
 import torch
 
 from denoise_batch import bundle
+from denoise_batch.denoiser import lower_precision
 from denoise_batch.digits import draw_digits
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.models import fused_layers
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.precision import Precision
 
 BATCHES = (64, 128, 256, 512, 1024)
 CUDA_BATCHES = (4096, 16_384, 65_536)
@@ -39,7 +41,7 @@ CUDA_BATCHES = (4096, 16_384, 65_536)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", type=Path, help="model folders; default: the two that ship")
+    parser.add_argument("--models", nargs="*", type=Path, help="model folders; default: those that ship")
     parser.add_argument("--threads", nargs="*", type=int, default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=2048, help="of a timed pass")
@@ -149,15 +151,23 @@ def bfloat16(network: Any, example: torch.Tensor) -> Any:
 
 
 def as_infer_computes(network: Any, _: torch.Tensor) -> Any:
+    return _lowered(network, Precision.AUTO)
+
+
+def with_bfloat16(network: Any, _: torch.Tensor) -> Any:
+    return _lowered(network, Precision.BFLOAT16)
+
+
+def _lowered(network: Any, precision: Precision) -> Any:
     if network.float32_parts is None:
         raise ImportError  # it is float32 there: the same as channels last
     copy = _copy(network).to(memory_format=torch.channels_last)
-    copy.to_bfloat16()
+    lower_precision(copy, precision, next(copy.parameters()).device)
     return _inferring(copy)
 
 
 def layers_apart(network: Any, example: torch.Tensor) -> Any:
-    forward = as_infer_computes(network, example)
+    forward = with_bfloat16(network, example)
 
     def run(images: torch.Tensor) -> torch.Tensor:
         before, fused_layers.FUSED_BFLOAT16 = fused_layers.FUSED_BFLOAT16, False
@@ -218,7 +228,8 @@ WAYS = {
     "channels last": channels_last,
     "bfloat16 autocast": bfloat16,
     "as infer computes": as_infer_computes,
-    "the same, layers apart": layers_apart,
+    "the same, bfloat16": with_bfloat16,
+    "the same, bfloat16, layers apart": layers_apart,
     "compiled": compiled,
     "compiled, bfloat16": compiled_bfloat16,
     "ONNX Runtime": onnx_runtime,

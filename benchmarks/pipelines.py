@@ -5,7 +5,7 @@
 
 Prints a table: seconds and images/s of each run as a whole and with start-up apart (for `infer`: from the first
 unit's start to the last receipt), the share of the raw forward pass, and how much faster `infer` is over the whole
-run; medians. All compute alike, in bfloat16 where `infer` does, so that pipelines are compared and not networks. Each
+run; medians. All compute alike, in such numbers as `infer` does, so that pipelines are compared and not networks. Each
 run is a process of its own; the contenders take turns, so that a machine whose speed drifts treats all alike. Above it
 stands the raw forward pass, no file read or written: as `infer` computes (a process a core, one thread each), and as
 PyTorch comes (one process, contiguous, float32).
@@ -196,14 +196,14 @@ def _network(folder: Path) -> Any:
     import torch
 
     from denoise_batch.bundle import read_bundle
+    from denoise_batch.denoiser import lower_precision
     from denoise_batch.freed_memory import keep_freed_memory
     from denoise_batch.precision import Precision
 
     keep_freed_memory()
-    network = read_bundle(folder).load("cpu").to(memory_format=torch.channels_last)
-    if Precision.AUTO.bfloat16(torch.device("cpu")):
-        network.to_bfloat16()
-    return network
+    network = read_bundle(folder).load("cpu")
+    lower_precision(network, Precision.AUTO, torch.device("cpu"))
+    return network.to(memory_format=torch.channels_last)
 
 
 def _rows(out: Path) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from denoise_batch.capacity import threads_here
 from denoise_batch.errors import FlagError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
 from denoise_batch.freed_memory import keep_freed_memory
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from denoise_batch.bundle import Bundle
+    from denoise_batch.models.network import DenoisingNetwork
 
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
 CUDA_BATCH = 16_384
@@ -34,10 +36,10 @@ class Denoiser:
     Args:
         bundle: the model folder.
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
-        threads: CPU threads; None leaves torch's own choice.
+        threads: CPU threads, no more than it may run at once; None leaves torch's own choice.
         batch: images a forward pass; None takes one that suits the device. On a GPU it is halved, and stays so,
             when memory runs out.
-        precision: of the arithmetic, in networks that are made for bfloat16.
+        precision: of the arithmetic, in networks that are made for less than float32.
 
     Raises:
         FlagError: `cuda` was asked for and there is none.
@@ -55,7 +57,7 @@ class Denoiser:
         precision: Precision = Precision.AUTO,
     ) -> None:
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads_here(threads))
         if device == "cuda" and not torch.cuda.is_available():
             raise FlagError("--device cuda: no CUDA device here", hint="give --device cpu or auto")
         self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -65,10 +67,7 @@ class Denoiser:
         # Channels last is the order that both oneDNN and cuDNN compute in; it halves the time of small networks.
         try:
             model = bundle.load(str(self.device)).eval()
-            if precision.bfloat16(self.device):
-                model.to_bfloat16()
-            elif self.device.type == "cuda":
-                torch.backends.cudnn.allow_tf32 = False  # or convolutions would have 10 bits of float32's 23
+            lower_precision(model, precision, self.device)
             self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory() from error
@@ -77,7 +76,8 @@ class Denoiser:
     def fingerprint(self) -> str:
         """What the last bits of the pixels depend on beside the model and the batches' make-up."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_name()
-        how = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in self.model.parameters()}))
+        types = {str(weight.dtype).removeprefix("torch.") for weight in self.model.parameters()}
+        how = ", ".join(sorted(types | ({"int8"} if self.model.computes_in_integers else set())))
         return f"{name}; {how}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
 
     def __call__(self, noisy: Pixels) -> Pixels:
@@ -131,6 +131,16 @@ class Denoiser:
                 "noise_level": quality[:, 1].clamp_min(0.0),
             }
         return {"pixels": self.model(images).reshape(-1, 784)}
+
+
+def lower_precision(model: DenoisingNetwork, precision: Precision, device: torch.device) -> None:
+    """Makes a network that has its weights compute as `precision` says, where it is made for that."""
+    if precision.int8(device):
+        model.to_int8()
+    if precision.bfloat16(device):
+        model.to_bfloat16()
+    elif device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # or convolutions would have 10 bits of float32's 23
 
 
 def _no_memory() -> ResourceExhausted:

@@ -1,4 +1,4 @@
-"""Of what type the numbers of a network's products are, and where bfloat16 pays."""
+"""Of what type the numbers of a network's products are, and where which of them pays."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ if TYPE_CHECKING:
 
 
 class Precision(StrEnum):
-    """FLOAT32 throughout, or bfloat16 matrix products where the device has units for them."""
+    """FLOAT32 throughout; BFLOAT16 for products where the device has units for them; AUTO takes 8-bit integers as well.
+
+    Integers are for trained networks that are made for them, on CPUs.
+    """
 
     FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
     AUTO = "auto"
 
     def bfloat16(self, device: torch.device) -> bool:
@@ -23,5 +27,16 @@ class Precision(StrEnum):
             return False
         if device.type == "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 has none
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        return bool(_units("amx_bf16") or _units("avx512_bf16"))
+
+    def int8(self, device: torch.device) -> bool:
+        """Whether products are to be made in 8-bit integers there: its units for them are the fastest it has."""
+        return self is Precision.AUTO and device.type == "cpu" and bool(_units("amx_int8") or _units("avx512_vnni"))
+
+
+def _units(name: str) -> bool:
+    """Whether the CPU has units that PyTorch knows by this name."""
+    import torch
+
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 has none
+    return bool(capabilities.get(name))

@@ -242,7 +242,7 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "parameters"),
-    [("unknown", {}), ("seed", {"width": 3}), ("bounds-unet", {"width": 2**40}), ("bounds-unet", {"width": "x"})],
+    [("unknown", {}), ("seed", {"width": 3}), ("bounds-unet", {"deep": 2**40}), ("bounds-unet", {"deep": "x"})],
 )
 def test_a_network_that_cannot_be_made_is_refused(folder: Path, architecture: str, parameters: dict[str, Any]) -> None:
     _change_model(lambda m: m.update(architecture=architecture, parameters=parameters))(folder)

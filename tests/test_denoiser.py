@@ -18,6 +18,8 @@ from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.models.fused_layers import FUSED_BFLOAT16
+from denoise_batch.models.int8 import INT8
+from denoise_batch.models.network import DenoisingNetwork
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 
 
-class Small(torch.nn.Module):
+class Small(DenoisingNetwork):
     """Halves its images, and has no memory for more than `room` of them."""
 
     def __init__(self, room: int) -> None:
@@ -114,22 +116,27 @@ def _unit(folder: Path, path: Path, denoiser: Denoiser, name: str = "unit.parque
     return denoise_unit(assignment, options, denoiser, lambda: denoiser.fingerprint)
 
 
-@pytest.mark.skipif(not FUSED_BFLOAT16, reason="this processor has no bfloat16")
+@pytest.mark.skipif(not (FUSED_BFLOAT16 and INT8), reason="this PyTorch or processor has no such products")
 def test_precision_is_asked_of_the_device_and_said_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
     network = models.build("bounds-unet", {"width": 8, "deep": 16, "bottleneck": 16})
+    noisy = np.random.default_rng(0).random((40, 784), np.float32)
+    network.measure(torch.from_numpy(noisy).view(-1, 1, 28, 28))
     save_bundle(tmp_path / "model", network, BundleCard("bounds-unet", network.parameters_json))
     bundle = read_bundle(tmp_path / "model")
-    noisy = np.random.default_rng(0).random((40, 784), np.float32)
-    made = {}
-    for units in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: {"avx512_bf16": units}, raising=False)
+    exact = Denoiser(bundle, device="cpu", threads=1, precision=Precision.FLOAT32)(noisy)
+    for units in ({}, {"avx512_vnni"}, {"avx512_bf16"}, {"avx512_vnni", "avx512_bf16"}, {"amx_int8", "amx_bf16"}):
+        capabilities = dict.fromkeys(units, True)
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities, raising=False
+        )
         for precision in Precision:
             denoiser = Denoiser(bundle, device="cpu", threads=1, precision=precision)
-            made[units, precision] = denoiser(noisy)
-            assert ("bfloat16" in denoiser.fingerprint) == (units and precision is Precision.AUTO)
-    exact = made[False, Precision.FLOAT32]
-    assert np.array_equal(made[False, Precision.AUTO], exact)
-    assert np.array_equal(made[True, Precision.FLOAT32], exact)
-    assert 0.0 < np.abs(made[True, Precision.AUTO] - exact).max() < 0.02
+            made, how = denoiser(noisy), denoiser.fingerprint.split("; ")[1].split(", ")
+            int8 = precision is Precision.AUTO and any(name in units for name in ("avx512_vnni", "amx_int8"))
+            bfloat16 = precision is not Precision.FLOAT32 and any(name.endswith("bf16") for name in units)
+            assert how == [*["bfloat16"] * bfloat16, "float32", *["int8"] * int8]
+            largest = np.abs(made - exact).max()
+            assert 0.0 < largest < 0.03 if int8 or bfloat16 else largest == 0.0

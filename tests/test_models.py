@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
+from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import ModelError
 from denoise_batch.models import ARCHITECTURES, build
-from denoise_batch.models.fused_layers import FUSED, FUSED_BFLOAT16, ConvRelu, LinearRelu, ResidualConv
+from denoise_batch.models.fused_layers import FUSED, FUSED_BFLOAT16, ConvRelu, LinearRelu, ResidualConv, ResidualLinear
+from denoise_batch.models.int8 import INT8
 from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.models.seed import SeedAutoencoder
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.precision import Precision
+from denoise_batch.training.recipes import RECIPES
 
+if TYPE_CHECKING:
+    from denoise_batch.models.network import DenoisingNetwork
+
+HAS_INT8 = INT8 and Precision.AUTO.int8(torch.device("cpu"))
 DTYPES = [
     torch.float32,
     pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not FUSED_BFLOAT16, reason="this processor has no bfloat16")),
+    pytest.param(
+        torch.int8, marks=pytest.mark.skipif(not HAS_INT8, reason="this processor multiplies no 8-bit integers")
+    ),
 ]
+
+
+def lowered(name: str, dtype: torch.dtype) -> DenoisingNetwork:
+    """A network with fresh weights that computes in this type, where it is made for it."""
+    torch.manual_seed(0)
+    network: DenoisingNetwork = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype == torch.bfloat16:
+        network.to_bfloat16()
+    elif dtype == torch.int8:
+        network.measure(torch.randn((50, 1, 28, 28), generator=torch.Generator().manual_seed(1)))
+        network.to_int8()
+        assert network.computes_in_integers == (name == "bounds-unet")
+    return network
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -38,10 +64,8 @@ def test_shapes_and_range(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_an_image_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtype) -> None:
-    network = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = lowered(name, dtype)
     noisy = torch.randn((5, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    if dtype == torch.bfloat16:
-        network.to_bfloat16()
     with torch.inference_mode():
         alone = network(noisy[2:3])
         assert torch.allclose(network(noisy)[2:3], alone, atol=1e-6 if dtype == torch.float32 else 1e-2)
@@ -51,12 +75,9 @@ def test_an_image_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("useless", [math.nan, math.inf, -1e30])
-@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet"])
-def test_what_is_not_a_number_does_not_become_a_digit(name: str, useless: float, dtype: torch.dtype) -> None:
-    """Where ReLUs lose it, `infer` could not tell."""
-    network = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if dtype == torch.bfloat16:
-        network.to_bfloat16()
+def test_what_is_not_a_number_does_not_become_a_digit(useless: float, dtype: torch.dtype) -> None:
+    """Where ReLUs and integers lose it, `infer` could not tell."""
+    network = lowered("bounds-unet", dtype)
     noisy = torch.rand((3, 1, 28, 28))
     noisy[1, 0, 5, 6] = useless
     with torch.inference_mode():
@@ -72,10 +93,12 @@ def test_parameters_json_rebuilds_the_network(name: str) -> None:
     assert {key: value.shape for key, value in again.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize(("name", "count"), [("seed", 4_385), ("bounds-unet", 1_437_714), ("wide-unet", 1_840_562)])
+@pytest.mark.parametrize(("name", "count"), [("seed", 4_385), ("bounds-unet", 1_889_394)])
 def test_parameter_count(name: str, count: int) -> None:
     network = build(name)
-    assert network.parameter_count() == count == sum(value.numel() for value in network.state_dict().values())
+    assert network.parameter_count() == count
+    buffers = {name for name, _ in network.named_buffers()}
+    assert count == sum(value.numel() for name, value in network.state_dict().items() if name not in buffers)
 
 
 @pytest.mark.parametrize("name", ["seed", "seed-transposed"])
@@ -127,17 +150,16 @@ def test_what_networks_say_beside_the_image(name: str) -> None:
         assert (quality.shape, quality.dtype) == ((3, 2), torch.float32)
 
 
-@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet"])
-def test_the_quality_head_changes_no_pixel(name: str) -> None:
+def test_the_quality_head_changes_no_pixel() -> None:
     """No gradient of its loss reaches the rest of the network."""
-    network = build(name)
+    network = build("bounds-unet")
     _, quality = network.logits_and_quality(torch.rand((4, 1, 28, 28)))
     quality.sum().backward()
     reached = {name.partition(".")[0] for name, value in network.named_parameters() if value.grad is not None}
     assert reached == {"quality"}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -145,6 +167,7 @@ def test_the_quality_head_changes_no_pixel(name: str) -> None:
         (ConvRelu(16, 32, 2, stride=2), (2, 16, 14, 14)),
         (ResidualConv(48), (2, 48, 7, 7)),
         (LinearRelu(40, 24), (3, 40)),
+        (ResidualLinear(40, 40), (3, 40)),
     ],
 )
 def test_fused_layers_equal_one_after_the_other(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -156,7 +179,7 @@ def test_fused_layers_equal_one_after_the_other(layer: nn.Module, shape: tuple[i
     with torch.inference_mode(), torch.profiler.profile() as profile:
         fused = layer(x)
     names = {event.key for event in profile.key_averages()}
-    alone = isinstance(layer, LinearRelu) and dtype == torch.float32
+    alone = isinstance(layer, LinearRelu | ResidualLinear) and dtype == torch.float32
     assert any("pointwise" in name for name in names) == (FUSED and not alone), names
     assert fused.dtype == dtype
     assert apart.min() == 0.0
@@ -181,7 +204,7 @@ def test_bounds_unet_trains_what_it_computes() -> None:
 
 
 @pytest.mark.skipif(not FUSED_BFLOAT16, reason="this processor has no bfloat16")
-@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet", "seed"])
+@pytest.mark.parametrize("name", ["bounds-unet", "seed"])
 def test_bfloat16_changes_little_and_only_where_a_network_is_made_for_it(name: str) -> None:
     torch.manual_seed(0)
     network = build(name).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -202,11 +225,48 @@ def test_bfloat16_changes_little_and_only_where_a_network_is_made_for_it(name: s
         assert quality.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["bounds-unet", "wide-unet"])
+@pytest.mark.skipif(not HAS_INT8, reason="this processor has no 8-bit products")
+def test_integers_change_little_and_only_what_was_measured() -> None:
+    """The shipped network, on digits of all kinds of noise."""
+    network = read_bundle(SHIPPED_FOLDER).load().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    clean = torch.from_numpy(draw_digits(64, seed=3)[0]).float() / 255
+    recipe = NoiseRecipe.from_json(RECIPES["default"].noise_json())
+    noisy = recipe.apply(clean, torch.Generator().manual_seed(0))[0][:, None]
+    with torch.inference_mode():
+        exact, quality = network.logits_and_quality(noisy)
+        network.to_int8()
+        rounded, rounded_quality = network.logits_and_quality(noisy)
+        error = float((torch.sigmoid(rounded) - torch.sigmoid(exact)).square().mean().sqrt())
+        assert 0.0 < error < 0.01
+        torch.testing.assert_close(rounded_quality, quality, rtol=0.0, atol=1.0)
+        assert torch.equal(network.logits(noisy), rounded)
+        network.largest *= 0.7  # values beyond what was measured are cut off; they do not come round to 0
+        network.to_int8()
+        assert float((network(noisy) - torch.sigmoid(exact)).square().mean().sqrt()) < 0.1
+    fresh = build("bounds-unet")
+    fresh.to_int8()  # nothing was measured
+    assert not fresh.computes_in_integers
+
+
+def test_measuring_finds_the_largest_value_of_each_layer() -> None:
+    network = build("bounds-unet", {"deep": 16, "bottleneck": 16})
+    noisy = torch.randn((300, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    network.measure(noisy)
+    first = network.largest.clone()
+    assert first.min() > 0.0
+    with torch.no_grad():
+        passed = network._pass(noisy, range_ends(noisy))
+        inlet = network.inlet(network._planes(noisy, range_ends(noisy))[1])
+    assert float(first[-1]) == pytest.approx(float(passed.fine.max()), rel=1e-5)
+    assert float(first[0]) == pytest.approx(float(inlet.max()), rel=1e-5)
+    network.measure(noisy[:10])  # what was seen stays seen
+    assert torch.equal(network.largest, first)
+
+
 @pytest.mark.parametrize("quality", [False, True])
-def test_networks_can_be_exported(name: str, quality: bool) -> None:
+def test_networks_can_be_exported(quality: bool) -> None:
     """As plain operations alone, which every runtime knows, for any number of images."""
-    network = build(name).eval()
+    network = build("bounds-unet").eval()
 
     class Exported(nn.Module):
         def __init__(self) -> None:

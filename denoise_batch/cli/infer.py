@@ -83,8 +83,11 @@ def infer(
         Literal["none", "snappy", "lz4", "zstd"], typer.Option(help="Of the output's pages.")
     ] = "zstd",
     precision: Annotated[
-        Literal["auto", "float32"],
-        typer.Option(help="Of the network's arithmetic: auto takes bfloat16 where the device is faster at it."),
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option(
+            help="Of the network's arithmetic, at the least: auto takes 8-bit integers or bfloat16 where the device "
+            "is faster at them."
+        ),
     ] = "auto",
     quality: Annotated[
         bool,

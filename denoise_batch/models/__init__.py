@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch.errors import ModelError
 from denoise_batch.models.bounds_unet import BoundsUNet
 from denoise_batch.models.seed import SeedAutoencoder, TransposedSeedAutoencoder
-from denoise_batch.models.wide_unet import WideUNet
 
 if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
@@ -25,7 +24,6 @@ ARCHITECTURES: dict[str, type[DenoisingNetwork]] = {
     "bounds-unet": BoundsUNet,
     "seed": SeedAutoencoder,
     "seed-transposed": TransposedSeedAutoencoder,
-    "wide-unet": WideUNet,
 }
 
 

@@ -6,14 +6,15 @@ they are worth about 1 dB. What both ends of the range say of the noise is an in
 tell the kinds of noise apart, and does not take an r̂ that was clipped away for "no noise".
 
 It has two scales, 14×14 (the pixels unshuffled 2×2) and 7×7, and a fully connected bottleneck that sees the whole digit
-at once. It costs a CPU little more than the seed's network of 4,385 weights does, since every layer was chosen by its
-time on a core, measured one by one:
+at once. It costs a CPU no more than the seed's network of 4,385 weights does, since every layer was chosen by its time
+on a core and by what it is worth (docs/training.md), measured one by one:
 
-- most convolutions are at 7×7, where channels are many enough to fill the vector units, few at 14×14;
+- 32 channels at 14×14 and 64 at 7×7, which fill the vector units;
 - residual blocks have one convolution, so that addition and ReLU come out of the product (`fused_layers`);
 - a linear layer stands in place of a transposed convolution, and a 1×1 convolution at the end;
 - pixels are moved in groups as one integer, in a third of the time of moving them one by one (`pixel_groups`);
-- all of it is bfloat16 where the device multiplies that faster (`DenoisingNetwork.to_bfloat16`).
+- it computes in 8-bit integers where the device multiplies these faster (`int8`), else in bfloat16 where it does that
+  (`DenoisingNetwork.to_bfloat16`).
 
 Beside the image it says how good it takes the image to be (`quality_head`).
 """
@@ -25,10 +26,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv
-from denoise_batch.models.noise_signs import RANGE_ENDS
+from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear
+from denoise_batch.models.int8 import INT8, IntegerPass
+from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
-from denoise_batch.models.two_scales import PLANES, TwoScales
+from denoise_batch.models.two_scales import PLANES, Passed, TwoScales
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +52,7 @@ class BoundsUNet(TwoScales):
     float32_parts = ("quality.hidden", "quality.out")
 
     def __init__(
-        self, width: int = 16, deep: int = 48, bottleneck: int = 256, blocks_in: int = 1, blocks_out: int = 2
+        self, width: int = 32, deep: int = 64, bottleneck: int = 256, blocks_in: int = 1, blocks_out: int = 1
     ) -> None:
         super().__init__()
         if min(width, deep, bottleneck) < 1 or min(blocks_in, blocks_out) < 0:
@@ -67,29 +69,60 @@ class BoundsUNet(TwoScales):
         self.down = ConvRelu(width, deep, 2, stride=2)
         self.coarse_in = nn.Sequential(*(ResidualConv(deep) for _ in range(blocks_in)))
         self.squeeze = LinearRelu(49 * deep + RANGE_ENDS, bottleneck)
-        self.whole = nn.ModuleList(LinearRelu(bottleneck, bottleneck) for _ in range(2))
-        self.expand = LinearRelu(bottleneck, 49 * deep)
+        self.whole = nn.Sequential(*(ResidualLinear(bottleneck, bottleneck) for _ in range(2)))
+        self.expand = ResidualLinear(bottleneck, 49 * deep)
         self.coarse_out = nn.Sequential(*(ResidualConv(deep) for _ in range(blocks_out)))
-        self.up = nn.Linear(deep, 4 * width)
+        self.up = LinearRelu(deep, 4 * width)
+        self.join = ResidualConv(width)
         self.fine_out = ResidualConv(width)
         self.outlet = nn.Conv2d(width, 4, 1)
         self.quality = QualityHead(width, bottleneck + deep + width + RANGE_ENDS)
+        self._integers: IntegerPass | None = None
+        self.largest: Tensor
+        self.register_buffer("largest", torch.zeros(len(self.measured_layers())))
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        count = noisy.shape[0]  # len() would make it a constant for compilers
+    def measured_layers(self) -> list[nn.Module]:
+        """The layers whose largest values `largest` holds, in its order; zeros until they are measured."""
+        before = [self.inlet, self.fine_in, self.down, *self.coarse_in]
+        return [*before, self.whole, self.expand, *self.coarse_out, self.up, self.join, self.fine_out]
+
+    @torch.no_grad()
+    def measure(self, noisy: Tensor) -> None:
+        found: list[Tensor] = []
+        hooks = [
+            layer.register_forward_hook(lambda _, __, made: found.append(made.amax()))
+            for layer in self.measured_layers()
+        ]
+        try:
+            for part in torch.split(noisy, 256):
+                found.clear()
+                self.logits(part)
+                torch.maximum(self.largest, torch.stack(found), out=self.largest)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def to_int8(self) -> None:
+        if INT8 and bool(self.largest.all()):
+            self._integers = IntegerPass(self)
+
+    @property
+    def computes_in_integers(self) -> bool:
+        return self._integers is not None
+
+    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+        if self._integers is not None:
+            return self._integers(noisy, ends)
         pixels, planes = self._planes(noisy, ends)
+        count = noisy.shape[0]  # len() would make it a constant for compilers
         fine = self.fine_in(self.inlet(planes))
         coarse = self.coarse_in(self.down(fine))
         flat = coarse.permute(0, 2, 3, 1).reshape(count, -1)
-        whole = self.squeeze(torch.cat([flat, ends.to(flat.dtype)], dim=1))
-        for layer in self.whole:
-            whole = whole + layer(whole)
-        spread = self.expand(whole).view(count, 7, 7, -1).permute(0, 3, 1, 2)
-        coarse = self.coarse_out(coarse + spread)
+        whole = self.whole(self.squeeze(torch.cat([flat, ends.to(flat.dtype)], dim=1)))
+        coarse = self.coarse_out(self.expand(whole, flat).view(count, 7, 7, -1).permute(0, 3, 1, 2))
         # (n, 7, 7, (2, 2, width)) → (n, 14, 14, width)
         up = self.up(coarse.permute(0, 2, 3, 1)).view(count, 7, 7, 2, -1).transpose(2, 3).reshape(count, 14, 14, -1)
-        fine = self.fine_out(up.permute(0, 3, 1, 2) + fine)
-        # What is not a number, or too large to be squared, would get lost on the way (`fused_layers`).
-        useless = ~torch.isfinite(ends).all(dim=1)
-        logits = self.outlet(fine).permute(0, 2, 3, 1).masked_fill(useless[:, None, None, None], torch.nan)
-        return logits, whole, coarse, fine, pixels
+        fine = self.fine_out(self.join(up.permute(0, 3, 1, 2), fine))
+        # Fused ReLUs make 0 of what is not a number, and digits must not come of it.
+        logits = self.outlet(fine).permute(0, 2, 3, 1) + not_a_number(ends)[:, None, None, None]
+        return Passed(logits, whole, coarse, fine, pixels)

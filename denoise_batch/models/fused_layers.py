@@ -65,13 +65,13 @@ def add_conv_relu(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
 
 
 class ResidualConv(nn.Conv2d):
-    """relu(x + conv(x)), 3×3, as many channels out as in."""
+    """relu(other + conv(x)), 3×3, as many channels out as in; `other` is x itself if it is not given."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return add_conv_relu(self, x, x)
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return add_conv_relu(self, x, x if other is None else other)
 
 
 class LinearRelu(nn.Linear):
@@ -82,3 +82,14 @@ class LinearRelu(nn.Linear):
             return torch.relu(super().forward(x))
         made: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "relu", [], "")
         return made
+
+
+class ResidualLinear(nn.Linear):
+    """relu(other + linear(x)), where `other` is x itself if it is not given."""
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        other = x if other is None else other
+        if x.dtype != torch.bfloat16 or not _fused(x, self):
+            return torch.relu(other + super().forward(x))
+        made: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
+        return made.relu_()

@@ -37,6 +37,21 @@ class DenoisingNetwork(nn.Module):
                 if name not in self.float32_parts and next(part.children(), None) is None:
                     part.to(torch.bfloat16)
 
+    def to_int8(self) -> None:
+        """Computes in 8-bit integers from now on, where the network is made for it; before any `to_bfloat16`."""
+
+    @property
+    def computes_in_integers(self) -> bool:
+        """Whether it does (`to_int8`)."""
+        return False
+
+    def measure(self, noisy: Tensor) -> None:
+        """Notes, with the weights, what the network must know of its own values for `to_int8`.
+
+        Args:
+            noisy: (n, 1, 28, 28) float32, images of all kinds that it is for, on its device; it is in float32 itself.
+        """
+
     def logits(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → (n, 1, 28, 28) float32, the clean image before the sigmoid."""
         raise NotImplementedError

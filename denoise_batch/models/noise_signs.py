@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from denoise_batch.models.fused_layers import is_recorded
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,14 +30,27 @@ def range_ends(noisy: Tensor) -> Tensor:
     and of what lies above 1.
     """
     pixels = noisy.flatten(1)
-    below, above = (-pixels).clamp_min(0.0), (pixels - 1.0).clamp_min(0.0)
-    half_range = below.amax(dim=1)
+    below, above = pixels.neg().clamp_min_(0.0), (pixels - 1.0).clamp_min_(0.0)
+    half_range, count = below.amax(dim=1), pixels.shape[1]
     columns = [
         half_range,
         (half_range > 0.0).to(pixels.dtype),
-        (pixels == 0.0).to(pixels.dtype).mean(dim=1),
-        (pixels == 1.0).to(pixels.dtype).mean(dim=1),
+        _share(pixels, 0.0),
+        _share(pixels, 1.0),
     ]
     for beyond in (below, above):
-        columns += [beyond.mean(dim=1), beyond.square().mean(dim=1).sqrt()]
+        columns += [beyond.mean(dim=1), torch.linalg.vector_norm(beyond, dim=1) / count**0.5]
     return torch.stack(columns, dim=1)
+
+
+def not_a_number(ends: Tensor) -> Tensor:
+    """(n, 8) → (n,): 0, or NaN for images with a pixel that is not a number, or too large to be squared."""
+    return ends.sum(dim=1) * 0.0
+
+
+def _share(pixels: Tensor, value: float) -> Tensor:
+    """(n, pixels) → (n,): the share of an image's pixels with this value."""
+    if is_recorded():
+        return (pixels == value).to(pixels.dtype).mean(dim=1)
+    # Written as numbers at once: to turn truth values into numbers takes longer than all the rest.
+    return torch.eq(pixels, value, out=torch.empty_like(pixels)).mean(dim=1)

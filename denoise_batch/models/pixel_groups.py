@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Types as wide as two and as four numbers. They are copied alone, never computed with.
 _PAIR = {torch.bfloat16: torch.int32, torch.float32: torch.int64}
-_QUAD = {torch.bfloat16: torch.int64, torch.float32: torch.complex128}
+_QUAD = {torch.uint8: torch.int32, torch.bfloat16: torch.int64, torch.float32: torch.complex128}
 
 
 def grouped(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -20,6 +20,26 @@ PLANES = 16
 """Four pixels, their lower and upper bounds, and the first four of the range's ends."""
 
 
+class Passed(NamedTuple):
+    """What a pass gives.
+
+    Attributes:
+        logits: (n, 14, 14, 4).
+        whole: the bottleneck (n, units).
+        coarse, fine: the last features at 7×7 and 14×14, (n, channels, height, width).
+        pixels: the noisy pixels (n, 196, 4).
+        coarse_step, fine_step: what 1 stands for in these features.
+    """
+
+    logits: Tensor
+    whole: Tensor
+    coarse: Tensor
+    fine: Tensor
+    pixels: Tensor
+    coarse_step: float = 1.0
+    fine_step: float = 1.0
+
+
 class TwoScales(DenoisingNetwork):
     """A network whose first layer is `inlet`, whose pass is `_pass` and whose head is `quality`."""
 
@@ -28,17 +48,24 @@ class TwoScales(DenoisingNetwork):
     quality: QualityHead
 
     def logits(self, noisy: Tensor) -> Tensor:
-        return ungrouped(self._pass(noisy, range_ends(noisy))[0])
+        return ungrouped(self._pass(noisy, range_ends(noisy)).logits)
 
     def logits_and_quality(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         ends = range_ends(noisy)
-        groups, whole, coarse, fine, pixels = self._pass(noisy, ends)
-        means = [part.mean(dim=(2, 3), dtype=torch.float32) for part in (coarse, fine)]
-        summary = torch.cat([whole.float(), *means, ends], dim=1)
-        return ungrouped(groups), self.quality(pixels, groups.flatten(1, 2), fine, summary)
+        passed = self._pass(noisy, ends)
+        fine = passed.fine
+        if not fine.is_floating_point():
+            fine = fine.float().mul_(passed.fine_step)
+        means = [
+            passed.coarse.mean(dim=(2, 3), dtype=torch.float32) * passed.coarse_step,
+            fine.mean(dim=(2, 3), dtype=torch.float32),
+        ]
+        summary = torch.cat([passed.whole.float(), *means, ends], dim=1)
+        quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), fine, summary)
+        return ungrouped(passed.logits), quality
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Logits (n, 14, 14, 4), the bottleneck, the last features at 7×7 and 14×14, the noisy pixels (n, 196, 4).
+    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+        """The whole network but for its quality head.
 
         Args:
             noisy: (n, 1, 28, 28).

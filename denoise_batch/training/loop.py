@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow, history_csv
+from denoise_batch.capacity import threads_here
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.freed_memory import keep_freed_memory
@@ -46,7 +47,7 @@ from denoise_batch.training.checkpoint import (
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
 from denoise_batch.training.muon import Muon
-from denoise_batch.training.objective import Outputs, psnr_of, quality_loss
+from denoise_batch.training.objective import Outputs, cross_entropy, psnr_of, quality_loss, weight_of
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Optimiser, Recipe, Schedule
 
@@ -139,7 +140,7 @@ def train_worker(arguments: dict[str, LoopConfig]) -> None:
     import ray.train
 
     config = arguments["config"]
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(threads_here(config.threads))
     failure = Path(config.folder, FAILURE_FILE)
     if failure.exists():
         return
@@ -203,7 +204,9 @@ class _Worker:
         if self.rank == 0:
             last = self.average or self.network
             kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
-            write_finished(self.folder / FINISHED_FOLDER, self.state, kept)
+            self.network.load_state_dict(kept)
+            self.network.measure(torch.cat([self.validation.noisy, self.validation.clean])[:, None])
+            write_finished(self.folder / FINISHED_FOLDER, self.state, weights_of(self.network))
 
     def _over(self) -> bool:
         if self.state.stopped_early:
@@ -290,10 +293,10 @@ class _Worker:
             level = torch.zeros(1, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits, quality = self.trained(noisy[:, None])
-        loss = functional.binary_cross_entropy_with_logits(logits.float(), clean[:, None])
-        objective = loss
+        losses = cross_entropy(logits.float(), clean[:, None])
+        objective = (losses * weight_of(level, self.recipe.faint_noise)).mean()
         if quality is not None:
-            objective = loss + quality_loss(quality, logits.float(), clean[:, None], level)
+            objective = objective + quality_loss(quality, logits.float(), clean[:, None], level)
         # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
         (objective * (rows * self.workers / batch.total)).backward()
         for group in self.optimiser.param_groups:
@@ -305,8 +308,8 @@ class _Worker:
             decay = min(self.recipe.average, (1 + self.state.step) / (10 + self.state.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
-        weighted: Tensor = loss.detach() * rows
-        return weighted
+        total: Tensor = losses.detach()[:rows].sum()
+        return total
 
     @torch.no_grad()
     def _validate(self) -> Tensor:
@@ -323,7 +326,7 @@ class _Worker:
                 if place == 1 and quality is not None:
                     sums[3] += (quality[:, 0] - psnr_of(logits, clean)).square().sum()
                 if place == 1:
-                    sums[0] += functional.binary_cross_entropy_with_logits(logits, clean) * len(clean)
+                    sums[0] += cross_entropy(logits, clean).sum()
                 sums[place] += functional.mse_loss(torch.sigmoid(logits), clean) * len(clean)
         return sums
 

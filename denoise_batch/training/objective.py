@@ -27,6 +27,20 @@ class Outputs(nn.Module):
         return self.network.logits(noisy), None
 
 
+def cross_entropy(logits: Tensor, clean: Tensor) -> Tensor:
+    """Each image's binary cross-entropy, mean over its pixels: (n, 1, 28, 28) twice → (n,)."""
+    return functional.binary_cross_entropy_with_logits(logits, clean, reduction="none").mean(dim=(1, 2, 3))
+
+
+def weight_of(level: Tensor, exponent: float) -> Tensor:
+    """What images count in a training: (n,) noise levels → (n,), 1 at level 0.5, more below.
+
+    The error that heavy noise leaves is a hundred times that of faint noise, so that an unweighted sum hardly looks at
+    the latter. A weight that hangs on the noise alone does not change which answer is best.
+    """
+    return ((level + 0.1) / 0.6) ** -exponent
+
+
 def quality_loss(quality: Tensor, logits: Tensor, clean: Tensor, level: Tensor) -> Tensor:
     """How wrong a network is about its own images.
 

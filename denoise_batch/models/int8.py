@@ -1,0 +1,190 @@
+"""The default network's pass in 8-bit integers, for CPUs that multiply these faster than any other numbers.
+
+Every layer of `BoundsUNet` ends in a ReLU, so what it gives lies between 0 and a largest value, which a training
+measures at its end and keeps with the weights (`BoundsUNet.largest`). 255 stands for it. A weight is one of 255
+multiples of a step that its output channel has. oneDNN multiplies such numbers, sums them up exactly, and makes the
+next 8 bits on the way out of the product. What costs next to nothing stays as it is: the inner layers of the
+bottleneck, and the logits, which are float32.
+
+These are the operations that PyTorch's own quantization for x86 leads to; called by name, they need no compiler on the
+user's machine.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from denoise_batch.models.fused_layers import FUSED
+from denoise_batch.models.noise_signs import not_a_number
+from denoise_batch.models.pixel_groups import grouped, side_by_side
+from denoise_batch.models.two_scales import Passed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor, nn
+
+    from denoise_batch.models.bounds_unet import BoundsUNet
+
+_OPERATIONS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
+INT8 = FUSED and all(hasattr(torch.ops.onednn, name) for name in _OPERATIONS)
+"""Whether this PyTorch has the operations at all."""
+
+_LARGEST = 255  # of an activation, unsigned
+
+# The first layer's input. Pixels from -2 to 3.1 are told apart in fiftieths; bounds, which lie within 0..1 and say the
+# same more closely, and shares in 155ths. One number stands for 0 in all planes, as the edge is padded with it.
+_ZERO, _PIXELS, _UNITS = 100, 50.0, 155.0
+_PLANE_SCALES = (*[_PIXELS] * 4, *[_UNITS] * 8, _PIXELS, *[_UNITS] * 3)
+
+_FLOAT32: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # as an output: no step, no ReLU
+
+
+class IntegerPass:
+    """The pass of a network, from its weights as they are when this is made: float32, and `largest` measured."""
+
+    def __init__(self, network: BoundsUNet) -> None:
+        inlet, fine_in, down, *steps = (network.largest / _LARGEST).clamp_min(1e-9).tolist()
+        coarse_in, steps = [down, *steps[: len(network.coarse_in)]], steps[len(network.coarse_in) :]
+        whole, expand, *steps = steps
+        coarse_out, (up, join, fine_out) = [expand, *steps[:-3]], steps[-3:]
+        self._coarse_step, self._fine_step, self._whole_step = coarse_out[-1], fine_out, whole
+        scales = torch.tensor(_PLANE_SCALES)
+        self._sign_scales = scales[-4:]
+        self._inlet = _Conv(network.inlet, 1.0, inlet, zero=_ZERO, weight=network.inlet.weight / scales[:, None, None])
+        self._fine_in = _Conv(network.fine_in, inlet, fine_in)
+        self._down = _Conv(network.down, fine_in, down)
+        self._coarse_in = _chain(network.coarse_in, coarse_in)
+        flat = 49 * network.down.out_channels  # what comes behind these are the range's ends
+        self._squeeze = _Linear(network.squeeze.weight[:, :flat], network.squeeze.bias, coarse_in[-1], None)
+        self._squeeze_ends = network.squeeze.weight[:, flat:].T.contiguous()
+        self._whole = network.whole
+        self._expand = _Linear(network.expand.weight, network.expand.bias, whole, expand, coarse_in[-1])
+        self._coarse_out = _chain(network.coarse_out, coarse_out)
+        self._up = _Linear(network.up.weight, network.up.bias, coarse_out[-1], up)
+        self._join = _Conv(network.join, up, join, fine_in)
+        self._fine_out = _Conv(network.fine_out, join, fine_out)
+        self._outlet = _Conv(network.outlet, fine_out, None)
+
+    def __call__(self, noisy: Tensor, ends: Tensor) -> Passed:
+        """(n, 1, 28, 28), and their `range_ends` (n, 8), float32 both."""
+        count, pixels = noisy.shape[0], grouped(noisy)
+        read = self._inlet(self._planes(pixels, ends[:, None, :4]))
+        fine_in = self._fine_in(read, _copy(read))
+        coarse = self._down(fine_in)
+        for layer in self._coarse_in:
+            coarse = layer(coarse, _copy(coarse))
+        flat = coarse.permute(0, 2, 3, 1).reshape(count, -1)
+        whole = torch.addmm(self._squeeze(flat), ends, self._squeeze_ends).relu_()
+        whole = self._whole(whole.to(next(self._whole.parameters()).dtype))
+        wide = self._expand(_as_integers(whole / self._whole_step), flat)
+        coarse = wide.view(count, 7, 7, -1).permute(0, 3, 1, 2)
+        for layer in self._coarse_out:
+            coarse = layer(coarse, _copy(coarse))
+        up = self._up(coarse.permute(0, 2, 3, 1).reshape(count * 49, -1))
+        # (n, 7, 7, (2, 2, width)) → (n, 14, 14, width)
+        up = up.view(count, 7, 7, 2, -1).transpose(2, 3).reshape(count, 14, 14, -1)
+        joined = self._join(up.permute(0, 3, 1, 2), fine_in)
+        fine = self._fine_out(joined, _copy(joined))
+        logits = self._outlet(fine).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
+        return Passed(logits, whole, coarse, fine, pixels, self._coarse_step, self._fine_step)
+
+    def _planes(self, pixels: Tensor, signs: Tensor) -> Tensor:
+        """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""
+        half_range = signs[..., :1]
+        lower, upper = (pixels - half_range).clamp_min_(0.0), (pixels + half_range).clamp_max_(1.0)
+        scaled = (pixels * _PIXELS, lower.mul_(_UNITS), upper.mul_(_UNITS), signs * self._sign_scales)
+        return side_by_side(*(_as_integers(part.add_(_ZERO)) for part in scaled))
+
+
+class _Conv:
+    """relu(conv(x)) of uint8, or relu(other + conv(x)), which takes other's place.
+
+    Args:
+        layer: in float32.
+        step_in, step_out: what 1 stands for; without `step_out` conv(x) comes as float32.
+        step_other: of what is added; None where it is x's.
+        zero: what stands for 0 in x.
+        weight: in place of the layer's own.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d,
+        step_in: float,
+        step_out: float | None,
+        step_other: float | None = None,
+        *,
+        zero: int = 0,
+        weight: Tensor | None = None,
+    ) -> None:
+        rounded, self._steps = _in_steps(layer.weight if weight is None else weight)
+        self._zero = zero
+        self._bias, self._step_in, self._step_out = layer.bias, step_in, step_out
+        self._step_other = step_in if step_other is None else step_other
+        self._zeros = torch.zeros(len(self._steps), dtype=torch.int32)
+        self._shape = [list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups]
+        self._weight = torch.ops.onednn.qconv_prepack(rounded, self._steps, step_in, zero, *self._shape)
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        given = (x, self._step_in, self._zero, self._weight, self._steps, self._zeros)
+        out: tuple[Any, ...] = _FLOAT32 if self._step_out is None else (self._step_out, 0, torch.uint8, "relu", [], "")
+        made: Tensor
+        if other is None:
+            made = torch.ops.onednn.qconv2d_pointwise(*given, self._bias, *self._shape, *out)
+        else:
+            out = (*out[:3], self._step_other, 0, "sum", 1.0, *out[3:])
+            made = torch.ops.onednn.qconv2d_pointwise.binary(*given, other, self._bias, *self._shape, *out)
+        return made
+
+
+class _Linear:
+    """relu(linear(x)) of uint8, or relu(other + linear(x)), which takes other's place.
+
+    Args:
+        weight, bias: float32.
+        step_in, step_out: as `_Conv` has it.
+        step_other: of what is added.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, step_in: float, step_out: float | None, step_other: float = 1.0
+    ) -> None:
+        rounded, self._steps = _in_steps(weight)
+        self._bias, self._step_in, self._step_out, self._step_other = bias, step_in, step_out, step_other
+        self._zeros = torch.zeros(len(self._steps), dtype=torch.int32)
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        given = (x, self._step_in, 0, self._weight, self._steps, self._zeros)
+        out: tuple[Any, ...] = _FLOAT32 if self._step_out is None else (self._step_out, 0, torch.uint8, "relu", [], "")
+        made: Tensor
+        if other is None:
+            made = torch.ops.onednn.qlinear_pointwise(*given, self._bias, *out)
+        else:
+            out = (*out[:3], self._step_other, 0, "sum", 1.0, *out[3:])
+            made = torch.ops.onednn.qlinear_pointwise.binary(*given, other, self._bias, *out)
+        return made
+
+
+def _chain(layers: Iterable[Any], steps: Sequence[float]) -> list[_Conv]:
+    """Convolutions one after the other; `steps` has one more: the first one's input's."""
+    return [_Conv(layer, *pair) for layer, pair in zip(layers, pairwise(steps), strict=True)]
+
+
+def _in_steps(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(channels out, …) float32 → int8 multiples of each channel's step, and the steps (channels out,)."""
+    steps = weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / 127
+    return (weight / steps.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), steps
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.channels_last)
+
+
+def _as_integers(x: Tensor) -> Tensor:
+    """The nearest of 0 to 255, uint8; x is lost. By way of int16, which PyTorch is faster at."""
+    return x.round_().clamp_(0, _LARGEST).to(torch.int16).to(torch.uint8)
