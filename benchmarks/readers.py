@@ -4,9 +4,9 @@
     python benchmarks/readers.py --save-reader denoise_batch/pretrained/reader    # what `evaluate` reads with
 
 Prints the share of MNIST's test images that classifiers name right under each condition of `evaluate`: one trained on
-clean digits, shown the noisy images and what each model makes of them; one trained on noisy images of the seed's
-mixture, fresh for every step, which is what one would use instead of a denoiser; and one trained on what the default
-model makes of such images. Then what the default model says of images that are no digits, noised as digits are: the
+clean digits, shown the noisy images (clipped to 0..1) and what each model makes of them; one trained on noisy images of
+the seed's mixture, fresh for every step, which is what one would use instead of a denoiser; and one trained on what the
+default model makes of such images. Then what the default model says of images that are no digits, noised as digits are: the
 PSNR that it expects of them, the one they have, and how many of them are among the tenth of all images, half of them
 digits, that it expects least of. The classifiers are one convolutional network, trained from one seed each.
 """
@@ -132,7 +132,8 @@ def print_readers(
             shown: dict[str | None, Images] = {None: noisy}
             shown |= {name: model(noisy.reshape(-1, 784)).reshape(-1, 28, 28) for name, model in models.items()}
             for reader, name in columns:
-                said = readers[reader].read(shown[name])
+                seen = shown[name].clip(0.0, 1.0) if reader == "clean" else shown[name]
+                said = readers[reader].read(seen)
                 right[reader, name] += int((said == labels[start : start + BLOCK]).sum())
         print(
             f"| {condition.key} | " + " | ".join(f"{100 * n / len(digits):.1f}%" for n in right.values()) + " |",

@@ -232,7 +232,7 @@ def evaluate(
                 outputs |= dict(zip(names, denoised, strict=True))
                 scored = pool.map(_per_image, repeat(clean), outputs.values(), repeat(entropy[-1]))
                 for name, scores in zip(outputs, scored, strict=True):
-                    right = reader.read(outputs[name]) == truth
+                    right = reader.read(np.clip(outputs[name], 0.0, 1.0)) == truth
                     tallies.setdefault((condition.key, name), []).append(np.concatenate([scores, right[None]]))
                 for name, model in zip(names, found, strict=True):
                     if model.psnr is not None and model.noise_level is not None:
