@@ -6,9 +6,9 @@
 Prints the share of MNIST's test images that classifiers name right under each condition of `evaluate`: one trained on
 clean digits, shown the noisy images (clipped to 0..1) and what each model makes of them; one trained on noisy images of
 the seed's mixture, fresh for every step, which is what one would use instead of a denoiser; and one trained on what the
-default model makes of such images. Then what the default model says of images that are no digits, noised as digits are: the
-PSNR that it expects of them, the one they have, and how many of them are among the tenth of all images, half of them
-digits, that it expects least of. The classifiers are one convolutional network, trained from one seed each.
+default model makes of such images. Then what the default model says of images that are no digits, noised as digits are:
+the PSNR that it expects of them, the one they have, and how many of them are among the tenth of all images, half of
+them digits, that it expects least of. The classifiers are one convolutional network, trained from one seed each.
 """
 
 from __future__ import annotations
