@@ -215,12 +215,12 @@ def _pattern(random: np.random.Generator) -> Images:
 
 
 def _draw(path: Path, rows: list[tuple[str, Images, Images, Images]]) -> None:
-    figure = Figure(figsize=(9, 1.15 * 3 * len(rows) * 0.5))
+    figure = Figure(figsize=(9, 0.62 * len(rows)))
     axes = figure.subplots(len(rows), 3, squeeze=False)
     for line, (name, *columns) in zip(axes, rows, strict=True):
         for axis, title, images in zip(line, ("clean", "noisy", "denoised"), columns, strict=True):
             axis.imshow(np.concatenate(list(images), axis=1), cmap="gray", vmin=0, vmax=1)
-            axis.set_axis_off()
+            axis.set(xticks=[], yticks=[])
             axis.set_title(f"{name}, {title}", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
