@@ -1,4 +1,4 @@
-"""What our networks of two scales, 14×14 and 7×7, have in common: the image and its quality out of one pass."""
+"""A network of two scales, 14×14 and 7×7, apart from its layers: what it sees; image and quality out of one pass."""
 
 from __future__ import annotations
 
