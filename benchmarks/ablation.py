@@ -3,6 +3,7 @@
     python benchmarks/ablation.py                    # every variant, one after the other: 50 minutes on one core
     python benchmarks/ablation.py --images 1000000 --only "as it is" "AdamW, 0.005"
     python benchmarks/ablation.py --kinds            # one network for each kind of noise, beside one for all
+    python benchmarks/ablation.py --kinds --device cuda --batch 1024 --images 2000000
 
 Every variant sees as many images of MNIST's training set, with the seed's noise drawn afresh, its learning rate falling
 to 0 as a cosine, all from one seed. Prints the pooled PSNR of the averaged weights on the last 5,000 training images,
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import time
 from dataclasses import replace
@@ -27,9 +29,10 @@ from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.models.bounds_unet import BoundsUNet, Passed
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.training.batches import ResidentBatches
 from denoise_batch.training.loop import learning_rate, make_optimiser
-from denoise_batch.training.objective import cross_entropy, weight_of
 from denoise_batch.training.recipes import RECIPES, Optimiser, Recipe
+from denoise_batch.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,17 +54,17 @@ class WithoutBounds(BoundsUNet):
 class WithoutSigns(WithoutBounds):
     """Neither bounds nor anything else about the noise: the pixels alone."""
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
-        return super()._pass(noisy, torch.zeros_like(ends))
+    def _ends(self, noisy: Tensor) -> Tensor:
+        return torch.zeros_like(super()._ends(noisy))
 
 
 class WithoutSkip(BoundsUNet):
     """Nothing at 14×14 but what comes up from 7×7."""
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+    def _pass(self, noisy: Tensor) -> Passed:
         hook = self.join.register_forward_pre_hook(lambda _, given: (given[0], torch.zeros_like(given[1])))
         try:
-            return super()._pass(noisy, ends)
+            return super()._pass(noisy)
         finally:
             hook.remove()
 
@@ -69,10 +72,10 @@ class WithoutSkip(BoundsUNet):
 class WithoutBottleneck(BoundsUNet):
     """Convolutions alone: no pixel hears of one that is far away."""
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+    def _pass(self, noisy: Tensor) -> Passed:
         hook = self.expand.register_forward_hook(lambda _, given, __: given[1])
         try:
-            return super()._pass(noisy, ends)
+            return super()._pass(noisy)
         finally:
             hook.remove()
 
@@ -93,6 +96,7 @@ VARIANTS: dict[str, tuple[Callable[[], BoundsUNet], Recipe]] = {
     "half the channels at 14×14": (lambda: BoundsUNet(width=16), RECIPE),
     "one more convolution at 7×7": (lambda: BoundsUNet(blocks_in=2), RECIPE),
     "all images count alike": (BoundsUNet, replace(RECIPE, faint_noise=0.0)),
+    "eleven times the arithmetic": (lambda: BoundsUNet(96, 192, 512, blocks_in=2, blocks_out=2), RECIPE),
     ALL: (BoundsUNet, RECIPE),
 }
 
@@ -116,20 +120,29 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's IDX files; else found or downloaded")
     parser.add_argument("--images", type=int, default=400_000, help="that each network is trained on")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="of the variants")
+    parser.add_argument("--batch", type=int, default=RECIPE.batch)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--kinds", action="store_true", help="one network for each kind of noise, and one for all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    pixels = torch.from_numpy(load_mnist(find_mnist(options.mnist), Split.TRAIN)[0].copy())
+    pixels = torch.from_numpy(load_mnist(find_mnist(options.mnist), Split.TRAIN)[0].copy()).to(options.device)
     held_out = pixels[-HELD_OUT:].float() / 255
-    print(f"{time.strftime('%Y-%m-%d')}: {options.images:,} images each, one thread, one seed\n")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else "one thread"
+    print(
+        f"{time.strftime('%Y-%m-%d')}: {options.images:,} images each, in batches of {options.batch}, {where}, "
+        "one seed\n"
+    )
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
     all_kinds = NoiseRecipe.from_json(RECIPE.noise_json())
+    usual = replace(RECIPE, batch=options.batch)
     if options.kinds:
-        general, _ = train(_fresh(BoundsUNet), RECIPE, all_kinds, pixels, options.images)
+        general, _ = train(_fresh(BoundsUNet), usual, all_kinds, pixels, options.images)
         print("| noise | trained on it alone | trained on all kinds | difference, dB |")
         print("|---|---|---|---|")
         for name, noise in KINDS.items():
-            alone, _ = train(_fresh(BoundsUNet), RECIPE, noise, pixels, options.images)
+            alone, _ = train(_fresh(BoundsUNet), usual, noise, pixels, options.images)
             best, found = (psnr(network, held_out, noise) for network in (alone, general))
             print(f"| {name} | {best:.2f} | {found:.2f} | {found - best:+.2f} |", flush=True)
         return
@@ -138,7 +151,11 @@ def main() -> None:
     for name, (make, recipe) in VARIANTS.items():
         if options.only is None or name in options.only:
             network, rate = train(
-                _fresh(make), recipe, all_kinds if name == ALL else NoiseRecipe(), pixels, options.images
+                _fresh(make),
+                replace(recipe, batch=options.batch),
+                all_kinds if name == ALL else NoiseRecipe(),
+                pixels,
+                options.images,
             )
             found = " | ".join(f"{psnr(network, held_out, noise):.2f}" for noise in SHOWN.values())
             print(f"| {name} | {network.parameter_count():,} | {found} | {rate:,.0f} |", flush=True)
@@ -152,31 +169,24 @@ def _fresh(make: Callable[[], BoundsUNet]) -> BoundsUNet:
 def train(
     network: BoundsUNet, recipe: Recipe, noise: NoiseRecipe, pixels: Tensor, images: int
 ) -> tuple[BoundsUNet, float]:
-    """Trains a network; the one of the averaged weights, and the images/s that it was trained at."""
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Trains a network where the pixels are; the one of the averaged weights, and its training's images/s."""
+    recipe = replace(recipe, **noise.to_json())
+    network.to(pixels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, optimiser = copy.deepcopy(network), make_optimiser(recipe, network)
-    random, steps, begun = torch.Generator().manual_seed(2), images // recipe.batch, time.monotonic()
-    for step in range(steps):
-        rows = torch.randint(0, len(pixels) - HELD_OUT, (recipe.batch,), generator=random)
-        clean = pixels[rows].float() / 255
-        noisy, level = noise.draw(recipe.batch, random).degrade(clean)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision.bfloat16(torch.device("cpu"))):
-            logits = network.logits(noisy[:, None])
-        losses = cross_entropy(logits.float(), clean[:, None])
-        (losses * weight_of(level, recipe.faint_noise)).mean().backward()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step, steps)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        decay = min(recipe.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
+    take = TrainingStep(network, average, optimiser, recipe, seed=2, workers=1)
+    data = ResidentBatches(pixels[:-HELD_OUT], None, batch=recipe.batch, seed=2, rank=0, workers=1)
+    batches = itertools.chain.from_iterable(map(data.epoch, itertools.count(1)))
+    steps, begun = images // recipe.batch, time.monotonic()
+    for step, batch in zip(range(steps), batches, strict=False):
+        take(batch, learning_rate(recipe, step, steps), step)
+    if pixels.is_cuda:
+        torch.cuda.synchronize()
     return average, steps * recipe.batch / (time.monotonic() - begun)
 
 
 @torch.no_grad()
 def psnr(network: BoundsUNet, clean: Tensor, noise: NoiseRecipe) -> float:
-    noisy = noise.apply(clean, torch.Generator().manual_seed(1))[0]
+    noisy = noise.apply(clean.cpu(), torch.Generator().manual_seed(1))[0].to(clean.device)
     error = sum(
         float((network(part[:, None])[:, 0] - truth).square().sum())
         for part, truth in zip(noisy.split(500), clean.split(500), strict=True)

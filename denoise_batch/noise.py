@@ -10,7 +10,7 @@ every image and step of a training at the cost of three small matrix products.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ SEED_LEVELS: tuple[tuple[float, float], ...] = tuple((0.5 * i, 0.4 * i) for i in
 
 
 @lru_cache(maxsize=8)
-def _reflection(radius: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _reflection(radius: int, device: torch.device) -> Tensor:
     """S[d, i, j] = 1 where pixel i + d of a row, reflected at the edges, is pixel j; d = -radius..radius.
 
     `reflect` in scipy repeats the edge pixel (d c b a | a b c d | d c b a), a pattern of period 2 * SIDE.
@@ -40,14 +40,15 @@ def _reflection(radius: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     folded = (np.arange(SIDE)[None, :] + offsets) % (2 * SIDE)
     folded = np.where(folded < SIDE, folded, 2 * SIDE - 1 - folded)
     planes: np.ndarray[Any, np.dtype[np.float32]] = (folded[:, :, None] == np.arange(SIDE)).astype(np.float32)
-    return planes.reshape(2 * radius + 1, SIDE * SIDE)
+    return torch.from_numpy(planes.reshape(2 * radius + 1, SIDE * SIDE)).to(device)
 
 
-def blur_matrices(sigma: Tensor) -> Tensor:
+def blur_matrices(sigma: Tensor, largest: float | None = None) -> Tensor:
     """The matrix of `scipy.ndimage.gaussian_filter1d` (mode `reflect`, truncate 4) over 28 pixels, for each sigma.
 
     Args:
         sigma: (n,) float, in pixels, each at least 0; 0 gives the identity.
+        largest: none of them is larger; None looks, for which a GPU has to be waited for.
 
     Returns:
         (n, 28, 28) float32 on sigma's device; row i holds the weights that make output pixel i.
@@ -55,7 +56,7 @@ def blur_matrices(sigma: Tensor) -> Tensor:
     sigma = sigma.to(torch.float32)
     if sigma.numel() == 0:
         return sigma.new_zeros((0, SIDE, SIDE))
-    radius = int(TRUNCATE * float(sigma.max()) + 0.5)
+    radius = int(TRUNCATE * (float(sigma.max()) if largest is None else largest) + 0.5)
     offsets = torch.arange(-radius, radius + 1, device=sigma.device, dtype=torch.float32)
     # scipy cuts at int(4 sigma + 0.5). |d| <= 4 sigma + 0.5 says the same, and 4 sigma >= |d| - 0.5 is exact in
     # float32 where 4 sigma + 0.5 is rounded, so that the radius jumps at exactly scipy's sigmas.
@@ -63,21 +64,21 @@ def blur_matrices(sigma: Tensor) -> Tensor:
     exponent = -0.5 * (offsets / sigma[:, None].clamp_min(1e-6)) ** 2
     weights = torch.where(inside, exponent.exp(), torch.zeros_like(exponent))
     weights = weights / weights.sum(dim=1, keepdim=True)
-    reflection = torch.from_numpy(_reflection(radius)).to(sigma.device)
-    return (weights @ reflection).view(-1, SIDE, SIDE)
+    return (weights @ _reflection(radius, sigma.device)).view(-1, SIDE, SIDE)
 
 
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
+def blur(images: Tensor, sigma: Tensor, largest: float | None = None) -> Tensor:
     """`scipy.ndimage.gaussian_filter(image, sigma)` for each image with its own sigma, to float32 rounding.
 
     Args:
         images: (n, 28, 28) float32.
         sigma: (n,) float, in pixels.
+        largest: as `blur_matrices` has it.
 
     Returns:
         (n, 28, 28) float32.
     """
-    matrices = blur_matrices(sigma)
+    matrices = blur_matrices(sigma, largest)
     return matrices @ images.to(torch.float32) @ matrices.transpose(1, 2)
 
 
@@ -129,6 +130,7 @@ class NoiseDraw:
         kind: (n,) int64, a `NoiseKind` each; None where all are UNIFORM or BLUR, which r = 0 says.
         uniform: (n, 28, 28) float32 in [0, 1): the one random number of each pixel.
         clipped: (n,) bool, which images are clipped to 8 bits; None for none.
+        largest_sigma: none of `sigma` is larger.
     """
 
     sigma: Tensor
@@ -136,11 +138,19 @@ class NoiseDraw:
     kind: Tensor | None
     uniform: Tensor
     clipped: Tensor | None
+    largest_sigma: float
 
     def __getitem__(self, rows: slice) -> NoiseDraw:
         """The draws of some of the images."""
         kind, clipped = (None if value is None else value[rows] for value in (self.kind, self.clipped))
-        return NoiseDraw(self.sigma[rows], self.half_range[rows], kind, self.uniform[rows], clipped)
+        return replace(
+            self,
+            sigma=self.sigma[rows],
+            half_range=self.half_range[rows],
+            kind=kind,
+            uniform=self.uniform[rows],
+            clipped=clipped,
+        )
 
     def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Degrades n images.
@@ -152,7 +162,8 @@ class NoiseDraw:
             noisy (n, 28, 28) float32, and each image's noise level: (n,) float32, the root of the mean square of what
             the noise (not the blur, not the clipping) changed in its pixels, in units of full ink.
         """
-        blurred = blur(images, self.sigma)
+        # A CPU has less to do for the kernels that are there; a GPU must not be waited for, least in a CUDA graph.
+        blurred = blur(images, self.sigma, self.largest_sigma if images.is_cuda else None)
         noisy = blurred + self._noise()
         if self.kind is not None:
             rate = (self.half_range / 3.0).clamp_max(1.0)[:, None, None]
@@ -169,10 +180,19 @@ class NoiseDraw:
         scale = self.half_range
         if self.kind is not None:
             gaussian = self.kind == NoiseKind.GAUSSIAN
-            # The inverse of the normal distribution; the lowest of the 2^24 numbers that are drawn would give -inf.
-            spread[gaussian] = (2.0 / 3.0) ** 0.5 * torch.erfinv(spread[gaussian].clamp_min(2.0**-24 - 1.0))
+            if spread.is_cuda:  # which are Gaussian, only the GPU knows
+                spread = torch.where(gaussian[:, None, None], _normal(spread), spread)
+            else:
+                spread[gaussian] = _normal(spread[gaussian])
             scale = torch.where(self.kind == NoiseKind.IMPULSE, torch.zeros_like(scale), scale)
         return spread * scale[:, None, None]
+
+
+def _normal(spread: Tensor) -> Tensor:
+    """Numbers uniform in [-1, 1) → Gaussian ones of the same deviation, 1 / √3."""
+    # The inverse of the normal distribution; the lowest of the 2^24 numbers that are drawn would give -inf.
+    normal: Tensor = (2.0 / 3.0) ** 0.5 * torch.erfinv(spread.clamp_min(2.0**-24 - 1.0))
+    return normal
 
 
 def noise_level(noisy: Tensor, clean: Tensor) -> Tensor:
@@ -253,13 +273,13 @@ class NoiseRecipe:
         clipped = None
         if self.clipped > 0.0:
             clipped = torch.rand(count, generator=generator, device=device) < self.clipped
-        return NoiseDraw(sigma, half_range, kind, uniform, clipped)
+        return NoiseDraw(sigma, half_range, kind, uniform, clipped, self.sigma[1])
 
     def _draw_kinds(self, lots: Tensor) -> Tensor:
         kinds = torch.full(lots.shape, int(NoiseKind.UNIFORM), device=lots.device)
         start = 0.0
         for kind, share in self._shares().items():
-            kinds[(lots >= start) & (lots < start + share)] = int(kind)
+            kinds.masked_fill_((lots >= start) & (lots < start + share), int(kind))
             start += share
         return kinds
 

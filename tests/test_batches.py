@@ -21,6 +21,7 @@ from denoise_batch.training.batches import (
     ahead,
     draw_noise,
     mix,
+    noise_generator,
     noised_copies,
     seed_of,
     share,
@@ -89,21 +90,25 @@ def test_copies_keep_their_clean_image() -> None:
 def test_noise_of_an_image_is_the_same_for_any_workers() -> None:
     clean = to_unit(torch.from_numpy(digits(20).reshape(-1, 28, 28)))
     recipe = NoiseRecipe(clipped=0.5, noiseless=0.1, clean=0.1, gaussian=0.3, impulse=0.3)
-    whole, levels = draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), seed=1, step=9)
+    whole, levels = draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), noise_generator(1, 9, clean.device))
     for rows in (slice(0, 7), slice(7, 7), slice(7, 20)):
-        part, level = draw_noise(recipe, Batch(clean[rows], None, rows, 20), seed=1, step=9)
+        part, level = draw_noise(recipe, Batch(clean[rows], None, rows, 20), noise_generator(1, 9, clean.device))
         assert torch.allclose(part, whole[rows], atol=1e-6)
         assert torch.allclose(level, levels[rows], atol=1e-6)
-    assert not torch.equal(draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), seed=1, step=10)[0], whole)
+    assert not torch.equal(
+        draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), noise_generator(1, 10, clean.device))[0], whole
+    )
 
 
 def test_noise_has_the_recipes_levels() -> None:
     flat = Batch(torch.zeros((2000, 28, 28)), None, slice(0, 2000), 2000)
-    noise, _ = draw_noise(NoiseRecipe(half_range=(0.5, 1.5)), flat, seed=0, step=0)
+    noise, _ = draw_noise(NoiseRecipe(half_range=(0.5, 1.5)), flat, noise_generator(0, 0, flat.clean.device))
     ranges = noise.amax(dim=(1, 2))
     assert 0.45 < ranges.min() < 0.55
     assert 1.45 < ranges.max() <= 1.5
-    clipped, _ = draw_noise(NoiseRecipe(half_range=(0.5, 1.5), clipped=0.25), flat, seed=0, step=0)
+    clipped, _ = draw_noise(
+        NoiseRecipe(half_range=(0.5, 1.5), clipped=0.25), flat, noise_generator(0, 0, flat.clean.device)
+    )
     assert (clipped.amin(dim=(1, 2)) >= 0).float().mean() == pytest.approx(0.25, abs=0.04)
 
 

@@ -255,7 +255,7 @@ def test_measuring_finds_the_largest_value_of_each_layer() -> None:
     first = network.largest.clone()
     assert first.min() > 0.0
     with torch.no_grad():
-        passed = network._pass(noisy, range_ends(noisy))
+        passed = network._pass(noisy)
         inlet = network.inlet(network._planes(noisy, range_ends(noisy))[1])
     assert float(first[-1]) == pytest.approx(float(passed.fine.max()), rel=1e-5)
     assert float(first[0]) == pytest.approx(float(inlet.max()), rel=1e-5)

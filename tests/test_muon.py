@@ -12,7 +12,7 @@ from denoise_batch.training.muon import Muon, orthogonal
 @pytest.mark.parametrize("shape", [(64, 100), (16, 144), (2352, 32), (40, 16)])
 def test_singular_values_become_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    made = orthogonal(matrix)
+    [made] = orthogonal([matrix])
     assert (made.shape, made.dtype) == (shape, torch.float32)
     values = torch.linalg.svdvals(made)
     assert values.min() > 0.5
@@ -60,7 +60,7 @@ def test_matrices_follow_momentum_and_decay() -> None:
         weight.grad = gradient.contiguous(memory_format=torch.channels_last)
         optimiser.step()
         momentum = 0.95 * momentum + 0.05 * gradient
-        direction = orthogonal((0.05 * gradient + 0.95 * momentum).reshape(16, 72)).reshape(start.shape)
-        expected = expected * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 72**0.5 * direction
+        [direction] = orthogonal([(0.05 * gradient + 0.95 * momentum).reshape(16, 72)])
+        expected = expected * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 72**0.5 * direction.reshape(start.shape)
     torch.testing.assert_close(weight.detach(), expected)
     assert weight.is_contiguous(memory_format=torch.channels_last)

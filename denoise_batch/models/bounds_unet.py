@@ -14,7 +14,7 @@ on a core and by what it is worth (docs/training.md), measured one by one:
 - a linear layer stands in place of a transposed convolution, and a 1×1 convolution at the end;
 - pixels are moved in groups as one integer, in a third of the time of moving them one by one (`pixel_groups`);
 - it computes in 8-bit integers where the device multiplies these faster (`int8`), else in bfloat16 where it does that
-  (`DenoisingNetwork.to_bfloat16`).
+  (`DenoisingNetwork.to_bfloat16`), on a GPU in a pass of its own (`gpu_pass`).
 
 Beside the image it says how good it takes the image to be (`quality_head`).
 """
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear
+from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
+from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of
 from denoise_batch.models.int8 import INT8, IntegerPass
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
@@ -78,6 +79,7 @@ class BoundsUNet(TwoScales):
         self.outlet = nn.Conv2d(width, 4, 1)
         self.quality = QualityHead(width, bottleneck + deep + width + RANGE_ENDS)
         self._integers: IntegerPass | None = None
+        self._on_gpu: GpuPass | None = None
         self.largest: Tensor
         self.register_buffer("largest", torch.zeros(len(self.measured_layers())))
 
@@ -110,9 +112,17 @@ class BoundsUNet(TwoScales):
     def computes_in_integers(self) -> bool:
         return self._integers is not None
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
+    def to_bfloat16(self) -> None:
+        if self.inlet.weight.is_cuda:
+            self._on_gpu = gpu_pass_of(self)
+        super().to_bfloat16()
+
+    def _pass(self, noisy: Tensor) -> Passed:
         if self._integers is not None:
-            return self._integers(noisy, ends)
+            return self._integers(noisy)
+        if self._on_gpu is not None and not is_recorded():
+            return self._on_gpu(self, noisy)
+        ends = self._ends(noisy)
         pixels, planes = self._planes(noisy, ends)
         count = noisy.shape[0]  # len() would make it a constant for compilers
         fine = self.fine_in(self.inlet(planes))
@@ -125,4 +135,4 @@ class BoundsUNet(TwoScales):
         fine = self.fine_out(self.join(up.permute(0, 3, 1, 2), fine))
         # Fused ReLUs make 0 of what is not a number, and digits must not come of it.
         logits = self.outlet(fine).permute(0, 2, 3, 1) + not_a_number(ends)[:, None, None, None]
-        return Passed(logits, whole, coarse, fine, pixels)
+        return Passed(logits, whole, coarse, fine, pixels, ends)

@@ -25,9 +25,24 @@ FUSED_BFLOAT16 = FUSED and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 """Whether this processor has them for bfloat16."""
 
 
+FUSED_CUDNN = hasattr(torch, "cudnn_convolution_relu") and hasattr(torch, "cudnn_convolution_add_relu")
+"""Whether this PyTorch has cuDNN's operations of the same kind, by name."""
+
+
 def is_recorded() -> bool:
     """Whether the network is not run but written down, for a compiler or another runtime: plain operations alone."""
     return bool(torch.jit.is_tracing()) or torch.compiler.is_compiling()  # type: ignore[attr-defined,no-untyped-call]
+
+
+def _by_cudnn(x: Tensor, layer: nn.Conv2d) -> bool:
+    return (
+        FUSED_CUDNN
+        and x.is_cuda
+        and x.dtype == layer.weight.dtype
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cuda")
+        and not is_recorded()
+    )
 
 
 def _fused(x: Tensor, layer: nn.Conv2d | nn.Linear) -> bool:
@@ -45,6 +60,9 @@ class ConvRelu(nn.Conv2d):
     """relu(conv(x))."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if _by_cudnn(x, self):
+            shape = (self.stride, self.padding, self.dilation, self.groups)
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *shape)  # type: ignore[arg-type]
         if not _fused(x, self):
             return torch.relu(super().forward(x))
         made: Tensor = torch.ops.mkldnn._convolution_pointwise(
@@ -56,6 +74,9 @@ class ConvRelu(nn.Conv2d):
 def add_conv_relu(conv: nn.Conv2d, x: Tensor, other: Tensor) -> Tensor:
     """relu(other + conv(x))."""
     shape = {name: getattr(conv, name) for name in ("padding", "stride", "dilation", "groups")}
+    if _by_cudnn(x, conv):
+        order = (shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
+        return torch.cudnn_convolution_add_relu(x, conv.weight, other, 1.0, conv.bias, *order)
     if not _fused(x, conv):
         return torch.relu(other + functional.conv2d(x, conv.weight, conv.bias, **shape))
     made: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from denoise_batch.models.fused_layers import FUSED
-from denoise_batch.models.noise_signs import not_a_number
+from denoise_batch.models.noise_signs import not_a_number, range_ends
 from denoise_batch.models.pixel_groups import grouped, side_by_side
 from denoise_batch.models.two_scales import Passed
 
@@ -69,9 +69,9 @@ class IntegerPass:
         self._fine_out = _Conv(network.fine_out, join, fine_out)
         self._outlet = _Conv(network.outlet, fine_out, None)
 
-    def __call__(self, noisy: Tensor, ends: Tensor) -> Passed:
-        """(n, 1, 28, 28), and their `range_ends` (n, 8), float32 both."""
-        count, pixels = noisy.shape[0], grouped(noisy)
+    def __call__(self, noisy: Tensor) -> Passed:
+        """(n, 1, 28, 28) float32 → what the network gives."""
+        count, pixels, ends = noisy.shape[0], grouped(noisy), range_ends(noisy)
         read = self._inlet(self._planes(pixels, ends[:, None, :4]))
         fine_in = self._fine_in(read, _copy(read))
         coarse = self._down(fine_in)
@@ -90,7 +90,7 @@ class IntegerPass:
         joined = self._join(up.permute(0, 3, 1, 2), fine_in)
         fine = self._fine_out(joined, _copy(joined))
         logits = self._outlet(fine).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
-        return Passed(logits, whole, coarse, fine, pixels, self._coarse_step, self._fine_step)
+        return Passed(logits, whole, coarse, fine, pixels, ends, self._coarse_step, self._fine_step)
 
     def _planes(self, pixels: Tensor, signs: Tensor) -> Tensor:
         """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""

@@ -28,6 +28,7 @@ class Passed(NamedTuple):
         whole: the bottleneck (n, units).
         coarse, fine: the last features at 7×7 and 14×14, (n, channels, height, width).
         pixels: the noisy pixels (n, 196, 4).
+        ends: their `range_ends`, (n, 8).
         coarse_step, fine_step: what 1 stands for in these features.
     """
 
@@ -36,6 +37,7 @@ class Passed(NamedTuple):
     coarse: Tensor
     fine: Tensor
     pixels: Tensor
+    ends: Tensor
     coarse_step: float = 1.0
     fine_step: float = 1.0
 
@@ -48,11 +50,10 @@ class TwoScales(DenoisingNetwork):
     quality: QualityHead
 
     def logits(self, noisy: Tensor) -> Tensor:
-        return ungrouped(self._pass(noisy, range_ends(noisy)).logits)
+        return ungrouped(self._pass(noisy).logits)
 
     def logits_and_quality(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        ends = range_ends(noisy)
-        passed = self._pass(noisy, ends)
+        passed = self._pass(noisy)
         fine = passed.fine
         if not fine.is_floating_point():
             fine = fine.float().mul_(passed.fine_step)
@@ -60,18 +61,17 @@ class TwoScales(DenoisingNetwork):
             passed.coarse.mean(dim=(2, 3), dtype=torch.float32) * passed.coarse_step,
             fine.mean(dim=(2, 3), dtype=torch.float32),
         ]
-        summary = torch.cat([passed.whole.float(), *means, ends], dim=1)
+        summary = torch.cat([passed.whole.float(), *means, passed.ends], dim=1)
         quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), fine, summary)
         return ungrouped(passed.logits), quality
 
-    def _pass(self, noisy: Tensor, ends: Tensor) -> Passed:
-        """The whole network but for its quality head.
-
-        Args:
-            noisy: (n, 1, 28, 28).
-            ends: (n, 8), `range_ends` of them.
-        """
+    def _pass(self, noisy: Tensor) -> Passed:
+        """The whole network but for its quality head, of (n, 1, 28, 28)."""
         raise NotImplementedError
+
+    def _ends(self, noisy: Tensor) -> Tensor:
+        """(n, 1, 28, 28) → (n, 8)."""
+        return range_ends(noisy)
 
     @torch.no_grad()
     def _planes(self, noisy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:

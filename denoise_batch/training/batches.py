@@ -71,18 +71,26 @@ class Batches(Protocol):
         ...
 
 
-def draw_noise(recipe: NoiseRecipe, batch: Batch, seed: int, step: int) -> tuple[Tensor, Tensor]:
+def noise_generator(
+    seed: int, step: int, device: torch.device, generator: torch.Generator | None = None
+) -> torch.Generator:
+    """The generator of a step's noise: a new one, or `generator` set to its start."""
+    return (generator or torch.Generator(device)).manual_seed(seed_of(seed, _NOISE, step))
+
+
+def draw_noise(recipe: NoiseRecipe, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Noises a worker's share of a global batch.
 
     Image i of step t gets the same noise from any number of workers: drawing costs little, so every worker draws for
     the whole batch, and degrades its share alone.
 
+    Args:
+        generator: `noise_generator`'s.
+
     Returns:
         (n, 28, 28) float32, not clipped but for the recipe's share of clipped images; and each one's noise level, (n,).
     """
-    device = batch.clean.device
-    generator = torch.Generator(device).manual_seed(seed_of(seed, _NOISE, step))
-    return recipe.draw(batch.total, generator, device)[batch.rows].degrade(batch.clean)
+    return recipe.draw(batch.total, generator, batch.clean.device)[batch.rows].degrade(batch.clean)
 
 
 def to_unit(images: Tensor) -> Tensor:

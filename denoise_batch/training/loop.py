@@ -27,12 +27,10 @@ from denoise_batch.capacity import threads_here
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.freed_memory import keep_freed_memory
-from denoise_batch.noise import NoiseRecipe, noise_level
+from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import (
-    Batch,
     ResidentBatches,
     StreamedBatches,
-    draw_noise,
     noised_copies,
     seed_of,
     share,
@@ -47,9 +45,10 @@ from denoise_batch.training.checkpoint import (
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
 from denoise_batch.training.muon import Muon
-from denoise_batch.training.objective import Outputs, cross_entropy, psnr_of, quality_loss, weight_of
+from denoise_batch.training.objective import Outputs, cross_entropy, psnr_of
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Optimiser, Recipe, Schedule
+from denoise_batch.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +62,8 @@ HISTORY_FILE = "history.csv"
 _PROGRESS_SECONDS = 0.5
 _CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for
 _VALIDATION_BATCH = 500
+_GPU_VALIDATION_BATCH = 5000
+_GPU_CHECKPOINT_SECONDS = 10.0  # between two: an epoch takes a GPU less time than its checkpoint
 _VALIDATION_SEED = 20_190_403  # fixed: every training is validated on the same noise
 
 
@@ -121,14 +122,18 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def make_optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser of a network that is on its device; on a GPU one that a CUDA graph can hold."""
+    on_gpu = next(network.parameters()).is_cuda
     if recipe.optimiser is Optimiser.ADADELTA:
-        return torch.optim.Adadelta(network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7)
+        return torch.optim.Adadelta(
+            network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7, capturable=on_gpu
+        )
     if recipe.optimiser is Optimiser.MUON:
         return Muon(network.parameters(), recipe.learning_rate, recipe.weight_decay)
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True, capturable=on_gpu)
 
 
 def train_worker(arguments: dict[str, LoopConfig]) -> None:
@@ -165,7 +170,13 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        if self.device.type == "cpu":
+        self.bfloat16 = self.recipe.precision.bfloat16(self.device)
+        if self.device.type == "cuda":
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            torch.cuda.set_stream(stream)  # the default one cannot be recorded (`step`)
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = self.bfloat16  # or convolutions would have 10 bits of float32's 23
+        else:
             keep_freed_memory()
         self.folder = Path(config.folder)
         self.noise = NoiseRecipe.from_json(self.recipe.noise_json())
@@ -175,7 +186,6 @@ class _Worker:
             network.load_state_dict(ray.get(config.initial))
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if self.recipe.average else None
-        self.bfloat16 = self.recipe.precision.bfloat16(self.device)
         self.optimiser = make_optimiser(self.recipe, self.network)
         self.state, self.best = TrainingState(), weights_of(self.network)
         checkpoint = ray.train.get_checkpoint()
@@ -184,14 +194,13 @@ class _Worker:
                 self.state, self.best = load_checkpoint(Path(folder), self.network, self.average, self.optimiser)
         self.state.workers = self.workers
         self.state.device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        self.trained: nn.Module = Outputs(self.network)
-        if self.workers > 1:
-            self.trained = nn.parallel.DistributedDataParallel(self.trained, gradient_as_bucket_view=True)
-
+        self.step = TrainingStep(
+            self.network, self.average, self.optimiser, self.recipe, seed=config.seed, workers=self.workers
+        )
         self.batches, self.validation = self._load()
         self.seconds_before = self.state.history[-1].seconds if self.state.history else 0.0
         self.images_here = 0  # trained on since this start, over all workers
-        self.started = self.progress_at = time.monotonic()
+        self.started = self.progress_at = self.saved_at = time.monotonic()
         self.time_share = self._look_at_clock()
         self.writer: Any = None
 
@@ -222,12 +231,17 @@ class _Worker:
 
         One worker's clock counts for all, or their learning rates and their ends would differ.
         """
-        if self.recipe.minutes is None:
-            return 0.0
-        share = torch.tensor(self._seconds() / (60.0 * self.recipe.minutes), device=self.device)
-        if self.workers > 1:
-            distributed.broadcast(share, 0)
-        return float(share)
+        return 0.0 if self.recipe.minutes is None else self._agreed(self._seconds() / (60.0 * self.recipe.minutes))
+
+    def _agreed(self, number: float) -> float:
+        """Worker 0's number, on all workers; on a GPU, once it has done what it was asked for."""
+        if self.workers == 1:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            return number
+        shared = torch.tensor(number, device=self.device)
+        distributed.broadcast(shared, 0)
+        return float(shared)
 
     def _expected_steps(self) -> int:
         """Steps of the whole training, as far as is known: where the recipe has minutes, the clock tells."""
@@ -246,7 +260,7 @@ class _Worker:
                 distributed.broadcast(parameter.data, 0)
         for batch in self.batches.epoch(epoch):
             rate = learning_rate(self.recipe, self.state.step, self._expected_steps())
-            loss_sum += self._step(batch, rate)
+            loss_sum += self.step(batch, rate, self.state.step)
             self.state.step += 1
             self.images_here += batch.total
             total += batch.total
@@ -280,46 +294,16 @@ class _Worker:
             raise JobFailed(f"the training diverged in epoch {epoch}: the loss is not finite", hint="lower --lr")
         self._finish_epoch(row)
 
-    def _step(self, batch: Batch, rate: float) -> Tensor:
-        """One step of the optimiser; returns the sum of this worker's images' losses."""
-        rows = batch.rows.stop - batch.rows.start
-        clean = batch.clean
-        if batch.noisy is None:
-            noisy, level = draw_noise(self.noise, batch, self.config.seed, self.state.step)
-        else:
-            noisy, level = batch.noisy, noise_level(batch.noisy, clean)
-        if rows == 0:  # a last batch smaller than the number of workers: take part in the step, with weight 0
-            clean = noisy = torch.zeros((1, *batch.clean.shape[1:]), device=self.device)
-            level = torch.zeros(1, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            logits, quality = self.trained(noisy[:, None])
-        losses = cross_entropy(logits.float(), clean[:, None])
-        objective = (losses * weight_of(level, self.recipe.faint_noise)).mean()
-        if quality is not None:
-            objective = objective + quality_loss(quality, logits.float(), clean[:, None], level)
-        # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
-        (objective * (rows * self.workers / batch.total)).backward()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.average is not None:
-            # Early on the average follows closely, so that it does not carry the random start along.
-            decay = min(self.recipe.average, (1 + self.state.step) / (10 + self.state.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1.0 - decay)
-        total: Tensor = losses.detach()[:rows].sum()
-        return total
-
     @torch.no_grad()
     def _validate(self) -> Tensor:
         """Sums over this worker's validation images: loss, squared error on noisy ones, squared error on clean ones,
         squared error in dB of the PSNR predicted of noisy ones."""
         network = Outputs(self.average or self.network)
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for start in range(0, len(self.validation.clean), _VALIDATION_BATCH):
-            clean = self.validation.clean[start : start + _VALIDATION_BATCH, None]
-            for place, shown in ((1, self.validation.noisy[start : start + _VALIDATION_BATCH, None]), (2, clean)):
+        batch = _GPU_VALIDATION_BATCH if self.device.type == "cuda" else _VALIDATION_BATCH
+        for start in range(0, len(self.validation.clean), batch):
+            clean = self.validation.clean[start : start + batch, None]
+            for place, shown in ((1, self.validation.noisy[start : start + batch, None]), (2, clean)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                     logits, quality = network(shown)
                 logits = logits.float()
@@ -347,12 +331,18 @@ class _Worker:
         """Hands the epoch to Ray Train, with a checkpoint from worker 0."""
         import ray.train
 
+        if self.rank == 0:
+            self._tensorboard(row)
+        if self.device.type == "cuda" and not self._over():
+            if self._agreed(time.monotonic() - self.saved_at) < _GPU_CHECKPOINT_SECONDS:
+                return
+            self.saved_at = time.monotonic()
         metrics = row.to_json()
         if self.rank != 0:
             ray.train.report(metrics)
             return
+        self.writer.flush()
         (self.folder / HISTORY_FILE).write_text(history_csv(self.state.history), encoding="utf-8")
-        self._tensorboard(row)
         with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
             save_checkpoint(Path(folder), self.state, self.network, self.average, self.best, self.optimiser)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -365,7 +355,6 @@ class _Worker:
         for tag, value in row.to_json().items():
             if tag not in ("epoch", "images") and value is not None:
                 self.writer.add_scalar(tag, value, row.epoch)
-        self.writer.flush()
 
     def _show_progress(self, epoch: int, loss_sum: Tensor | None, seen: int) -> None:
         now = time.monotonic()

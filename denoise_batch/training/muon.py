@@ -5,7 +5,9 @@
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale by which one learning rate
 serves both kinds of weights is Liu et al.'s, "Muon is scalable for LLM training" (2025, arXiv 2502.16982), section 2.2.
 torch.optim.Muon takes two-dimensional weights alone and leaves the rest to a second optimiser; here convolutions count
-as matrices of (channels out, everything else), and one optimiser means one state to save.
+as matrices of (channels out, everything else), and one optimiser means one state to save. Matrices of the same height
+are worked on together, and nothing is read back from the device: on a GPU it is the number of operations that costs,
+and all of them can be recorded in a CUDA graph.
 
 For the default network on one core, a step of training takes about half as long again as with AdamW, and is worth it
 several times over (docs/training.md).
@@ -13,12 +15,13 @@ several times over (docs/training.md).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor, nn
 
@@ -27,40 +30,47 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # AdamW's, torch's defaults
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz' step, tuned by Jordan to converge fast, not exactly
 _NEWTON_SCHULZ_STEPS = 5
 _SCALE = 0.2  # the usual root mean square of AdamW's updates
-_WIDE = 3  # columns by rows
 _SMALLEST = 8  # a matrix with fewer rows or columns is AdamW's
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix whose singular values are all one, by Newton and Schulz' iteration.
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """About the nearest matrices whose singular values are all one, by Newton and Schulz' iteration.
 
-    Each step multiplies the matrix X from the left by a polynomial of its Gram matrix X Xᵀ. Where X is much wider than
-    high, the product of the polynomials is gathered first and X is multiplied once: a third of the arithmetic.
+    Each of its steps multiplies the matrix X from the left by a polynomial of its Gram matrix X Xᵀ. The product of the
+    polynomials is gathered first and X is multiplied once: for wide matrices a third of the arithmetic, and all of one
+    height go through the iteration at once, however wide they are.
 
     Args:
-        matrix: (rows, columns) float32.
+        matrices: (rows, columns) float32, each of its own shape.
 
     Returns:
-        The same shape, float32. Singular values lie between 0.7 and 1.2 or so, but for those below a hundredth of the
+        The same shapes, float32. Singular values lie between 0.7 and 1.2 or so, but for those below a hundredth of the
         largest, which do not get as far.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    wide = [matrix.T if matrix.shape[0] > matrix.shape[1] else matrix for matrix in matrices]
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, x in enumerate(wide):
+        places[len(x)].append(place)
+    made = list(wide)
+    for alike in places.values():
+        gathered = _gathered(torch.stack([wide[place] @ wide[place].T for place in alike]))
+        for factor, place in zip(gathered, alike, strict=True):
+            made[place] = factor @ wide[place]
+    return [x.T if x.shape != matrix.shape else x for x, matrix in zip(made, matrices, strict=True)]
+
+
+def _gathered(gram: Tensor) -> Tensor:
+    """(k, rows, rows) Gram matrices → what their matrices are to be multiplied by."""
     a, b, c = _COEFFICIENTS
-    wide = x.shape[1] >= _WIDE * x.shape[0]
-    gram, gathered = x @ x.T, torch.eye(0)
+    square = gram.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None] + 1e-14  # of the matrix's norm
+    gram, gathered = gram / square, gram
     for step in range(_NEWTON_SCHULZ_STEPS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        last = step == _NEWTON_SCHULZ_STEPS - 1
-        if wide:
-            gathered = factor @ gathered if step else factor
-            gram = gram if last else factor @ gram @ factor
-        else:
-            x = factor @ x
-            gram = gram if last else x @ x.T
-    made: Tensor = gathered @ x if wide else x
-    return made.T if tall else made
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        gathered = factor @ gathered if step else factor
+        if step < _NEWTON_SCHULZ_STEPS - 1:
+            gram = factor @ gram @ factor
+    return gathered / square.sqrt()
 
 
 class Muon(torch.optim.Optimizer):
@@ -68,7 +78,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: the network's.
-        lr: learning rate of both kinds of weights.
+        lr: learning rate of both kinds of weights; a number, or in `param_groups` a tensor on the weights' device.
         weight_decay: decoupled, of whatever has more than one dimension; biases have none.
     """
 
@@ -89,32 +99,43 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Muon calls no closure")
         for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
             change = self._orthogonal_step if group["matrices"] else self._adam_step
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                    change(parameter, parameter.grad, group["lr"])
+            change(parameters, [parameter.grad for parameter in parameters], group["lr"])
 
-    def _orthogonal_step(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"].lerp_(gradient, 1.0 - _MOMENTUM)
-        direction = gradient.lerp(momentum, _MOMENTUM).reshape(len(parameter), -1)  # Nesterov's
-        scale = _SCALE * max(direction.shape) ** 0.5
-        parameter.add_(orthogonal(direction).reshape(parameter.shape), alpha=-rate * scale)
+    def _orthogonal_step(self, parameters: list[Tensor], gradients: list[Tensor], rate: float | Tensor) -> None:
+        momenta = self._states(parameters, "momentum")
+        torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
+        directions = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
+        matrices = [direction.reshape(len(direction), -1) for direction in directions]
+        for parameter, matrix in zip(parameters, orthogonal(matrices), strict=True):
+            scale = _SCALE * max(matrix.shape) ** 0.5
+            parameter.sub_((matrix * (rate * scale)).reshape(parameter.shape))
 
-    def _adam_step(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1.0
-        mean = state["mean"].lerp_(gradient, 1.0 - _BETAS[0])
-        square = state["square"].lerp_(gradient.square(), 1.0 - _BETAS[1])
-        steps = float(state["step"])
-        root = (square / (1.0 - _BETAS[1] ** steps)).sqrt_().add_(_EPSILON)
-        parameter.addcdiv_(mean, root, value=-rate / (1.0 - _BETAS[0] ** steps))
+    def _adam_step(self, parameters: list[Tensor], gradients: list[Tensor], rate: float | Tensor) -> None:
+        means, squares = self._states(parameters, "mean"), self._states(parameters, "square")
+        for parameter in parameters:
+            self.state[parameter].setdefault("steps", torch.zeros((), device=parameter.device)).add_(1.0)
+        steps = self.state[parameters[0]]["steps"]
+        torch._foreach_lerp_(means, gradients, 1.0 - _BETAS[0])
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1.0 - _BETAS[1])
+        roots = torch._foreach_mul(squares, 1.0 / (1.0 - _BETAS[1] ** steps))
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, _EPSILON)
+        changes = torch._foreach_div(means, roots)
+        torch._foreach_mul_(changes, rate / (1.0 - _BETAS[0] ** steps))
+        torch._foreach_sub_(parameters, changes)
+
+    def _states(self, parameters: list[Tensor], name: str) -> list[Tensor]:
+        """A state of each parameter, zeros at first."""
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter)
+        return [self.state[parameter][name] for parameter in parameters]
 
 
 def _is_matrix(parameter: Tensor) -> bool:

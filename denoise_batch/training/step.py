@@ -1,0 +1,168 @@
+"""One step of a training: noise, forward and backward pass, the optimiser, the average of the weights.
+
+    step = TrainingStep(network, average, optimiser, recipe, seed=0, workers=1)
+    losses = step(batch, rate, number)
+
+A step of a small network is hundreds of operations of a few microseconds each, and a GPU is done with one before Python
+has asked for the next. So on a GPU the whole step is recorded once as a CUDA graph, which a single call then replays
+with the numbers of the next step. Several GPUs average their gradients in between; there each operation is asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from denoise_batch.noise import NoiseRecipe, noise_level
+from denoise_batch.training.batches import draw_noise, noise_generator
+from denoise_batch.training.objective import Outputs, cross_entropy, quality_loss, weight_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from denoise_batch.models.network import DenoisingNetwork
+    from denoise_batch.training.batches import Batch
+    from denoise_batch.training.recipes import Recipe
+
+_EAGER_STEPS = 3  # before the recording: cuDNN chooses its algorithms, the optimiser makes its state
+
+
+class TrainingStep:
+    """Takes steps, and counts nothing: what number a step has is said to it.
+
+    Args:
+        network: in training; on a GPU, or the CPU.
+        average: its moving average, or None where the recipe has none.
+        optimiser: of the network's weights, its state already loaded.
+        recipe: which losses, which average, what precision.
+        seed: of the training, for the noise.
+        workers: that train together.
+    """
+
+    def __init__(
+        self,
+        network: DenoisingNetwork,
+        average: nn.Module | None,
+        optimiser: torch.optim.Optimizer,
+        recipe: Recipe,
+        *,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self._network, self._average, self._optimiser, self._recipe = network, average, optimiser, recipe
+        self._seed, self._workers = seed, workers
+        self._device = next(network.parameters()).device
+        self._bfloat16 = recipe.precision.bfloat16(self._device)
+        self._noise = NoiseRecipe.from_json(recipe.noise_json())
+        self._trained: nn.Module = Outputs(network)
+        if workers > 1:
+            self._trained = nn.parallel.DistributedDataParallel(self._trained, gradient_as_bucket_view=True)
+        self._records = self._device.type == "cuda" and workers == 1
+        self._recorded: dict[int, _Recorded] = {}  # by the batch's images: an epoch's last one has fewer
+        self._taken: Counter[int] = Counter()
+        # What a recording holds are places in memory, so these two numbers stand in some.
+        self._rate = torch.zeros((), device=self._device)
+        self._follow = torch.zeros((), device=self._device)
+        if self._records:
+            for group in optimiser.param_groups:
+                group["lr"] = self._rate
+
+    def __call__(self, batch: Batch, rate: float, number: int) -> Tensor:
+        """One step of the optimiser.
+
+        Args:
+            batch: this worker's share.
+            rate: the learning rate.
+            number: of the step, from 0.
+
+        Returns:
+            The sum of the losses of this worker's images, (); overwritten by the next step.
+        """
+        # Early on the average follows closely, so that it does not carry the random start along.
+        follow = 1.0 - min(self._recipe.average, (1 + number) / (10 + number))
+        if not self._records:
+            for group in self._optimiser.param_groups:
+                group["lr"] = rate
+            generator = noise_generator(self._seed, number, self._device)
+            return self._step(batch, *self._noised(batch, generator), follow)
+        self._rate.fill_(rate)
+        self._follow.fill_(follow)
+        if batch.total in self._recorded:
+            return self._recorded[batch.total].replay(batch, self._seed, number)
+        losses = self._recordable(batch, noise_generator(self._seed, number, self._device))
+        self._taken[batch.total] += 1
+        if self._taken[batch.total] == _EAGER_STEPS:
+            self._recorded[batch.total] = _Recorded(batch, self._recordable)
+        return losses
+
+    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The noisy images and their noise levels."""
+        if batch.noisy is None:
+            return draw_noise(self._noise, batch, generator)
+        return batch.noisy, noise_level(batch.noisy, batch.clean)
+
+    def _recordable(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self._step(batch, *self._noised(batch, generator), self._follow)
+
+    def _step(self, batch: Batch, noisy: Tensor, level: Tensor, follow: float | Tensor) -> Tensor:
+        rows, clean = batch.rows.stop - batch.rows.start, batch.clean
+        if rows == 0:  # a last batch smaller than the number of workers: take part in the step, with weight 0
+            clean = noisy = torch.zeros((1, *batch.clean.shape[1:]), device=self._device)
+            level = torch.zeros(1, device=self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
+            logits, quality = self._trained(noisy[:, None])
+        losses = cross_entropy(logits.float(), clean[:, None])
+        objective = (losses * weight_of(level, self._recipe.faint_noise)).mean()
+        if quality is not None:
+            objective = objective + quality_loss(quality, logits.float(), clean[:, None], level)
+        # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
+        (objective * (rows * self._workers / batch.total)).backward()
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        if self._average is not None:
+            _follow(list(self._average.parameters()), list(self._network.parameters()), follow)
+        total: Tensor = losses.detach()[:rows].sum()
+        return total
+
+
+@torch.no_grad()
+def _follow(average: list[Any], weights: list[Any], share: float | Tensor) -> None:
+    """Moves the average by a share of the way to the weights."""
+    if isinstance(share, float):
+        torch._foreach_lerp_(average, weights, share)
+        return
+    way = torch._foreach_sub(weights, average)
+    torch._foreach_mul_(way, share)
+    torch._foreach_add_(average, way)
+
+
+class _Recorded:
+    """A step as a CUDA graph.
+
+    Args:
+        batch: one like those to come. Nothing is trained on it here.
+        step: takes the batch and a generator, and gives the sum of losses.
+    """
+
+    def __init__(self, batch: Batch, step: Any) -> None:
+        self._generator = torch.Generator(batch.clean.device)
+        noisy = None if batch.noisy is None else batch.noisy.clone()
+        self._batch = replace(batch, clean=batch.clean.clone(), noisy=noisy)
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.register_generator_state(self._generator)
+        # On the stream of the steps before, as far as that is one that can be recorded.
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(self._graph, stream=None if stream == torch.cuda.default_stream() else stream):
+            self._losses: Tensor = step(self._batch, self._generator)
+
+    def replay(self, batch: Batch, seed: int, number: int) -> Tensor:
+        self._batch.clean.copy_(batch.clean)
+        if batch.noisy is not None and self._batch.noisy is not None:
+            self._batch.noisy.copy_(batch.noisy)
+        noise_generator(seed, number, self._generator.device, self._generator)
+        self._graph.replay()
+        return self._losses
