@@ -68,12 +68,12 @@ class CudaPass:
             self._streams = (_stream(), _stream(), _stream())
             self._pool = torch.cuda.graph_pool_handle()
             # A tensor on the device: by a plain number PyTorch multiplies with its reciprocal, and 255 is not 1 then.
-            self._full = torch.full((), 255.0, device="cuda")
+            self._full = torch.full((), 255.0, device=device)
             # The graphs' own input and output, whatever their size: parts' buffers are copied to and from these.
-            self._noisy = torch.zeros(batch, 784, dtype=taken, device="cuda")
+            self._noisy = torch.zeros(batch, 784, dtype=taken, device=device)
             shapes = self._pass(1)
             self._made = {
-                name: torch.empty(batch, *value.shape[1:], dtype=value.dtype, device="cuda")
+                name: torch.empty(batch, *value.shape[1:], dtype=value.dtype, device=device)
                 for name, value in shapes.items()
             }
             self._parts = [_Part(self._noisy, self._made) for _ in range(_PARTS)]
@@ -139,8 +139,11 @@ class CudaPass:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, self._pool, computing, capture_error_mode="thread_local"):
+            # Other threads may use the device meanwhile. The outer stream is left whatever the recording's end does.
+            with (
+                torch.cuda.stream(computing),
+                torch.cuda.graph(graph, self._pool, computing, capture_error_mode="thread_local"),
+            ):
                 self._fill(size)
         except RuntimeError as error:
             ran_out = torch.cuda.OutOfMemoryError
