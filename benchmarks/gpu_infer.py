@@ -7,8 +7,8 @@
 Rows are drawn digits with the seed's noise, clipped to 8 bits: 65,536 of them, repeated; every file is a copy of the
 first. Prints a table with a line a run: rows/s of the whole command, from the first unit's start to the last receipt,
 and while the middle half of the files was made (all workers at work); µs a row of each stage, summed over the workers
-(stages overlap within a worker); the share of the cores that was busy, and of the GPU (by nvidia-smi), between start and
-end. What binds is what is near 1: the cores or the GPU. Outputs are deleted.
+(stages overlap within a worker); the share of the cores' and of the GPU's time in use, as it was exceeded in a fifth of
+the half seconds of the run: what is near 1 binds. Outputs are deleted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -135,13 +136,13 @@ def infer(
     command += ["--batch-size", str(batch)] if batch else []
     command += ["--model", str(options.model)] if options.model else []
     command += ["--quality"] if options.quality else []
-    with gpu_watched() as seen:
-        busy, begun = core_seconds(), time.monotonic()
+    with gpu_watched() as seen, cores_watched() as busy:
+        begun = time.monotonic()
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
         except subprocess.TimeoutExpired:
             return f"not done in {LIMIT_SECONDS:.0f} s"
-        seconds, busy = time.monotonic() - begun, core_seconds() - busy
+        seconds = time.monotonic() - begun
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
         return f"exit {done.returncode}"
@@ -149,11 +150,15 @@ def infer(
     assert report["rows_out"] == report["rows_done"], report
     rows, started = report["rows_done"], report["denoising_seconds"]
     stages = " | ".join(f"{1e6 * report['stages'].get(stage, 0.0) / rows:.2f}" for stage in STAGES)
-    use, memory = seen[len(seen) // 4 :] and max(u for u, _ in seen), max((m for _, m in seen), default=0.0)
-    return (
-        f"{seconds:.1f} | {rows / seconds:,.0f} | {rows / max(started, 1e-3):,.0f} | {middle_rate(out):,.0f} | {stages} "
-        f"| {busy / seconds / CORES:.2f} | {use or 0.0:.2f} | {memory:,.0f}"
-    )
+    rates = " | ".join(f"{rate:,.0f}" for rate in (rows / seconds, rows / max(started, 1e-3), middle_rate(out)))
+    memory = max((taken for _, taken in seen), default=0.0)
+    use = f"{while_at_work(busy):.2f} | {while_at_work([share for share, _ in seen]):.2f}"
+    return f"{seconds:.1f} | {rates} | {stages} | {use} | {memory:,.0f}"
+
+
+def while_at_work(shares: list[float]) -> float:
+    """What a fifth of them exceed."""
+    return sorted(shares)[4 * len(shares) // 5] if shares else 0.0
 
 
 def middle_rate(out: Path) -> float:
@@ -171,6 +176,28 @@ def core_seconds() -> float:
     """Seconds of all cores' work since the machine started: user, nice, system."""
     fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
     return sum(int(field) for field in fields[1:4]) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def cores_watched() -> Iterator[list[float]]:
+    """A list that grows by the cores' share of time in use, twice a second."""
+    shares: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        busy, since = core_seconds(), time.monotonic()
+        while not stop.wait(0.5):
+            now = core_seconds(), time.monotonic()
+            shares.append((now[0] - busy) / (now[1] - since) / CORES)
+            busy, since = now
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield shares
+    finally:
+        stop.set()
+        thread.join()
 
 
 # --- the GPU ---------------------------------------------------------------------------------------------------------

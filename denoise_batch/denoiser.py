@@ -123,6 +123,15 @@ class Denoiser:
             raise not_a_number()
         return Denoised(**made)
 
+    def prepare(self, taken: str, polarity: Polarity, dtype: str, extras: ExtraColumns = NO_EXTRAS) -> None:
+        """Has a GPU ready for pixels of type `taken`, `uint8` or `float32`, before the first come; a CPU is.
+
+        Raises:
+            ResourceExhausted: the GPU has no memory for a single image.
+        """
+        if self.device.type == "cuda":
+            self._run(np.zeros((self.batch, 784), taken), polarity, dtype, extras)
+
     def _run(self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns) -> dict[str, Pixels]:
         """`Denoised`'s fields, on a GPU FINITE as well, in as many passes as it takes."""
         count, start = len(pixels), 0

@@ -134,6 +134,8 @@ def test_a_denoiser_halves_its_batch_and_makes_new_buffers(on_gpu: Denoiser, mon
 
     monkeypatch.setattr(denoiser, "CudaPass", on_cpu)
     pixels = of_type("uint8", 150)
+    on_gpu.prepare("uint8", Polarity.DARK_ON_LIGHT, "uint8")
+    assert on_gpu.batch == 16
     made = on_gpu.denoise(pixels, Polarity.DARK_ON_LIGHT, "uint8")
     expected = in_float32(lambda noisy: noisy / 2)(pixels, Polarity.DARK_ON_LIGHT, "uint8")
     assert np.array_equal(made.pixels, expected.pixels)

@@ -82,6 +82,8 @@ def _dying(
             if loading:
                 die()
 
+        def prepare(self, *_: object) -> None: ...
+
         def denoise(self, pixels: Any, *_: object) -> Denoised:
             if units is None:
                 die()
