@@ -26,6 +26,7 @@ from denoise_batch import publishing
 from denoise_batch.capacity import Node
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.forward import in_float32
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import infer as module
@@ -145,7 +146,7 @@ def without_ray(order: int = 0) -> Iterator[None]:
         shuffled = list(assignments)
         random.Random(order).shuffle(shuffled)
         for assignment in shuffled:
-            yield denoise_unit(assignment, options, lambda pixels: np.clip(pixels, 0, 1))
+            yield denoise_unit(assignment, options, in_float32(lambda pixels: np.clip(pixels, 0, 1)))
 
     @contextlib.contextmanager
     def connect(**_: Any) -> Iterator[None]:

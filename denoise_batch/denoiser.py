@@ -3,6 +3,7 @@
 denoiser = Denoiser(bundle, device="auto", threads=1)
 clean = denoiser(noisy)          # (n, 784) float32 → (n, 784) float32
 clean = denoiser.run(noisy, ExtraColumns(quality=True)).psnr    # the same, and what the model says of it
+shown = denoiser.denoise(pixels, Polarity.LIGHT_ON_DARK, "uint8").pixels    # a column's pixels → a column's pixels
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ import numpy as np
 import torch
 
 from denoise_batch.capacity import threads_here
+from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.errors import FlagError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
+from denoise_batch.forward import CPU_CHUNK, GPU_CHUNK, in_float32, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
+from denoise_batch.images import Polarity
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from denoise_batch.bundle import Bundle
     from denoise_batch.models.network import DenoisingNetwork
 
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
-CUDA_BATCH = 16_384
+CUDA_BATCH = 4096  # fills a GPU; a chunk of rows has a few of them, so that their copies overlap
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -71,6 +76,8 @@ class Denoiser:
             self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except torch.cuda.OutOfMemoryError as error:
             raise _no_memory() from error
+        self.chunk = GPU_CHUNK if self.device.type == "cuda" else CPU_CHUNK
+        self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -96,25 +103,82 @@ class Denoiser:
         Raises:
             ResourceExhausted: the GPU has no memory for a single image.
         """
-        count, start = len(noisy), 0
+        made = self._run(noisy, Polarity.LIGHT_ON_DARK, "float32", extras)
+        made.pop(FINITE, None)
+        return Denoised(**made)
+
+    def denoise(
+        self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns = NO_EXTRAS
+    ) -> Denoised:
+        """Denoises pixels as they stand in a column: with `extras` given, a `forward.Forward`.
+
+        Raises:
+            DenoiseBatchError: the model gave a pixel that is not a number.
+            ResourceExhausted: the GPU has no memory for a single image.
+        """
+        if self.device.type == "cpu":
+            return in_float32(lambda noisy: self.run(noisy, extras))(pixels, polarity, dtype)
+        made = self._run(pixels, polarity, dtype, extras)
+        if not made.pop(FINITE).all():
+            raise not_a_number()
+        return Denoised(**made)
+
+    def prepare(self, taken: str, polarity: Polarity, dtype: str, extras: ExtraColumns = NO_EXTRAS) -> None:
+        """Has a GPU ready for pixels of type `taken`, `uint8` or `float32`, before the first come; a CPU is.
+
+        Raises:
+            ResourceExhausted: the GPU has no memory for a single image.
+        """
+        if self.device.type == "cuda":
+            self._run(np.zeros((self.batch, 784), taken), polarity, dtype, extras)
+
+    def _run(self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns) -> dict[str, Pixels]:
+        """`Denoised`'s fields, on a GPU FINITE as well, in as many passes as it takes."""
+        count, start = len(pixels), 0
         if not count:
-            noisy = np.zeros((1, 784), np.float32)  # for the shapes
+            pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
         parts: list[dict[str, Pixels]] = []
         with torch.inference_mode():
-            while start < len(noisy):
-                part = np.ascontiguousarray(noisy[start : start + self.batch])
+            while start < len(pixels):
+                on_gpu = self.device.type == "cuda"
+                part = pixels[start:] if on_gpu else pixels[start : start + self.batch]
                 try:
-                    images = torch.from_numpy(part if part.flags.writeable else part.copy()).view(-1, 1, 28, 28)
-                    made = self._forward(images.to(self.device), extras)
-                    parts.append({name: value.cpu().numpy() for name, value in made.items()})
-                except torch.cuda.OutOfMemoryError as error:
-                    if len(part) <= 1:
-                        raise _no_memory() from error
-                    self.batch = len(part) // 2
-                    torch.cuda.empty_cache()
+                    if on_gpu:
+                        parts.append(self._pass(str(pixels.dtype), dtype, polarity, extras)(part))
+                    else:
+                        parts.append(self._on_cpu(part, extras))
+                    start += len(part)
                     continue
-                start += len(part)
-        return Denoised(**{name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]})
+                except torch.cuda.OutOfMemoryError as error:
+                    tried = self.batch if on_gpu else len(part)
+                    if tried <= 1:
+                        raise _no_memory() from error
+                # After it, because the error holds the frames that hold the memory.
+                self.batch = tried // 2
+                self._passes.clear()
+                torch.cuda.empty_cache()
+        if len(parts) == 1:
+            return {name: made[:count] for name, made in parts[0].items()}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _on_cpu(self, noisy: Pixels, extras: ExtraColumns) -> dict[str, Pixels]:
+        noisy = np.ascontiguousarray(noisy)
+        images = torch.from_numpy(noisy if noisy.flags.writeable else noisy.copy()).view(-1, 1, 28, 28)
+        return {name: value.numpy() for name, value in self._forward(images, extras).items()}
+
+    def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
+        """The GPU's pass for pixels of this form, made when it is first asked for."""
+        form = (taken, given, polarity, extras)
+        if form not in self._passes:
+            self._passes[form] = CudaPass(
+                lambda images: self._forward(images, extras),
+                self.device,
+                self.batch,
+                taken=getattr(torch, taken),
+                given=getattr(torch, given),
+                dark_on_light=polarity is Polarity.DARK_ON_LIGHT,
+            )
+        return self._passes[form]
 
     def _forward(self, images: Tensor, extras: ExtraColumns) -> dict[str, Tensor]:
         """One pass; `Denoised`'s fields."""

@@ -38,14 +38,14 @@ class Denoised:
     """What a model makes of n images.
 
     Attributes:
-        pixels: (n, 784) float32 in 0..1.
+        pixels: (n, 784) float32 in 0..1, or as a column has them (`forward.Forward`).
         psnr: (n,) float32, the denoised image's expected PSNR in dB; None unless asked for, as the following.
         noise_level: (n,) float32, at least 0: root mean square of the noise that was added to the input, blur and
             clipping not counted, in units of full ink. For uniform noise in [-r, r] this is r / √3.
         code: (n, k) float32, the bottleneck, row-major.
     """
 
-    pixels: NDArray[np.float32]
+    pixels: NDArray[Any]
     psnr: NDArray[np.float32] | None = None
     noise_level: NDArray[np.float32] | None = None
     code: NDArray[np.float32] | None = None

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
 from denoise_batch import storage
+from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import pages
@@ -68,7 +69,9 @@ def run_units(path: Path, made: Plan | None = None) -> list[tuple[Receipt | Fail
     answers = []
     for index in range(len(made)):
         unit, name = made.unit(index), f"unit-{index}.a{len(list(staging.iterdir()))}.parquet"
-        answer = denoise_unit(Assignment(unit, made.files[unit.file], 1, name), options, lambda pixels: pixels)
+        answer = denoise_unit(
+            Assignment(unit, made.files[unit.file], 1, name), options, in_float32(lambda pixels: pixels)
+        )
         answers.append((answer, staging / name))
     return answers
 

@@ -140,6 +140,7 @@ def denoise_file() -> DenoiseFile:
     dtype=None, **changes_of_UnitOptions)`; gives the receipts, the staged files in order, the plan and the options.
     """
     from denoise_batch import storage
+    from denoise_batch.forward import in_float32
     from denoise_batch.images import Polarity, output_column
     from denoise_batch.inference import denoise_unit, footers, plan
     from denoise_batch.inference.ledger import Receipt
@@ -162,7 +163,7 @@ def denoise_file() -> DenoiseFile:
             if unit_rows:
                 patch.setattr(plan, "UNIT_ROWS", unit_rows)
             if chunk_rows:
-                patch.setattr(denoise_unit, "chunk_rows", lambda _bytes: chunk_rows)
+                patch.setattr(denoise_unit, "chunk_rows", lambda *_: chunk_rows)
             made = plan.make_plan(storage.list_inputs([str(path)]).files, column, polarity, "denoised")
             output = output_column(made.column, "denoised", layout, dtype)
             options = denoise_unit.UnitOptions(
@@ -173,7 +174,7 @@ def denoise_file() -> DenoiseFile:
             for index in range(len(made)):
                 unit = made.unit(index)
                 assignment = denoise_unit.Assignment(unit, made.files[unit.file], 1, f"unit-{index:03}.parquet")
-                receipt = denoise_unit.denoise_unit(assignment, options, forward)
+                receipt = denoise_unit.denoise_unit(assignment, options, in_float32(forward))
                 assert isinstance(receipt, Receipt), receipt
                 receipts.append(receipt)
                 files.append(work / receipt.file)

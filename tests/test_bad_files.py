@@ -221,6 +221,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import bad_files as t
+from denoise_batch.forward import in_float32
 path = Path(sys.argv[1])
 made = t.planned(path)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -229,7 +230,8 @@ staging.mkdir()
 output = t.output_column(made.column, "denoised")
 options = t.UnitOptions(str(staging), made.column, output, made.polarity, t.OnBadRow.NULL, "zstd")
 unit = made.unit(len(made) // 2)
-answer = t.denoise_unit(t.Assignment(unit, made.files[0], 1, "unit.parquet"), options, lambda pixels: pixels)
+assignment = t.Assignment(unit, made.files[0], 1, "unit.parquet")
+answer = t.denoise_unit(assignment, options, in_float32(lambda pixels: pixels))
 print(len(made), unit.start, unit.rows, answer.rows_out)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import output_file, storage
+from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, decode, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import denoise_unit as module
@@ -50,7 +51,9 @@ def run(
     name = f"unit-{len(list(staging.iterdir()))}.parquet"
     assert len(plan) == 1
     unit = plan.unit(0)
-    result = denoise_unit(Assignment(unit, plan.files[0], 1, name), replace(options, **changes), forward, "test")
+    result = denoise_unit(
+        Assignment(unit, plan.files[0], 1, name), replace(options, **changes), in_float32(forward), "test"
+    )
     return result, staging / name, plan
 
 
@@ -179,7 +182,11 @@ def test_progress_and_stages_are_told(tmp_path: Path) -> None:
     )
     told: list[int] = []
     receipt = denoise_unit(
-        Assignment(plan.unit(0), plan.files[0], 1, "out.parquet"), options, halve, lambda: "at the end", told.append
+        Assignment(plan.unit(0), plan.files[0], 1, "out.parquet"),
+        options,
+        in_float32(halve),
+        lambda: "at the end",
+        told.append,
     )
     assert isinstance(receipt, Receipt), receipt
     assert len(told) > 2
@@ -292,7 +299,7 @@ def test_small_chunks_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": list(range(1000)), "image": images(1000)}), path, row_group_size=37)
     _, whole, plan = run(path)
-    monkeypatch.setattr(module, "chunk_rows", lambda _bytes: 13)
+    monkeypatch.setattr(module, "chunk_rows", lambda *_: 13)
     _, parts, _ = run(path, plan=plan)
     assert pq.read_table(whole).equals(pq.read_table(parts))
 

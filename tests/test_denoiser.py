@@ -113,7 +113,7 @@ def _unit(folder: Path, path: Path, denoiser: Denoiser, name: str = "unit.parque
         str(folder), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "none"
     )
     assignment = Assignment(plan.unit(0), plan.files[0], 1, name)
-    return denoise_unit(assignment, options, denoiser, lambda: denoiser.fingerprint)
+    return denoise_unit(assignment, options, denoiser.denoise, lambda: denoiser.fingerprint)
 
 
 @pytest.mark.skipif(not (FUSED_BFLOAT16 and INT8), reason="this PyTorch or processor has no such products")

@@ -13,6 +13,7 @@ import pytest
 
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
+from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import assembly, manifest, run_folder
@@ -63,7 +64,7 @@ def build(
             unit = run.plan.unit(index)
             name = f"unit-{index}.s{run.ledger.session}.parquet"
             receipt = denoise_unit(
-                Assignment(unit, run.plan.files[unit.file], 1, name), options, lambda x: np.clip(x, 0, 1)
+                Assignment(unit, run.plan.files[unit.file], 1, name), options, in_float32(lambda x: np.clip(x, 0, 1))
             )
             assert isinstance(receipt, Receipt), receipt
             run.ledger.commit(receipt)

@@ -42,6 +42,7 @@ from denoise_batch.errors import (
     ParquetError,
     ResumeError,
 )
+from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity
 from denoise_batch.images.encoded import UndecodableImage, decode_image
 from denoise_batch.images.layouts import output_column
@@ -311,7 +312,9 @@ def _denoise(plan: Plan, folder: Path) -> tuple[Receipt, Path]:
     options = UnitOptions(
         str(folder), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "zstd"
     )
-    receipt = denoise_unit(Assignment(plan.unit(0), plan.files[0], 1, "staged.parquet"), options, lambda x: x)
+    receipt = denoise_unit(
+        Assignment(plan.unit(0), plan.files[0], 1, "staged.parquet"), options, in_float32(lambda x: x)
+    )
     assert isinstance(receipt, Receipt), receipt
     return receipt, folder / receipt.file
 
@@ -846,7 +849,7 @@ def test_a_failure_that_repeats_a_uri_is_cleaned(unfinished: _Run, monkeypatch: 
     options = UnitOptions(
         str(unfinished.source), plan.column, output_column(plan.column, "d"), plan.polarity, OnBadRow.NULL, "zstd"
     )
-    failure = denoise_unit(Assignment(plan.unit(0), file, 1, "x.parquet"), options, lambda x: x)
+    failure = denoise_unit(Assignment(plan.unit(0), file, 1, "x.parquet"), options, in_float32(lambda x: x))
     assert not _leaks(str(failure))
 
 

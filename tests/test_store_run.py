@@ -16,6 +16,7 @@ from fault_steps import without_ray, write_source
 
 from denoise_batch import object_store, storage
 from denoise_batch.errors import DenoiseBatchError, FlagError, MissingFileError, OutputError, ResumeError
+from denoise_batch.forward import in_float32
 from denoise_batch.inference import infer as module
 from denoise_batch.inference import manifest, store_owner, store_run
 from denoise_batch.inference.denoise_unit import OnBadRow, denoise_unit
@@ -156,7 +157,7 @@ def interrupt(source: Path, after: int = 2, **changes: Any) -> None:
         for count, assignment in enumerate(assignments):
             if count == after:
                 raise KeyboardInterrupt
-            yield denoise_unit(assignment, options, lambda pixels: pixels)
+            yield denoise_unit(assignment, options, in_float32(lambda pixels: pixels))
 
     with without_ray(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "process_units", process_units)

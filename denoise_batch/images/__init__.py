@@ -6,7 +6,8 @@
 
     decoded = decode(array, column)                      # (n, 784) pixels, (n,) codes of BadReason
     noisy = to_model_input(decoded.pixels, polarity)     # float32, 0 = background, 1 = ink
-    encode(to_model_input(clean, polarity), decoded.bad, output_column(column, "denoised"))
+    shown = from_model_output(clean, polarity, "uint8")   # or "float32"
+    encode(shown, decoded.bad, output_column(column, "denoised"))
 
 How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`.
 """
@@ -25,6 +26,7 @@ from denoise_batch.images.buffers import (
     Decoded,
     Pixels,
     as_float,
+    as_numbers,
     chunks_of,
     decode,
     encode,
@@ -58,6 +60,7 @@ __all__ = [
     "encode",
     "find_image_column",
     "find_polarity",
+    "from_model_output",
     "image_candidates",
     "image_column",
     "output_column",
@@ -206,6 +209,24 @@ def to_model_input(pixels: Pixels, polarity: Polarity) -> NDArray[np.float32]:
     if polarity is Polarity.DARK_ON_LIGHT:
         out = np.subtract(np.float32(1), out, out=None if out is pixels else out)
     return out
+
+
+def from_model_output(clean: NDArray[np.float32], polarity: Polarity, dtype: str) -> Pixels:
+    """What a model gave as a column's pixels: the way back from `to_model_input`.
+
+    Args:
+        clean: (n, 784) float32, 0 = background, 1 = ink; finite.
+        polarity: of the pixels that are wanted.
+        dtype: `uint8`: rint(255 x), clipped; `float32`: as they are.
+
+    Returns:
+        (n, 784) of that type; `clean` itself where nothing is to do.
+
+    Raises:
+        ValueError: the polarity is still AUTO.
+    """
+    # The same flip that makes a scan light on dark makes the result dark on light again.
+    return as_numbers(to_model_input(clean, polarity), dtype)
 
 
 def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageColumn:

@@ -284,7 +284,7 @@ def encode(pixels: Pixels, bad: Bools | Codes | None, column: ImageColumn) -> pa
     good = None if bad is None or not np.any(bad) else np.asarray(bad) == 0
     if good is not None and len(good) != len(pixels):
         raise ValueError(f"{len(good)} marks for {len(pixels)} images")
-    numbers = _as_numbers(pixels, column.dtype)
+    numbers = as_numbers(pixels, column.dtype)
     if column.transposed:
         numbers = np.ascontiguousarray(numbers.reshape(-1, SIDE, SIDE).transpose(0, 2, 1)).reshape(-1, PIXELS)
     type_ = column.type
@@ -362,7 +362,8 @@ def as_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return out
 
 
-def _as_numbers(pixels: Pixels, dtype: str) -> Pixels:
+def as_numbers(pixels: Pixels, dtype: str) -> Pixels:
+    """Pixels as a column of this type has them (`encode`), C-contiguous; `pixels` itself where nothing is to do."""
     kind = np.dtype(dtype)
     if pixels.dtype == kind:
         return np.ascontiguousarray(pixels)

@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
-from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
-from denoise_batch.images import BadReason, Polarity, decode, encode, to_model_input
+from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
+from denoise_batch.forward import CPU_CHUNK, Chunk
+from denoise_batch.images import BadReason, Polarity, decode, encode
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.pages import check_pages
@@ -37,14 +38,10 @@ from denoise_batch.store_prefix import StorePrefix
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from denoise_batch.forward import Forward
     from denoise_batch.images.layouts import ImageColumn
     from denoise_batch.inference.plan import PlannedFile, Unit
 
-    Forward = Callable[[Any], Any]
-
-_CHUNK_BYTES = 12 << 20  # of decoded Parquet and float32 pixels in one chunk
-_CHUNK_ROWS = 4096
-_MODEL_ROW_BYTES = 784 * 4 * 3  # float32 pixels in, out, and one copy
 _STAGES = ("read", "decode", "forward", "encode", "write", "verify")
 _Item = TypeVar("_Item")
 
@@ -77,6 +74,11 @@ class UnitOptions:
     compression: str
     extras: ExtraColumns = NO_EXTRAS
 
+    @property
+    def pixel_dtype(self) -> str:
+        """Of the pixels that the model is to give: float16 and float64 are made of float32."""
+        return "uint8" if self.output.dtype == "uint8" else "float32"
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -98,19 +100,20 @@ def denoise_unit(
     forward: Forward,
     fingerprint: str | Callable[[], str] = "",
     on_rows: Callable[[int], None] = lambda _: None,
+    chunk: Chunk = CPU_CHUNK,
 ) -> Receipt | Failure:
     """Makes one unit's output file, or says why not; never raises for what data, files or disks do.
 
     Args:
-        forward: (n, 784) float32 noisy pixels → (n, 784) float32 denoised, or `Denoised` with what the extra columns
-            need.
+        forward: the model, which gives what the extra columns need as well.
         fingerprint: goes into the receipt; asked for at the end, where `forward` may change it.
         on_rows: told the rows denoised so far, now and then.
+        chunk: how much `forward` is given at a time.
     """
     try:
         if storage.is_uri(options.staging):
-            return _denoise_for_store(assignment, options, forward, fingerprint, on_rows)
-        return _denoise(assignment, options, forward, fingerprint, on_rows)
+            return _denoise_for_store(assignment, options, forward, fingerprint, on_rows, chunk)
+        return _denoise(assignment, options, forward, fingerprint, on_rows, chunk)
     except (DataChanged, JobFailed, ResourceExhausted) as error:
         return _failure(assignment, error.message, error)
     except DenoiseBatchError as error:
@@ -156,11 +159,12 @@ def _denoise_for_store(
     forward: Forward,
     fingerprint: str | Callable[[], str],
     on_rows: Callable[[int], None],
+    chunk: Chunk,
 ) -> Receipt:
     """Makes and verifies the files on this machine, then uploads them: the receipt comes after they are there."""
     store = StorePrefix.at(options.staging)
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
-        receipt = _denoise(assignment, replace(options, staging=folder), forward, fingerprint, on_rows)
+        receipt = _denoise(assignment, replace(options, staging=folder), forward, fingerprint, on_rows, chunk)
         begun = time.monotonic()
         for name in receipt.staged:
             store.put(name, Path(folder, name))
@@ -175,6 +179,7 @@ def _denoise(
     forward: Forward,
     fingerprint: str | Callable[[], str],
     on_rows: Callable[[int], None],
+    chunk: Chunk,
 ) -> Receipt:
     unit, started = assignment.unit, time.monotonic()
     clock = dict.fromkeys(_STAGES, 0.0)
@@ -184,7 +189,7 @@ def _denoise(
     target = Path(options.staging, assignment.name)
     with open_parquet(assignment.file.path) as source:
         schema = output_schema(source.schema_arrow, options.output.field, *options.extras.fields(options.output.name))
-        chunk = chunk_rows(assignment.file.row_bytes)
+        rows = chunk_rows(assignment.file.row_bytes, chunk)
         images = (options.column, options.output)
         with (
             OutputFile(target, schema, images, compression=options.compression) as file,
@@ -198,7 +203,7 @@ def _denoise(
 
             writing: deque[Future[None]] = deque()
             done = 0
-            for batch in _prefetched(read_unit(source, unit, chunk, assignment.file.path), clock, "read"):
+            for batch in _prefetched(read_unit(source, unit, rows, assignment.file.path, chunk), clock, "read"):
                 columns, codes = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
                 out = [pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)]
@@ -250,16 +255,10 @@ def _denoise_batch(
     """The batch's new columns, and the code of every row's fault."""
     with _timed(clock, "decode"):
         decoded = decode(batch.column(options.column.name), options.column)
-        noisy = to_model_input(decoded.pixels, options.polarity)
     with _timed(clock, "forward"):
-        made = forward(noisy)
-    denoised = made if isinstance(made, Denoised) else Denoised(made)
-    clean = denoised.pixels
-    if not np.isfinite(clean).all():
-        raise DenoiseBatchError("the model gave a pixel that is not a number", hint="")
+        denoised = forward(decoded.pixels, options.polarity, options.pixel_dtype)
     with _timed(clock, "encode"):
-        # The same flip that makes a scan light on dark makes the result dark on light again.
-        column = encode(to_model_input(clean, options.polarity), decoded.bad, options.output)
+        column = encode(denoised.pixels, decoded.bad, options.output)
         return [column, *options.extras.arrays(denoised, decoded.bad)], decoded.bad
 
 
@@ -330,23 +329,26 @@ def _check_unchanged(file: PlannedFile) -> None:
         )
 
 
-def chunk_rows(row_bytes: int) -> int:
+def chunk_rows(row_bytes: int, chunk: Chunk = CPU_CHUNK) -> int:
     """Rows worked on at a time, so that one chunk stays within a fixed number of bytes."""
-    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (row_bytes + _MODEL_ROW_BYTES)))
+    return max(1, min(chunk.most_rows, chunk.most_bytes // (row_bytes + chunk.pixel_bytes)))
 
 
-def read_unit(source: pq.ParquetFile, unit: Unit, rows: int, path: str = "") -> Iterator[pa.RecordBatch]:
+def read_unit(
+    source: pq.ParquetFile, unit: Unit, rows: int, path: str = "", chunk: Chunk = CPU_CHUNK
+) -> Iterator[pa.RecordBatch]:
     """A unit's rows in order, in batches of at most `rows`.
 
     Args:
         path: of the file, whose page headers are checked before anything is decompressed.
+        chunk: fewer rows are read where dictionary entries would make a batch larger.
 
     Raises:
         DenoiseBatchError: the row groups hold fewer or more rows than the footer claims, or a page is too large.
     """
     groups = list(range(unit.first_group, unit.last_group + 1))
     if path:
-        rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups)))
+        rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups), chunk))
         check_int96(path, source, groups)
     skip, left = unit.skip, unit.rows
     whole = unit.skip == 0 and unit.rows == sum(source.metadata.row_group(group).num_rows for group in groups)

@@ -22,6 +22,8 @@ from denoise_batch.progress import duration
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
+    from denoise_batch.extra_columns import Denoised
+    from denoise_batch.images import Polarity
     from denoise_batch.images.layouts import ImageColumn
     from denoise_batch.inference.plan import Plan
 
@@ -214,12 +216,14 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
             settings.extras,
         )
 
-        def forward(noisy: Any) -> Any:
-            return denoiser.run(noisy, settings.extras)
+        def forward(pixels: Any, polarity: Polarity, dtype: str) -> Denoised:
+            return denoiser.denoise(pixels, polarity, dtype, settings.extras)
 
         def denoise(name: str, most: int) -> Receipt:
             part = replace(unit, rows=min(unit.rows, most))
-            result = denoise_unit(Assignment(part, plan.files[unit.file], 1, name), options, forward)
+            result = denoise_unit(
+                Assignment(part, plan.files[unit.file], 1, name), options, forward, chunk=denoiser.chunk
+            )
             if isinstance(result, Receipt):
                 return result
             raise DenoiseBatchError(f"{storage.redact(plan.files[unit.file].path)}: {result.reason}", hint="")

@@ -33,6 +33,8 @@ from denoise_batch.storage import is_uri
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from denoise_batch.extra_columns import Denoised
+    from denoise_batch.images import Polarity
     from denoise_batch.inference.pool_size import PoolSize
     from denoise_batch.precision import Precision
 
@@ -173,6 +175,8 @@ class DenoiseUnit:
         self._denoiser = Denoiser(
             bundle, device=model.device, threads=size.threads, batch=model.batch, precision=model.precision
         )
+        taken = "uint8" if options.column.dtype == "uint8" else "float32"
+        self._denoiser.prepare(taken, options.polarity, options.pixel_dtype, options.extras)
         # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
         self._thread = ThreadPoolExecutor(1)
         self._metrics = UnitMetrics()
@@ -192,7 +196,13 @@ class DenoiseUnit:
         yield _answer("working", asdict(Working(unit.index, 0)))
         self._metrics.begin()
         future = self._thread.submit(
-            denoise_unit, Assignment(unit, file, **fields), self._options, self._forward, self._fingerprint, on_rows
+            denoise_unit,
+            Assignment(unit, file, **fields),
+            self._options,
+            self._forward,
+            self._fingerprint,
+            on_rows,
+            self._denoiser.chunk,
         )
         seen, since = done, time.monotonic()
         while not wait([future], timeout=_PROGRESS_SECONDS).done:
@@ -210,8 +220,8 @@ class DenoiseUnit:
         self._metrics.end(result)
         yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
 
-    def _forward(self, noisy: Any) -> Any:
-        return self._denoiser.run(noisy, self._options.extras)
+    def _forward(self, pixels: Any, polarity: Polarity, dtype: str) -> Denoised:
+        return self._denoiser.denoise(pixels, polarity, dtype, self._options.extras)
 
     def _fingerprint(self) -> str:
         import pyarrow as pa
