@@ -195,6 +195,26 @@ def test_bfloat16_costs_no_quality(noisy: tuple[Any, Any]) -> None:
     assert_recorded(quick)
 
 
+def test_the_pass_of_our_own_kernels_gives_what_the_layers_give(noisy: tuple[Any, Any]) -> None:
+    exact, quick = denoiser().model, denoiser(precision=Precision.BFLOAT16).model
+    if quick._on_gpu is None:
+        pytest.skip("no Triton, or no bfloat16, here")
+    images = torch.from_numpy(noisy[0][:1000]).view(-1, 1, 28, 28).cuda()
+    images[1, 0, 3, 5] = np.nan
+    images[2, 0, 27, 27] = np.inf
+    images[3] = 0.0
+    with torch.inference_mode():
+        ours, quality = quick.logits_and_quality(images)
+        theirs, expected = exact.logits_and_quality(images)
+        assert ours[1].isnan().all()
+        assert ours[2].isnan().all()
+        ours, theirs = (torch.sigmoid(logits)[3:].reshape(-1, 784) for logits in (ours, theirs))
+        assert float((ours - theirs).square().mean()) < 10**-4.8
+        assert float((quality - expected)[3:, 0].abs().mean()) < 0.1
+        assert float((quality - expected)[3:, 1].abs().mean()) < 0.01
+        assert torch.equal(quick(images[3:]).reshape(-1, 784), ours)
+
+
 @pytest.mark.parametrize("folder", [SHIPPED_FOLDER, SEED_FOLDER], ids=["shipped", "seed"])
 def test_models_that_ship_give_what_they_give_on_a_cpu(noisy: tuple[Any, Any], folder: Path) -> None:
     on_cpu = Denoiser(read_bundle(folder), device="cpu", precision=Precision.FLOAT32)
