@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
 
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
-CUDA_BATCH = 4096  # fills a GPU; a chunk of rows has a few of them, so that their copies overlap
+CUDA_BATCH = 4096  # a chunk of rows, which fills a GPU
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -67,8 +67,7 @@ class Denoiser:
             raise FlagError("--device cuda: no CUDA device here", hint="give --device cpu or auto")
         self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory()  # pixels alone, which a GPU's worker takes and frees, cost 0.2 µs a row without
         # Channels last is the order that both oneDNN and cuDNN compute in; it halves the time of small networks.
         try:
             model = bundle.load(str(self.device)).eval()
