@@ -9,6 +9,8 @@ graph, and launched as one.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -141,6 +143,7 @@ class CudaPass:
         try:
             # Other threads may use the device meanwhile. The outer stream is left whatever the recording's end does.
             with (
+                undisturbed(),
                 torch.cuda.stream(computing),
                 torch.cuda.graph(graph, self._pool, computing, capture_error_mode="thread_local"),
             ):
@@ -152,6 +155,8 @@ class CudaPass:
             if isinstance(error.__context__, ran_out):  # the recording's end failed after it
                 raise error.__context__ from error
             self.eager = True
+            with contextlib.suppress(AttributeError, RuntimeError):  # else no memory is ever given back again
+                torch._C._cuda_endAllocateToPool(self._noisy.device.index or 0, self._pool)
             warnings.warn(f"the model cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
             return None
         self._graphs[size] = graph
@@ -176,6 +181,19 @@ class CudaPass:
         if self._given == torch.uint8:
             pixels = (pixels * 255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
         return made | {"pixels": pixels, FINITE: finite}
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keeps Python from collecting garbage: a graph that is destroyed while another is recorded spoils it."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Part:

@@ -8,6 +8,7 @@ shown = denoiser.denoise(pixels, Polarity.LIGHT_ON_DARK, "uint8").pixels    # a 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,14 +164,14 @@ class Denoiser:
     def _on_cpu(self, noisy: Pixels, extras: ExtraColumns) -> dict[str, Pixels]:
         noisy = np.ascontiguousarray(noisy)
         images = torch.from_numpy(noisy if noisy.flags.writeable else noisy.copy()).view(-1, 1, 28, 28)
-        return {name: value.numpy() for name, value in self._forward(images, extras).items()}
+        return {name: value.numpy() for name, value in forward_pass(self.model, extras, images).items()}
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
         """The GPU's pass for pixels of this form, made when it is first asked for."""
         form = (taken, given, polarity, extras)
         if form not in self._passes:
             self._passes[form] = CudaPass(
-                lambda images: self._forward(images, extras),
+                partial(forward_pass, self.model, extras),
                 self.device,
                 self.batch,
                 taken=getattr(torch, taken),
@@ -179,21 +180,22 @@ class Denoiser:
             )
         return self._passes[form]
 
-    def _forward(self, images: Tensor, extras: ExtraColumns) -> dict[str, Tensor]:
-        """One pass; `Denoised`'s fields."""
-        if extras.code:
-            code = self.model.code(images)
-            clean = torch.sigmoid(self.model.decode(code).float())
-            return {"pixels": clean.reshape(-1, 784), "code": code.flatten(1)}
-        if extras.quality:
-            logits, quality = self.model.logits_and_quality(images)
-            clean = torch.sigmoid(logits.float())
-            return {
-                "pixels": clean.reshape(-1, 784),
-                "psnr": quality[:, 0],
-                "noise_level": quality[:, 1].clamp_min(0.0),
-            }
-        return {"pixels": self.model(images).reshape(-1, 784)}
+
+def forward_pass(model: DenoisingNetwork, extras: ExtraColumns, images: Tensor) -> dict[str, Tensor]:
+    """One pass of (n, 1, 28, 28) float32 images; `Denoised`'s fields."""
+    if extras.code:
+        code = model.code(images)
+        clean = torch.sigmoid(model.decode(code).float())
+        return {"pixels": clean.reshape(-1, 784), "code": code.flatten(1)}
+    if extras.quality:
+        logits, quality = model.logits_and_quality(images)
+        clean = torch.sigmoid(logits.float())
+        return {
+            "pixels": clean.reshape(-1, 784),
+            "psnr": quality[:, 0],
+            "noise_level": quality[:, 1].clamp_min(0.0),
+        }
+    return {"pixels": model(images).reshape(-1, 784)}
 
 
 def lower_precision(model: DenoisingNetwork, precision: Precision, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from test_cuda_pass import of_type, three_quarters
 from denoise_batch import storage
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.cuda_pass import FINITE, CudaPass
-from denoise_batch.denoiser import Denoiser
+from denoise_batch.denoiser import Denoiser, forward_pass
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.evaluation.metrics import pooled_psnr
@@ -67,7 +67,7 @@ def eager(model: Denoiser, pixels: NDArray[Any], polarity: Polarity, dtype: str,
 
     def forward(noisy: NDArray[np.float32]) -> Denoised:
         with torch.inference_mode():
-            made = model._forward(torch.from_numpy(noisy.copy()).view(-1, 1, 28, 28).cuda(), extras)
+            made = forward_pass(model.model, extras, torch.from_numpy(noisy.copy()).view(-1, 1, 28, 28).cuda())
             return Denoised(**{name: value.cpu().numpy() for name, value in made.items()})
 
     return in_float32(forward)(pixels, polarity, dtype)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from denoise_batch.cuda_pass import undisturbed
 from denoise_batch.noise import NoiseRecipe, noise_level
 from denoise_batch.training.batches import draw_noise, noise_generator
 from denoise_batch.training.objective import Outputs, cross_entropy, quality_loss, weight_of
@@ -156,7 +157,10 @@ class _Recorded:
         self._graph.register_generator_state(self._generator)
         # On the stream of the steps before, as far as that is one that can be recorded.
         stream = torch.cuda.current_stream()
-        with torch.cuda.graph(self._graph, stream=None if stream == torch.cuda.default_stream() else stream):
+        with (
+            undisturbed(),
+            torch.cuda.graph(self._graph, stream=None if stream == torch.cuda.default_stream() else stream),
+        ):
             self._losses: Tensor = step(self._batch, self._generator)
 
     def replay(self, batch: Batch, seed: int, number: int) -> Tensor:
