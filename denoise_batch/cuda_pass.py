@@ -131,7 +131,7 @@ class CudaPass:
 
     def _graph(self, size: int) -> torch.cuda.CUDAGraph | None:
         """The graph of so many images, recorded where it is not yet; None where the model cannot be recorded."""
-        if self.eager or size in self._graphs:
+        if size in self._graphs or self.eager:
             return self._graphs.get(size)
         computing = self._streams[1]
         torch.cuda.synchronize()
@@ -148,14 +148,9 @@ class CudaPass:
                 torch.cuda.graph(graph, self._pool, computing, capture_error_mode="thread_local"),
             ):
                 self._fill(size)
-        except RuntimeError as error:
-            ran_out = torch.cuda.OutOfMemoryError
-            if isinstance(error, ran_out):
-                raise
-            if isinstance(error.__context__, ran_out):  # the recording's end failed after it
-                raise error.__context__ from error
+        except RuntimeError as error:  # of memory too, which the passes before had: they do without graphs as well
             self.eager = True
-            with contextlib.suppress(AttributeError, RuntimeError):  # else no memory is ever given back again
+            with contextlib.suppress(AttributeError, RuntimeError):  # or no memory would ever be given back again
                 torch._C._cuda_endAllocateToPool(self._noisy.device.index or 0, self._pool)
             warnings.warn(f"the model cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
             return None

@@ -174,7 +174,6 @@ def test_the_batch_is_halved_when_memory_runs_out(noisy: tuple[Any, Any]) -> Non
     assert made.noise_level is not None
     assert_same(Denoised(made.pixels[:5000], made.psnr[:5000], made.noise_level[:5000]), expected)
     assert np.abs(made.pixels[60_000:].astype(int) - made.pixels[:5536].astype(int)).max() <= 1  # they repeat
-    assert_recorded(model)
     assert f"; batch {batch}; " in model.fingerprint
 
 

@@ -13,6 +13,7 @@ header of model.safetensors says what model.json says. `Bundle.load` makes the n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from denoise_batch import publishing
+from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, parse_json, read_file, read_tensors
 from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
@@ -216,6 +217,7 @@ def save_bundle(
             "file": WEIGHTS_FILE,
             "sha256": hashlib.sha256(content).hexdigest(),
             "bytes": len(content),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "tensors": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()},
         },
         "noise": card.noise,
@@ -260,12 +262,11 @@ def _umask() -> int:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("denoise-batch", "torch", "ray", "numpy", "safetensors"):
-        try:
+    # Ours is not asked of the installation: a source folder need not be installed.
+    found = {"python": platform.python_version(), "denoise-batch": __version__}
+    for package in ("torch", "ray", "numpy", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a source folder that is not installed
-            continue
     return found
 
 

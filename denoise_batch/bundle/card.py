@@ -20,7 +20,7 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = ()) -> str:
     """
     weights, metrics, recipe = model["weights"], model["metrics"], model["recipe"]
     tensors = weights["tensors"].values()
-    count = sum(_product(tensor["shape"]) for tensor in tensors)
+    count = weights.get("parameters") or sum(_product(tensor["shape"]) for tensor in tensors)
     sections = [
         f"# {model['architecture']}: a denoiser of 28×28 digit images",
         f"Made by denoise-batch {model['versions'].get('denoise-batch', '')} on {model['created'][:10]}. "
@@ -87,6 +87,8 @@ def _training(model: dict[str, Any]) -> str:
             f"r from {half_range[0]:g} to {half_range[1]:g}"
             + "".join(f"; {noise[key]:.0%} of the images {said}" for key, said in _KINDS.items() if noise.get(key))
         )
+    if "init" in data:
+        lines.append(f"- Began with the weights {data['init']['sha256'][:12]}…{_before(data['init'])}")
     if "images_trained" in metrics:
         lines.append(
             f"- {metrics['images_trained']:,} images in {metrics['seconds']:,.0f} s, "
@@ -96,6 +98,14 @@ def _training(model: dict[str, Any]) -> str:
         lines.append(f"- Command: `{model['command']}`")
     lines.append(f"- Versions: {_pairs(model['versions'])}")
     return "\n".join(lines)
+
+
+def _before(initial: dict[str, Any]) -> str:
+    """What is known of the training of the weights that a training began with."""
+    trained = (
+        f" of {initial['images_trained']:,} images in {initial['seconds']:,.0f} s" if initial["images_trained"] else ""
+    )
+    return f", of a training{trained}: `{initial['command']}`" if initial["command"] else ""
 
 
 def _quality(metrics: dict[str, Any], history: Sequence[EpochRow]) -> str:

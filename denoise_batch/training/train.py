@@ -109,7 +109,7 @@ def train(
         state, weights = read_finished(folder / "finished")
         network = models.build(recipe.architecture, recipe.parameters)
         network.load_state_dict(weights)
-        card = _card(settings, recipe, parquet, state, network.parameters_json)
+        card = _card(settings, recipe, parquet, state, network.parameters_json, initial)
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)
     return read_bundle(output)
@@ -364,10 +364,14 @@ def _card(
     parquet: ParquetImages | None,
     state: TrainingState,
     parameters: dict[str, Any],
+    initial: Bundle | None,
 ) -> BundleCard:
     rows = state.history
     kept = rows[state.best_epoch - 1] if recipe.keep == "best" else rows[-1]
     data = {"source": "MNIST"} if parquet is None else parquet.identity()
+    if initial is not None:
+        trained = {name: initial.metrics.get(name, 0) for name in ("images_trained", "seconds")}
+        data |= {"init": {"sha256": initial.sha256, "command": initial.model["command"], **trained}}
     return BundleCard(
         architecture=recipe.architecture,
         parameters=parameters,
