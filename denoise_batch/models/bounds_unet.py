@@ -21,20 +21,38 @@ Beside the image it says how good it takes the image to be (`quality_head`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
 from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of
-from denoise_batch.models.int8 import INT8, IntegerPass
+from denoise_batch.models.int8 import INT8, LEVELS, IntegerPass, rounded
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
 from denoise_batch.models.two_scales import PLANES, Passed, TwoScales
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from torch import Tensor
+
+
+_SHARES = (1.0, 0.8, 0.64, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the largest value, that `measure` tries
+_TRIED = 320  # images it tries them on
+
+
+@contextlib.contextmanager
+def _hooked(layers: Iterable[nn.Module], hook: Any) -> Iterator[None]:
+    """Has `hook` see, and perhaps replace, what the layers give."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class BoundsUNet(TwoScales):
@@ -90,19 +108,27 @@ class BoundsUNet(TwoScales):
 
     @torch.no_grad()
     def measure(self, noisy: Tensor) -> None:
+        """Chooses, layer by layer, what the largest of 8-bit values is to stand for.
+
+        A value as large as any layer gives is rare, mostly stands for a pixel that is beyond doubt, and makes the steps
+        of all others coarse. So that share of it is taken with which the image comes out best if this layer alone is
+        rounded: the larger values are cut off.
+        """
+        layers = self.measured_layers()
         found: list[Tensor] = []
-        hooks = [
-            layer.register_forward_hook(lambda _, __, made: found.append(made.amax()))
-            for layer in self.measured_layers()
-        ]
-        try:
+        with _hooked(layers, lambda _, __, made: found.append(made.amax())):
             for part in torch.split(noisy, 256):
-                found.clear()
-                self.logits(part)
-                torch.maximum(self.largest, torch.stack(found), out=self.largest)
-        finally:
-            for hook in hooks:
-                hook.remove()
+                self(part)
+        self.largest.copy_(torch.stack(found).view(-1, len(layers)).amax(dim=0))
+        few = noisy[:: -(-len(noisy) // _TRIED)]
+        exact = self(few)
+        for place, layer in enumerate(layers):
+            errors = []
+            for share in _SHARES:
+                step = (share * self.largest[place] / LEVELS).clamp_min(1e-9)
+                with _hooked([layer], lambda _, __, made, step=step: rounded(made, step)):
+                    errors.append((self(few) - exact).square_().mean())
+            self.largest[place] *= _SHARES[int(torch.stack(errors).argmin())]
 
     def to_int8(self) -> None:
         if INT8 and bool(self.largest.all()):

@@ -1,10 +1,10 @@
 """The default network's pass in 8-bit integers, for CPUs that multiply these faster than any other numbers.
 
 Every layer of `BoundsUNet` ends in a ReLU, so what it gives lies between 0 and a largest value, which a training
-measures at its end and keeps with the weights (`BoundsUNet.largest`). 255 stands for it. A weight is one of 255
-multiples of a step that its output channel has. oneDNN multiplies such numbers, sums them up exactly, and makes the
-next 8 bits on the way out of the product. What costs next to nothing stays as it is: the inner layers of the
-bottleneck, and the logits, which are float32.
+chooses at its end and keeps with the weights (`BoundsUNet.largest`). 255 stands for it, and for what is larger. A
+weight is one of 255 multiples of a step that its output channel has. oneDNN multiplies such numbers, sums them up
+exactly, and makes the next 8 bits on the way out of the product. What costs next to nothing stays as it is: the inner
+layers of the bottleneck, and the logits, which are float32.
 
 These are the operations that PyTorch's own quantization for x86 leads to; called by name, they need no compiler on the
 user's machine.
@@ -33,12 +33,12 @@ _OPERATIONS = ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear
 INT8 = FUSED and all(hasattr(torch.ops.onednn, name) for name in _OPERATIONS)
 """Whether this PyTorch has the operations at all."""
 
-_LARGEST = 255  # of an activation, unsigned
+LEVELS = 255
+"""The largest of an activation's integers."""
 
-# The first layer's input. Pixels from -2 to 3.1 are told apart in fiftieths; bounds, which lie within 0..1 and say the
-# same more closely, and shares in 155ths. One number stands for 0 in all planes, as the edge is padded with it.
-_ZERO, _PIXELS, _UNITS = 100, 50.0, 155.0
-_PLANE_SCALES = (*[_PIXELS] * 4, *[_UNITS] * 8, _PIXELS, *[_UNITS] * 3)
+# The first layer's input: from -2 to 3.1 in fiftieths, all planes alike. Bounds and shares could have finer steps, but
+# then a pixel's weight would be in coarser ones than a bound's, and the network lives on differences of the two.
+_ZERO, _PER_UNIT = 100, 50.0
 
 _FLOAT32: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # as an output: no step, no ReLU
 
@@ -47,14 +47,12 @@ class IntegerPass:
     """The pass of a network, from its weights as they are when this is made: float32, and `largest` measured."""
 
     def __init__(self, network: BoundsUNet) -> None:
-        inlet, fine_in, down, *steps = (network.largest / _LARGEST).clamp_min(1e-9).tolist()
+        inlet, fine_in, down, *steps = (network.largest / LEVELS).clamp_min(1e-9).tolist()
         coarse_in, steps = [down, *steps[: len(network.coarse_in)]], steps[len(network.coarse_in) :]
         whole, expand, *steps = steps
         coarse_out, (up, join, fine_out) = [expand, *steps[:-3]], steps[-3:]
         self._coarse_step, self._fine_step, self._whole_step = coarse_out[-1], fine_out, whole
-        scales = torch.tensor(_PLANE_SCALES)
-        self._sign_scales = scales[-4:]
-        self._inlet = _Conv(network.inlet, 1.0, inlet, zero=_ZERO, weight=network.inlet.weight / scales[:, None, None])
+        self._inlet = _Conv(network.inlet, 1.0 / _PER_UNIT, inlet, zero=_ZERO)
         self._fine_in = _Conv(network.fine_in, inlet, fine_in)
         self._down = _Conv(network.down, fine_in, down)
         self._coarse_in = _chain(network.coarse_in, coarse_in)
@@ -96,7 +94,7 @@ class IntegerPass:
         """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""
         half_range = signs[..., :1]
         lower, upper = (pixels - half_range).clamp_min_(0.0), (pixels + half_range).clamp_max_(1.0)
-        scaled = (pixels * _PIXELS, lower.mul_(_UNITS), upper.mul_(_UNITS), signs * self._sign_scales)
+        scaled = (pixels * _PER_UNIT, lower.mul_(_PER_UNIT), upper.mul_(_PER_UNIT), signs * _PER_UNIT)
         return side_by_side(*(_as_integers(part.add_(_ZERO)) for part in scaled))
 
 
@@ -108,7 +106,6 @@ class _Conv:
         step_in, step_out: what 1 stands for; without `step_out` conv(x) comes as float32.
         step_other: of what is added; None where it is x's.
         zero: what stands for 0 in x.
-        weight: in place of the layer's own.
     """
 
     def __init__(
@@ -119,9 +116,8 @@ class _Conv:
         step_other: float | None = None,
         *,
         zero: int = 0,
-        weight: Tensor | None = None,
     ) -> None:
-        rounded, self._steps = _in_steps(layer.weight if weight is None else weight)
+        rounded, self._steps = _in_steps(layer.weight)
         self._zero = zero
         self._bias, self._step_in, self._step_out = layer.bias, step_in, step_out
         self._step_other = step_in if step_other is None else step_other
@@ -181,10 +177,15 @@ def _in_steps(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / steps.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), steps
 
 
+def rounded(values: Tensor, step: Tensor) -> Tensor:
+    """What is left of a layer's values where a step stands for 1."""
+    return values.div(step).round_().clamp_(0, LEVELS).mul_(step)
+
+
 def _copy(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.channels_last)
 
 
 def _as_integers(x: Tensor) -> Tensor:
     """The nearest of 0 to 255, uint8; x is lost. By way of int16, which PyTorch is faster at."""
-    return x.round_().clamp_(0, _LARGEST).to(torch.int16).to(torch.uint8)
+    return x.round_().clamp_(0, LEVELS).to(torch.int16).to(torch.uint8)

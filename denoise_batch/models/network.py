@@ -49,7 +49,8 @@ class DenoisingNetwork(nn.Module):
         """Notes, with the weights, what the network must know of its own values for `to_int8`.
 
         Args:
-            noisy: (n, 1, 28, 28) float32, images of all kinds that it is for, on its device; it is in float32 itself.
+            noisy: (n, 1, 28, 28) float32, images of all kinds that it is for, in any order of kinds, on its device; it
+                is in float32 itself.
         """
 
     def logits(self, noisy: Tensor) -> Tensor:
