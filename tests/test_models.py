@@ -237,7 +237,7 @@ def test_integers_change_little_and_only_what_was_measured() -> None:
         network.to_int8()
         rounded, rounded_quality = network.logits_and_quality(noisy)
         error = float((torch.sigmoid(rounded) - torch.sigmoid(exact)).square().mean().sqrt())
-        assert 0.0 < error < 0.01
+        assert 0.0 < error < 0.03
         torch.testing.assert_close(rounded_quality, quality, rtol=0.0, atol=1.0)
         assert torch.equal(network.logits(noisy), rounded)
         network.largest *= 0.7  # values beyond what was measured are cut off; they do not come round to 0

@@ -29,9 +29,11 @@ HEAD, LAPTOP, GPU_NODE = Node(4, 0), Node(2, 0), Node(16, 4)
         ([LAPTOP], (1, 8), 100, PoolSize(1, 2, 8, 1, 0.9, 0.0)),
         ([LAPTOP], (4, 8), 100, PoolSize(4, 4, 8, 1, 0.9, 0.0)),
         ([LAPTOP], (4, 8), 3, PoolSize(3, 3, 3, 1, 0.9, 0.0)),
-        # One for each GPU of the nodes that have some; four cores each.
-        ([HEAD, GPU_NODE], None, 100, PoolSize(1, 4, 100, 4, 0.9, 1.0)),
-        ([HEAD, GPU_NODE, Node(8, 1)], 3, 100, PoolSize(1, 3, 3, 4, 0.9, 1.0)),
+        # One for each core of the nodes that have GPUs, as far as these hold them.
+        ([HEAD, GPU_NODE], None, 100, PoolSize(1, 16, 100, 1, 0.9, 0.25)),
+        ([HEAD, GPU_NODE, Node(8, 1)], 3, 100, PoolSize(1, 3, 3, 1, 0.9, 0.25)),
+        ([Node(6, 1)], None, 100, PoolSize(1, 6, 100, 1, 0.9, 0.1666)),
+        ([Node(32, 1)], None, 100, PoolSize(1, 8, 100, 4, 0.9, 0.125)),
         ([Node(1, 2)], None, 100, PoolSize(1, 2, 100, 1, 0.45, 1.0)),
     ],
 )
@@ -41,6 +43,7 @@ def test_sizes(nodes: list[Node], workers: WorkerCount | None, units: int, size:
 
 def test_a_share_of_a_gpu_puts_several_actors_on_each() -> None:
     assert pool_size([GPU_NODE], None, "cuda", 100, gpu_share=0.5) == PoolSize(1, 8, 100, 2, 0.9, 0.5)
+    assert pool_size([GPU_NODE], None, "cuda", 100, gpu_share=1.0) == PoolSize(1, 4, 100, 4, 0.9, 1.0)
 
 
 def test_cpu_is_cpu_where_there_are_gpus() -> None:
@@ -49,7 +52,7 @@ def test_cpu_is_cpu_where_there_are_gpus() -> None:
 
 def test_gpus_that_an_autoscaler_may_bring_are_waited_for() -> None:
     for device in ("auto", "cuda"):
-        assert pool_size([HEAD], None, device, 100, to_come=[GPU_NODE]) == PoolSize(1, 1, 100, 4, 0.9, 1.0)
+        assert pool_size([HEAD], None, device, 100, to_come=[GPU_NODE]) == PoolSize(1, 1, 100, 1, 0.9, 0.25)
 
 
 @pytest.mark.parametrize("to_come", [[], [HEAD]])

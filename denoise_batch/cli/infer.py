@@ -100,12 +100,15 @@ def infer(
         str | None,
         typer.Option(
             metavar="N|A:B",
-            help="Ray actors: at most N, or A to B. Default: one for each GPU, or each core, as machines come and go.",
+            help="Ray actors: at most N, or A to B. Default: one a core, at most 8 a GPU, as machines come and go.",
         ),
     ] = None,
     gpus_per_worker: Annotated[
-        float, typer.Option(metavar="X", help="Share of a GPU for each actor: 0.5 puts two on each.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            metavar="X", help="Share of a GPU for each actor: 0.5 puts two on each. Default: one a core, at most 8."
+        ),
+    ] = None,
     device: Device = "auto",
     batch: Annotated[
         int | None,

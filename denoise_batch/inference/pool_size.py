@@ -1,7 +1,11 @@
-"""How many actors denoise, and what each takes of the cluster: one for each GPU, or a single-threaded one a core."""
+"""How many actors denoise, and what each takes of the cluster: a single-threaded one a core, on GPUs several to each.
+
+A GPU computes faster than one actor reads and writes Parquet, so cores decide there as well (docs/benchmarks.md).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from denoise_batch.worker_count import WorkerCount
+
+
+_MOST_ON_A_GPU = 8
+"""Each takes some 1.2 GB of its memory: so many fit on the smallest GPUs of today's clouds, of 16 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ def pool_size(
     device: str,
     units: int,
     *,
-    gpu_share: float = 1.0,
+    gpu_share: float | None = None,
     to_come: Sequence[Node] = (),
 ) -> PoolSize:
     """Sizes the pool for the cluster as it is; whatever joins later is used by more actors of the same size.
@@ -50,7 +58,7 @@ def pool_size(
         workers: the most actors, or the fewest and the most, or None: as many as the units can use.
         device: `auto`, `cpu` or `cuda`.
         units: of the whole run, so that a resumed or retried part of it computes with the same threads.
-        gpu_share: of a GPU, for each actor.
+        gpu_share: of a GPU, for each actor; None: an actor for each core that the machine has to a GPU, at most eight.
         to_come: a node of each kind that the autoscaler may add.
 
     Raises:
@@ -62,6 +70,9 @@ def pool_size(
     if device == "cuda" and not with_gpus:
         raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
     if device != "cpu" and with_gpus:
+        if gpu_share is None:
+            beside = min(node.cpus / node.gpus for node in with_gpus)
+            gpu_share = math.floor(1e4 / max(1, min(int(beside), _MOST_ON_A_GPU))) / 1e4  # Ray counts ten-thousandths
         cores = min(node.cpus / max(1, node.room(0, gpu_share)) for node in with_gpus)  # of an actor
         # Less than the whole: a pool that takes every CPU leaves none for Ray Data's other operators, and hangs.
         threads, cpus, gpus = max(1, int(cores)), round(0.9 * min(1.0, cores), 3), gpu_share

@@ -51,7 +51,7 @@ class InferSettings:
         overwrite: replace OUT, and discard an unfinished run of another request.
         workers: the most actors, or the fewest and the most; None is one for each GPU, else one for each CPU core, of
             what the cluster has and comes to have.
-        gpus_per_worker: share of a GPU that each actor takes, above 0 to 1.
+        gpus_per_worker: share of a GPU that each actor takes, above 0 to 1; None: as `pool_size` has it.
         device: `auto`, `cpu` or `cuda`.
         batch_size: images a forward pass; None suits the device.
         address: a Ray cluster.
@@ -73,7 +73,7 @@ class InferSettings:
     max_bad: float = 0.01
     overwrite: bool = False
     workers: WorkerCount | None = None
-    gpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
     device: str = "auto"
     batch_size: int | None = None
     address: str | None = None
@@ -157,7 +157,7 @@ def look_at(settings: InferSettings) -> Request:
 
 def _check(settings: InferSettings) -> None:
     check_workers(settings.workers)
-    if not 0.0 < settings.gpus_per_worker <= 1.0:
+    if settings.gpus_per_worker is not None and not 0.0 < settings.gpus_per_worker <= 1.0:
         raise FlagError(
             f"--gpus-per-worker {settings.gpus_per_worker:g} is no share of a GPU", hint="give more than 0, at most 1"
         )
