@@ -6,9 +6,10 @@
 Ways: PyTorch as it comes (eager, contiguous), channels last, bfloat16 autocast; networks made for less than float32 as
 `infer` runs them, with `--precision bfloat16`, and so with additions and ReLUs apart from the products
 (`models.fused_layers`); torch.compile, ONNX Runtime, OpenVINO (`pip install onnxruntime openvino onnx`, for this
-alone). Each at several batch sizes, the best one shown. The ways take turns, so that a machine whose speed drifts
-treats all alike; medians. `difference` is against eager float32 on the same drawn digits: the PSNR of one output
-against the other, and the largest difference in grey levels after rounding.
+alone); on a GPU also as a CUDA graph, and with uint8 pixels in and out, as `infer` has it. Each at several batch sizes,
+the best one shown. The ways take turns, so that a machine whose speed drifts treats all alike; medians. `difference` is
+against eager float32 on the same drawn digits: the PSNR of one output against the other, and the largest difference in
+grey levels after rounding.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 from denoise_batch import bundle
+from denoise_batch.cuda_pass import undisturbed
 from denoise_batch.denoiser import lower_precision
 from denoise_batch.digits import draw_digits
 from denoise_batch.freed_memory import keep_freed_memory
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", type=Path, help="model folders; default: those that ship")
     parser.add_argument("--threads", nargs="*", type=int, default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=2048, help="of a timed pass")
+    parser.add_argument("--images", type=int, default=2048, help="of a timed pass; a batch, where that is larger")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--without", nargs="*", default=[], help="ways to leave out")
     options = parser.parse_args()
@@ -91,12 +93,12 @@ def _table(
             continue
         best = max(rates, key=rates.__getitem__)
         base = base or rates[best]  # the first: the seed's network as PyTorch runs it
-        parts = [made[way, best](part) for part in noisy[: max(options.images, best)].split(best) if len(part) == best]
-        out = torch.cat([torch.as_tensor(part).reshape(-1, 784).float() for part in parts])
+        outs = [made[way, best](part) for part in noisy[: max(options.images, best)].split(best) if len(part) == best]
+        out = torch.cat([torch.as_tensor(part).reshape(-1, 784) for part in outs])
+        # Noise beyond 0..1 is not in uint8 pixels, so that their image is another.
+        difference = "" if out.dtype == torch.uint8 else _difference(out.float(), reference[: len(out)])
         print(
-            f"| {name} | {way} | {best} | {rates[best]:,.0f} | {rates[best] / base:.2f} × "
-            f"| {_difference(out, reference[: len(out)])} |",
-            flush=True,
+            f"| {name} | {way} | {best} | {rates[best]:,.0f} | {rates[best] / base:.2f} × | {difference} |", flush=True
         )
     return base
 
@@ -152,6 +154,43 @@ def bfloat16(network: Any, example: torch.Tensor) -> Any:
 
 def as_infer_computes(network: Any, _: torch.Tensor) -> Any:
     return _lowered(network, Precision.AUTO)
+
+
+def recorded(network: Any, example: torch.Tensor) -> Any:
+    forward = _lowered(network, Precision.AUTO)
+    return _recorded(lambda: forward(example), example)
+
+
+def recorded_uint8(network: Any, example: torch.Tensor) -> Any:
+    forward = _lowered(network, Precision.AUTO)
+    pixels, full = (example.clamp(0, 1) * 255).round().to(torch.uint8), torch.full((), 255.0, device=example.device)
+
+    def run() -> torch.Tensor:
+        made: torch.Tensor = (forward(pixels.to(torch.float32) / full) * 255).round_().clamp_(0, 255).to(torch.uint8)
+        return made
+
+    return _recorded(run, example)
+
+
+def _recorded(run: Any, example: torch.Tensor) -> Any:
+    if not example.is_cuda:
+        raise ImportError
+    with torch.inference_mode(), undisturbed():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                made = run()
+
+    def replay(_: torch.Tensor) -> torch.Tensor:  # of the images that it was recorded with, all that there are
+        graph.replay()
+        out: torch.Tensor = made
+        return out
+
+    return replay
 
 
 def with_bfloat16(network: Any, _: torch.Tensor) -> Any:
@@ -228,6 +267,8 @@ WAYS = {
     "channels last": channels_last,
     "bfloat16 autocast": bfloat16,
     "as infer computes": as_infer_computes,
+    "the same, recorded": recorded,
+    "the same, recorded, uint8": recorded_uint8,
     "the same, bfloat16": with_bfloat16,
     "the same, bfloat16, layers apart": layers_apart,
     "compiled": compiled,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from denoise_batch.bundle import note_evaluation, read_bundle
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, OutputError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images
 from denoise_batch.evaluation.digit_reader import load_reader
@@ -87,6 +90,28 @@ def test_scores_are_those_of_the_metrics(evaluation: Evaluation, images: np.ndar
     assert scores.foreground_rmse == pytest.approx(np.sqrt(np.square(clean - noisy)[ink].mean()), rel=1e-6)
     clipped = metrics.pooled_psnr(clean, noisy.clip(0, 1))
     assert evaluation.row("mixture", "clamp").scores.pooled_psnr == pytest.approx(clipped, abs=1e-6)
+
+
+def test_a_models_card_takes_what_was_found(evaluation: Evaluation, model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    for _ in range(2):  # a second one takes the first one's place
+        note_evaluation(read_bundle(folder), evaluation.of_model("clamp"))
+    card, noted = (folder / "README.md").read_text(), read_bundle(folder).model["evaluation"]
+    scores = evaluation.row("i=1", "clamp").scores
+    low, high = scores.intervals["pooled_psnr"]
+    line = f"| i=1 | 0.5 | 0.4 | {scores.pooled_psnr:.2f} | {low:.2f} to {high:.2f} | {scores.ssim:.3f} | "
+    assert card.count(line) == 1
+    assert f"On {evaluation.images} images (bars), noise of seed 2019" in card
+    assert "| mixture | 0 to 2 | 0.01 to 1.5 | " in card
+    assert "| i=0 | 0 | 0 | ∞ | ∞ to ∞ | " in card
+    assert list(noted["conditions"]) == [condition.key for condition in CONDITIONS]
+
+
+def test_a_card_that_cannot_be_written_is_named(evaluation: Evaluation, model_folder: Path, tmp_path: Path) -> None:
+    bundle = replace(read_bundle(model_folder), folder=tmp_path / "gone")
+    with pytest.raises(OutputError, match="gone cannot be written: No such file or directory"):
+        note_evaluation(bundle, evaluation.of_model("clamp"))
 
 
 def test_accuracy_is_the_share_that_is_read_right(evaluation: Evaluation, images: np.ndarray) -> None:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, parse_json, read_file, read_tensors
-from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
+from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv, read_history
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.redaction import redact, redact_all
 
@@ -236,18 +236,47 @@ def save_bundle(
     try:
         built.chmod(0o777 & ~_umask())
         publishing.write_file(built / WEIGHTS_FILE, content)
-        publishing.write_file(built / MODEL_FILE, (json.dumps(model, indent=1, allow_nan=False) + "\n").encode())
+        publishing.write_file(built / MODEL_FILE, _as_json(model))
         publishing.write_file(built / "history.csv", history_csv(card.history).encode())
         if card.history:
             title = f"{card.architecture} · {card.data.get('source', '')}"
             draw_curves(card.history, built / "curves.png", title=title)
-        publishing.write_file(built / "README.md", model_card(model, card.history).encode())
-        if tensorboard is not None and tensorboard.is_dir():
+        board = tensorboard is not None and tensorboard.is_dir()
+        text = model_card(model, card.history, tensorboard=board)
+        publishing.write_file(built / "README.md", text.encode())
+        if tensorboard is not None and board:
             shutil.copytree(tensorboard, built / "tensorboard", ignore=_links)
         read_bundle(built)
         publishing.publish(built, folder, overwrite=overwrite)
     finally:
         publishing.remove(built)
+
+
+def note_evaluation(bundle: Bundle, evaluation: dict[str, Any]) -> None:
+    """Writes what `evaluate` found of a model into its model.json and its card.
+
+    Args:
+        bundle: the model folder.
+        evaluation: `Evaluation.of_model`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    model = bundle.model | {"evaluation": evaluation}
+    history = bundle.folder / "history.csv"
+    board = (bundle.folder / "tensorboard").is_dir()
+    card = model_card(model, read_history(history) if history.is_file() else (), tensorboard=board)
+    try:
+        publishing.write_file(bundle.folder / MODEL_FILE, _as_json(model))
+        publishing.write_file(bundle.folder / "README.md", card.encode())
+    except OSError as error:
+        raise OutputError(
+            f"{bundle.folder} cannot be written: {error.strerror}", hint="copy the model folder, and evaluate the copy"
+        ) from error
+
+
+def _as_json(model: dict[str, Any]) -> bytes:
+    return (json.dumps(model, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _links(folder: str, names: list[str]) -> list[str]:

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from denoise_batch.bundle.history import EpochRow
 
 
-def model_card(model: dict[str, Any], history: Sequence[EpochRow] = ()) -> str:
+def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tensorboard: bool = False) -> str:
     """The model card as Markdown.
 
     Args:
         model: the content of model.json.
         history: the training's epochs.
+        tensorboard: whether the folder has files for TensorBoard.
     """
     weights, metrics, recipe = model["weights"], model["metrics"], model["recipe"]
     tensors = weights["tensors"].values()
     count = weights.get("parameters") or sum(_product(tensor["shape"]) for tensor in tensors)
+    board = ", `tensorboard/` the same for TensorBoard" if tensorboard else ""
     sections = [
         f"# {model['architecture']}: a denoiser of 28×28 digit images",
         f"Made by denoise-batch {model['versions'].get('denoise-batch', '')} on {model['created'][:10]}. "
@@ -39,11 +41,12 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = ()) -> str:
         _training(model),
         "## Quality",
         _quality(metrics, history),
+        *([_evaluation(model["evaluation"])] if model.get("evaluation") else []),
         "## Limits",
         _limits(model),
         "## Files",
         "`model.safetensors` holds the weights (no code), `model.json` everything said here for programs, "
-        "`history.csv` and `curves.png` the training, `tensorboard/` the same for TensorBoard.\n\n"
+        f"`history.csv` and `curves.png` the training{board}.\n\n"
         f"SHA-256 of the weights: `{weights['sha256']}`",
     ]
     if recipe:
@@ -127,6 +130,28 @@ def _quality(metrics: dict[str, Any], history: Sequence[EpochRow]) -> str:
         "in training, from a fixed seed.\n\n"
         f"{table}\n\n`denoise-batch evaluate` gives the table per noise level, with baselines."
     )
+
+
+def _evaluation(found: dict[str, Any]) -> str:
+    """The table of `evaluate --card`."""
+    lines = [
+        f"On {found['images']:,} images ({found['description']}), noise of seed {found['seed']}; {found['date']}:\n",
+        "| noise | σ | r | pooled PSNR, dB | 95% interval | SSIM | read right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["conditions"].items():
+        levels = (
+            f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in (row["sigma"], row["half_range"])
+        )
+        psnr, low, high = (_decibels(value) for value in (row["pooled_psnr"], *row["interval_95"]))
+        lines.append(
+            f"| {name} | {' | '.join(levels)} | {psnr} | {low} to {high} | {row['ssim']:.3f} | {row['accuracy']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def _decibels(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"
 
 
 def _limits(model: dict[str, Any]) -> str:

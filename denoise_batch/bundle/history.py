@@ -83,7 +83,7 @@ def _short(value: float | None) -> str:
 
 
 def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
-    """Draws loss (log scale) and validation PSNR over the epochs as a PNG."""
+    """Draws loss (log scale, where it changes much) and validation PSNR over the epochs as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
@@ -96,10 +96,13 @@ def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
     style = {"marker": marker, "markersize": 3.5, "linewidth": 1.6}
     loss.plot(epochs, [row.loss for row in rows], label="training", color="#4477aa", **style)
     loss.plot(epochs, [row.val_loss for row in rows], label="validation, noisy", color="#cc6677", **style)
-    loss.set(title="Binary cross-entropy", xlabel="epoch", ylabel="nats a pixel", yscale="log")
-    loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    loss.yaxis.set_major_formatter(ScalarFormatter())
-    loss.yaxis.set_minor_formatter(NullFormatter())
+    loss.set(title="Binary cross-entropy", xlabel="epoch", ylabel="nats a pixel")
+    losses = [value for row in rows for value in (row.loss, row.val_loss)]
+    if rows and max(losses) > 1.5 * min(losses):  # less has no room for ticks of a log scale
+        loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        loss.yaxis.set_major_formatter(ScalarFormatter())
+        loss.yaxis.set_minor_formatter(NullFormatter())
     psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label="noisy images", color="#cc6677", **style)
     psnr.plot(epochs, [row.val_psnr_clean for row in rows], label="clean images", color="#117733", **style)
     psnr.set(title="Validation PSNR after denoising", xlabel="epoch", ylabel="dB")
@@ -108,7 +111,7 @@ def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
         psnr.annotate(
             f"best {best.val_psnr_noisy:.2f} dB, epoch {best.epoch}",
             (best.epoch, best.val_psnr_noisy),
-            xytext=(0, -14),
+            xytext=(0, 8),
             textcoords="offset points",
             ha="right" if best.epoch > (epochs[0] + epochs[-1]) / 2 else "left",
             fontsize=8,

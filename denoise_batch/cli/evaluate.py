@@ -58,12 +58,13 @@ def evaluate(
     digit: Annotated[
         int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
     ] = 3,
+    card: Annotated[bool, typer.Option("--card", help="Write each model's figures into its card as well.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
     from denoise_batch import storage
-    from denoise_batch.bundle import find_bundle
+    from denoise_batch.bundle import find_bundle, note_evaluation
 
     # What can be refused quickly, before torch loads.
     bundles = [find_bundle(model) for model in (models or (None,))]
@@ -97,6 +98,9 @@ def evaluate(
             from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
             drawn = draw_evaluation(evaluation, bundles, clean.images, figures, digit=digit, device=device)
+    if card:
+        for bundle, model in zip(bundles, evaluation.models, strict=True):
+            note_evaluation(bundle, evaluation.of_model(model["method"]))
     content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
     lines = [
         *(f"model {bundle.folder} ({bundle.architecture})" for bundle in bundles),

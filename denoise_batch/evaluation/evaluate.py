@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -138,6 +139,19 @@ class Evaluation:
             return float(getattr(self.row(condition, method).scores, name))
         except KeyError:
             return math.nan
+
+    def of_model(self, method: str) -> dict[str, Any]:
+        """What a model's card says of it, as `bundle.note_evaluation` takes it."""
+        conditions = {}
+        for condition in CONDITIONS:
+            scores = self.row(condition.key, method).scores.to_json()
+            conditions[condition.key] = {
+                **{name: condition.recipe.to_json()[name] for name in ("sigma", "half_range")},
+                **{name: scores[name] for name in ("pooled_psnr", "ssim", "accuracy")},
+                "interval_95": scores["intervals_95"]["pooled_psnr"],
+            }
+        found = {"images": self.images, "description": self.description, "seed": self.seed}
+        return found | {"date": time.strftime("%Y-%m-%d"), "conditions": conditions}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`, which knows no infinity."""
