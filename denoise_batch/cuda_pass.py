@@ -148,10 +148,9 @@ class CudaPass:
                 torch.cuda.graph(graph, self._pool, computing, capture_error_mode="thread_local"),
             ):
                 self._fill(size)
-        except RuntimeError as error:  # of memory too, which the passes before had: they do without graphs as well
+        except Exception as error:  # for want of memory too, which the passes before had: they do without a graph
             self.eager = True
-            with contextlib.suppress(AttributeError, RuntimeError):  # or no memory would ever be given back again
-                torch._C._cuda_endAllocateToPool(self._noisy.device.index or 0, self._pool)
+            end_of_recording(self._noisy.device, self._pool)
             warnings.warn(f"the model cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
             return None
         self._graphs[size] = graph
@@ -189,6 +188,12 @@ def undisturbed() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+def end_of_recording(device: torch.device, pool: Any) -> None:
+    """After a recording that failed: else PyTorch takes it for under way, and never gives memory back again."""
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch._C._cuda_endAllocateToPool(device.index or 0, pool)
 
 
 class _Part:

@@ -74,7 +74,9 @@ class Denoiser:
             model = bundle.load(str(self.device)).eval()
             lower_precision(model, precision, self.device)
             self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _gpu_is_full(error):
+                raise
             raise _no_memory() from error
         self.chunk = GPU_CHUNK if self.device.type == "cuda" else CPU_CHUNK
         self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
@@ -84,7 +86,9 @@ class Denoiser:
         """What the last bits of the pixels depend on beside the model and the batches' make-up."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_name()
         types = {str(weight.dtype).removeprefix("torch.") for weight in self.model.parameters()}
-        how = ", ".join(sorted(types | ({"int8"} if self.model.computes_in_integers else set())))
+        types |= {"int8"} if self.model.computes_in_integers else set()
+        types |= {"own kernels"} if self.model.computes_in_own_kernels else set()
+        how = ", ".join(sorted(types))
         return f"{name}; {how}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
 
     def __call__(self, noisy: Pixels) -> Pixels:
@@ -110,7 +114,7 @@ class Denoiser:
     def denoise(
         self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns = NO_EXTRAS
     ) -> Denoised:
-        """Denoises pixels as they stand in a column: with `extras` given, a `forward.Forward`.
+        """Denoises pixels as they stand in a column. Bind `extras`, and it is a `forward.Forward`.
 
         Raises:
             DenoiseBatchError: the model gave a pixel that is not a number.
@@ -118,6 +122,8 @@ class Denoiser:
         """
         if self.device.type == "cpu":
             return in_float32(lambda noisy: self.run(noisy, extras))(pixels, polarity, dtype)
+        if polarity is Polarity.AUTO:
+            raise ValueError("the polarity is not found yet: find_polarity")
         made = self._run(pixels, polarity, dtype, extras)
         if not made.pop(FINITE).all():
             raise not_a_number()
@@ -149,7 +155,9 @@ class Denoiser:
                         parts.append(self._on_cpu(part, extras))
                     start += len(part)
                     continue
-                except torch.cuda.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not _gpu_is_full(error):
+                        raise
                     tried = self.batch if on_gpu else len(part)
                     if tried <= 1:
                         raise _no_memory() from error
@@ -206,6 +214,13 @@ def lower_precision(model: DenoisingNetwork, precision: Precision, device: torch
         model.to_bfloat16()
     elif device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # or convolutions would have 10 bits of float32's 23
+
+
+def _gpu_is_full(error: RuntimeError) -> bool:
+    """Whether it is for want of a GPU's memory, or of pinned memory; libraries beside PyTorch have no class for it."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        said in str(error) for said in ("CUDA error: out of memory", "_ALLOC_FAILED")
+    )
 
 
 def _no_memory() -> ResourceExhausted:

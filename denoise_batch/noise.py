@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +30,13 @@ SEED_LEVELS: tuple[tuple[float, float], ...] = tuple((0.5 * i, 0.4 * i) for i in
 """(sigma, half range) of the six images in the seed's first figure; the last two lie beyond its training range."""
 
 
+@cache  # for as long as the program runs: a CUDA graph may hold the place in memory
+def _reflection_on_gpu(radius: int, device: torch.device) -> Tensor:
+    return _reflection(radius).to(device)
+
+
 @lru_cache(maxsize=8)
-def _reflection(radius: int, device: torch.device) -> Tensor:
+def _reflection(radius: int) -> Tensor:
     """S[d, i, j] = 1 where pixel i + d of a row, reflected at the edges, is pixel j; d = -radius..radius.
 
     `reflect` in scipy repeats the edge pixel (d c b a | a b c d | d c b a), a pattern of period 2 * SIDE.
@@ -40,7 +45,7 @@ def _reflection(radius: int, device: torch.device) -> Tensor:
     folded = (np.arange(SIDE)[None, :] + offsets) % (2 * SIDE)
     folded = np.where(folded < SIDE, folded, 2 * SIDE - 1 - folded)
     planes: np.ndarray[Any, np.dtype[np.float32]] = (folded[:, :, None] == np.arange(SIDE)).astype(np.float32)
-    return torch.from_numpy(planes.reshape(2 * radius + 1, SIDE * SIDE)).to(device)
+    return torch.from_numpy(planes.reshape(2 * radius + 1, SIDE * SIDE))
 
 
 def blur_matrices(sigma: Tensor, largest: float | None = None) -> Tensor:
@@ -64,7 +69,8 @@ def blur_matrices(sigma: Tensor, largest: float | None = None) -> Tensor:
     exponent = -0.5 * (offsets / sigma[:, None].clamp_min(1e-6)) ** 2
     weights = torch.where(inside, exponent.exp(), torch.zeros_like(exponent))
     weights = weights / weights.sum(dim=1, keepdim=True)
-    return (weights @ _reflection(radius, sigma.device)).view(-1, SIDE, SIDE)
+    reflection = _reflection_on_gpu(radius, sigma.device) if sigma.is_cuda else _reflection(radius)
+    return (weights @ reflection).view(-1, SIDE, SIDE)
 
 
 def blur(images: Tensor, sigma: Tensor, largest: float | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
@@ -21,6 +22,7 @@ from denoise_batch.training.checkpoint import (
     weights_of,
 )
 from denoise_batch.training.loop import learning_rate, make_optimiser
+from denoise_batch.training.muon import STEPS
 from denoise_batch.training.objective import quality_loss
 from denoise_batch.training.recipes import RECIPES
 
@@ -68,6 +70,24 @@ def test_going_on_equals_never_stopping(tmp_path: Path, name: str) -> None:
         assert torch.equal(resumed_average.state_dict()[key], value)
     for parameter, values in resumed_optimiser.state.items():
         assert all(value.stride() == parameter.stride() for value in values.values() if value.shape == parameter.shape)
+
+
+def test_a_muon_checkpoint_of_before_goes_on_as_well(tmp_path: Path) -> None:
+    """Its count of steps was called `step`; to begin it again would make AdamW's steps several times too short."""
+    recipe, parameters = RECIPES["default"], {"width": 8, "deep": 8, "bottleneck": 16}
+    network, other = (build(recipe.architecture, parameters) for _ in range(2))
+    optimiser, resumed = (make_optimiser(recipe, of) for of in (network, other))
+    _steps(network, optimiser, 0, 3)
+    save_checkpoint(tmp_path, TrainingState(), network, None, weights_of(network), optimiser)
+    state = load_file(tmp_path / "optimiser.safetensors")
+    assert any(key.endswith(f".{STEPS}") for key in state)
+    before = {key.removesuffix(STEPS) + "step" if key.endswith(f".{STEPS}") else key: state[key] for key in state}
+    save_file(before, tmp_path / "optimiser.safetensors")
+    load_checkpoint(tmp_path, other, None, resumed)
+    _steps(network, optimiser, 3, 6)
+    _steps(other, resumed, 3, 6)
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

@@ -214,6 +214,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train", "--data", "good.parquet", "--sigma", "x", "--out", "OUT"], r"--sigma x"),
     (["train", "--data", "good.parquet", "--lr", "-1", "--out", "OUT"], r"--lr"),
     (["evaluate", "--model", "absent"], r"absent"),
+    (["evaluate", "--card"], r"--card, but no --model"),
     (["evaluate", "--model", "model", "--data", "absent.parquet"], r"absent\.parquet does not exist"),
     (["preview", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),
     (["preview", "good.parquet", "OUT", "--rows", "0"], r"--rows 0"),

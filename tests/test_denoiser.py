@@ -30,18 +30,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 
 
+FULL = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual")
+
+
 class Small(DenoisingNetwork):
     """Halves its images, and has no memory for more than `room` of them."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, error: RuntimeError = FULL) -> None:
         super().__init__()
-        self.room = room
+        self.room, self.error = room, error
         self.seen: list[int] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.seen.append(len(images))
         if len(images) > self.room:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual")
+            raise self.error
         return images / 2
 
 
@@ -61,6 +64,26 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(model_folder: Path) -> N
     small.seen.clear()
     assert np.array_equal(denoiser(noisy[:40]), noisy[:40] / 2)
     assert small.seen == [16, 16, 8]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_libraries_call_a_full_gpu_halves_the_batch_too(model_folder: Path, said: str) -> None:
+    denoiser, _ = small_denoiser(model_folder, 20, 64)
+    denoiser.model = Small(20, RuntimeError(said))
+    noisy = np.ones((64, 784), np.float32)
+    assert np.array_equal(denoiser(noisy), noisy / 2)
+    assert denoiser.batch == 16
+    denoiser.model = Small(0, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        denoiser(noisy)
+    assert denoiser.batch == 16
 
 
 def test_a_batch_that_ran_out_half_way_loses_and_doubles_no_image(model_folder: Path) -> None:

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.bundle import note_evaluation, read_bundle
+from denoise_batch.bundle import check_card, note_evaluation, read_bundle
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.errors import ColumnError, FlagError, MissingFileError, OutputError, RequestError
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ModelError, OutputError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images
 from denoise_batch.evaluation.digit_reader import load_reader
@@ -108,6 +108,17 @@ def test_a_models_card_takes_what_was_found(evaluation: Evaluation, model_folder
     assert list(noted["conditions"]) == [condition.key for condition in CONDITIONS]
 
 
+def test_a_card_that_cannot_be_made_is_named_before_anything_is_evaluated(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    check_card(read_bundle(folder))
+    content = json.loads((folder / "model.json").read_text())
+    del content["versions"]  # nothing but the card needs it
+    (folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"its card cannot be made .*'versions'"):
+        check_card(read_bundle(folder))
+
+
 def test_a_card_that_cannot_be_written_is_named(evaluation: Evaluation, model_folder: Path, tmp_path: Path) -> None:
     bundle = replace(read_bundle(model_folder), folder=tmp_path / "gone")
     with pytest.raises(OutputError, match="gone cannot be written: No such file or directory"):
@@ -133,7 +144,7 @@ def test_the_reader_that_ships_reads_digits() -> None:
     """Drawn ones, which it has never seen, and MNIST's test images where they are."""
     drawn, labels = draw_digits(500, seed=11)
     assert (load_reader().read(drawn / np.float32(255)) == labels).mean() > 0.95
-    if "DENOISE_BATCH_MNIST" in os.environ:
+    if os.environ.get("DENOISE_BATCH_MNIST"):
         images, labels = load_mnist(find_mnist(None), Split.TEST)
         assert (load_reader().read(images[:2000] / np.float32(255)) == labels[:2000]).mean() > 0.98
 

@@ -31,10 +31,13 @@ HEAD, LAPTOP, GPU_NODE = Node(4, 0), Node(2, 0), Node(16, 4)
         ([LAPTOP], (4, 8), 3, PoolSize(3, 3, 3, 1, 0.9, 0.0)),
         # One for each core of the nodes that have GPUs, as far as these hold them.
         ([HEAD, GPU_NODE], None, 100, PoolSize(1, 16, 100, 1, 0.9, 0.25)),
-        ([HEAD, GPU_NODE, Node(8, 1)], 3, 100, PoolSize(1, 3, 3, 1, 0.9, 0.25)),
+        ([HEAD, GPU_NODE, Node(8, 1)], 3, 100, PoolSize(1, 3, 3, 4, 0.9, 1.0)),
         ([Node(6, 1)], None, 100, PoolSize(1, 6, 100, 1, 0.9, 0.1666)),
         ([Node(32, 1)], None, 100, PoolSize(1, 8, 100, 4, 0.9, 0.125)),
         ([Node(1, 2)], None, 100, PoolSize(1, 2, 100, 1, 0.45, 1.0)),
+        # Few actors have a GPU each.
+        ([Node(64, 8)], 8, 1000, PoolSize(1, 8, 8, 8, 0.9, 1.0)),
+        ([Node(16, 1)] * 4, None, 8, PoolSize(1, 8, 8, 8, 0.9, 0.5)),
     ],
 )
 def test_sizes(nodes: list[Node], workers: WorkerCount | None, units: int, size: PoolSize) -> None:

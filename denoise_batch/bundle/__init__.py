@@ -252,27 +252,50 @@ def save_bundle(
         publishing.remove(built)
 
 
+def check_card(bundle: Bundle) -> None:
+    """Refuses a model folder whose card `note_evaluation` could not write.
+
+    Raises:
+        ModelError: something that the card says is missing in it, or no value for it.
+        OutputError: it cannot be written.
+    """
+    _card_of(bundle, bundle.model)
+    if not os.access(bundle.folder, os.W_OK):
+        raise _unwritable(bundle.folder, "no permission")
+
+
 def note_evaluation(bundle: Bundle, evaluation: dict[str, Any]) -> None:
-    """Writes what `evaluate` found of a model into its model.json and its card.
+    """Writes what `evaluate` found of a model into its model.json, and its card anew.
 
     Args:
         bundle: the model folder.
         evaluation: `Evaluation.of_model`.
 
     Raises:
-        OutputError: the folder cannot be written.
+        ModelError, OutputError: as `check_card`.
     """
     model = bundle.model | {"evaluation": evaluation}
-    history = bundle.folder / "history.csv"
-    board = (bundle.folder / "tensorboard").is_dir()
-    card = model_card(model, read_history(history) if history.is_file() else (), tensorboard=board)
+    card = _card_of(bundle, model)
     try:
         publishing.write_file(bundle.folder / MODEL_FILE, _as_json(model))
         publishing.write_file(bundle.folder / "README.md", card.encode())
     except OSError as error:
-        raise OutputError(
-            f"{bundle.folder} cannot be written: {error.strerror}", hint="copy the model folder, and evaluate the copy"
+        raise _unwritable(bundle.folder, error.strerror) from error
+
+
+def _card_of(bundle: Bundle, model: dict[str, Any]) -> str:
+    history = bundle.folder / "history.csv"
+    try:
+        rows = read_history(history) if history.is_file() else ()
+        return model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{bundle.folder}: its card cannot be made of its model.json and history.csv: {error!r}", hint=RETRAIN
         ) from error
+
+
+def _unwritable(folder: Path, reason: str | None) -> OutputError:
+    return OutputError(f"{folder} cannot be written: {reason}", hint="copy the model folder, and evaluate the copy")
 
 
 def _as_json(model: dict[str, Any]) -> bytes:

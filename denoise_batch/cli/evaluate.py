@@ -58,16 +58,22 @@ def evaluate(
     digit: Annotated[
         int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
     ] = 3,
-    card: Annotated[bool, typer.Option("--card", help="Write each model's figures into its card as well.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Make the README.md of each --model anew, with its figures in it.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
     from denoise_batch import storage
-    from denoise_batch.bundle import find_bundle, note_evaluation
+    from denoise_batch.bundle import check_card, find_bundle, note_evaluation
 
     # What can be refused quickly, before torch loads.
     bundles = [find_bundle(model) for model in (models or (None,))]
+    if card and not models:
+        raise FlagError("--card, but no --model", hint="name the model folder whose card is to be made")
+    for bundle in bundles if card else ():
+        check_card(bundle)
     if data is not None:
         storage.list_inputs((data,))
     from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
@@ -98,9 +104,6 @@ def evaluate(
             from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
             drawn = draw_evaluation(evaluation, bundles, clean.images, figures, digit=digit, device=device)
-    if card:
-        for bundle, model in zip(bundles, evaluation.models, strict=True):
-            note_evaluation(bundle, evaluation.of_model(model["method"]))
     content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
     lines = [
         *(f"model {bundle.folder} ({bundle.architecture})" for bundle in bundles),
@@ -108,3 +111,6 @@ def evaluate(
         *(f"drawn: {path}" for path in drawn),
     ]
     print_result(content, lines, as_json=as_json)
+    if card:
+        for bundle, model in zip(bundles, evaluation.models, strict=True):
+            note_evaluation(bundle, evaluation.of_model(model["method"]))

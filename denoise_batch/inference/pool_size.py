@@ -1,4 +1,4 @@
-"""How many actors denoise, and what each takes of the cluster: a single-threaded one a core, on GPUs several to each.
+"""How many actors denoise, and what each takes of the cluster: a single-threaded one a core, or several on each GPU.
 
 A GPU computes faster than one actor reads and writes Parquet, so cores decide there as well (docs/benchmarks.md).
 """
@@ -58,7 +58,8 @@ def pool_size(
         workers: the most actors, or the fewest and the most, or None: as many as the units can use.
         device: `auto`, `cpu` or `cuda`.
         units: of the whole run, so that a resumed or retried part of it computes with the same threads.
-        gpu_share: of a GPU, for each actor; None: an actor for each core that the machine has to a GPU, at most eight.
+        gpu_share: of a GPU, for each actor; None: an actor for each core that a GPU has beside it, on the node
+            where these are fewest; at most eight, and no more than are needed.
         to_come: a node of each kind that the autoscaler may add.
 
     Raises:
@@ -71,8 +72,11 @@ def pool_size(
         raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
     if device != "cpu" and with_gpus:
         if gpu_share is None:
-            beside = min(node.cpus / node.gpus for node in with_gpus)
-            gpu_share = math.floor(1e4 / max(1, min(int(beside), _MOST_ON_A_GPU))) / 1e4  # Ray counts ten-thousandths
+            cores_each = int(min(node.cpus / node.gpus for node in with_gpus))
+            # Ray fills one GPU before it takes the next: few actors must not all sit on the first.
+            needed = math.ceil(most / sum(node.gpus for node in with_gpus))
+            beside = max(1, min(cores_each, needed, _MOST_ON_A_GPU))
+            gpu_share = math.floor(1e4 / beside) / 1e4  # Ray counts ten-thousandths
         cores = min(node.cpus / max(1, node.room(0, gpu_share)) for node in with_gpus)  # of an actor
         # Less than the whole: a pool that takes every CPU leaves none for Ray Data's other operators, and hangs.
         threads, cpus, gpus = max(1, int(cores)), round(0.9 * min(1.0, cores), 3), gpu_share

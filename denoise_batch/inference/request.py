@@ -49,8 +49,8 @@ class InferSettings:
             options.
         max_bad: share of all rows, 0..1, that may be bad.
         overwrite: replace OUT, and discard an unfinished run of another request.
-        workers: the most actors, or the fewest and the most; None is one for each GPU, else one for each CPU core, of
-            what the cluster has and comes to have.
+        workers: the most actors, or the fewest and the most; None: as `pool_size` has it, of what the cluster has and
+            comes to have.
         gpus_per_worker: share of a GPU that each actor takes, above 0 to 1; None: as `pool_size` has it.
         device: `auto`, `cpu` or `cuda`.
         batch_size: images a forward pass; None suits the device.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import errors
 from denoise_batch.cluster import not_seen, refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
+from denoise_batch.forward import GPU_CHUNK
 from denoise_batch.freed_memory import return_freed_memory
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
@@ -172,8 +173,10 @@ class DenoiseUnit:
         if bundle.sha256 != model.sha256:
             raise DenoiseBatchError(f"{model.folder} changed since the run was planned", hint="put the model back")
         self._options = options
+        # No chunk of rows is larger, and a GPU's buffers are made for whole batches.
+        batch = None if model.batch is None else min(model.batch, GPU_CHUNK.most_rows)
         self._denoiser = Denoiser(
-            bundle, device=model.device, threads=size.threads, batch=model.batch, precision=model.precision
+            bundle, device=model.device, threads=size.threads, batch=batch, precision=model.precision
         )
         taken = "uint8" if options.column.dtype == "uint8" else "float32"
         self._denoiser.prepare(taken, options.polarity, options.pixel_dtype, options.extras)

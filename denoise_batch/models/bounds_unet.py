@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
-from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of
-from denoise_batch.models.int8 import INT8, LEVELS, IntegerPass, rounded
+from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of, works
+from denoise_batch.models.int8 import INT8, LEVELS, IntegerPass, after_rounding
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
 from denoise_batch.models.two_scales import PLANES, Passed, TwoScales
@@ -46,7 +46,7 @@ _TRIED = 320  # images it tries them on
 
 @contextlib.contextmanager
 def _hooked(layers: Iterable[nn.Module], hook: Any) -> Iterator[None]:
-    """Has `hook` see, and perhaps replace, what the layers give."""
+    """Has `hook` see what the layers give, or replace it: by what it returns, unless that is None."""
     handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
         yield
@@ -126,7 +126,7 @@ class BoundsUNet(TwoScales):
             errors = []
             for share in _SHARES:
                 step = (share * self.largest[place] / LEVELS).clamp_min(1e-9)
-                with _hooked([layer], lambda _, __, made, step=step: rounded(made, step)):
+                with _hooked([layer], lambda _, __, made, step=step: after_rounding(made, step)):
                     errors.append((self(few) - exact).square_().mean())
             self.largest[place] *= _SHARES[int(torch.stack(errors).argmin())]
 
@@ -139,9 +139,13 @@ class BoundsUNet(TwoScales):
         return self._integers is not None
 
     def to_bfloat16(self) -> None:
-        if self.inlet.weight.is_cuda:
-            self._on_gpu = gpu_pass_of(self)
+        made = gpu_pass_of(self) if self.inlet.weight.is_cuda else None
         super().to_bfloat16()
+        self._on_gpu = made if made is not None and works(made, self) else None
+
+    @property
+    def computes_in_own_kernels(self) -> bool:
+        return self._on_gpu is not None
 
     def _pass(self, noisy: Tensor) -> Passed:
         if self._integers is not None:

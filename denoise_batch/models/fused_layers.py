@@ -38,6 +38,7 @@ def _by_cudnn(x: Tensor, layer: nn.Conv2d) -> bool:
     return (
         FUSED_CUDNN
         and x.is_cuda
+        and torch.backends.cudnn.is_acceptable(x)  # type: ignore[no-untyped-call]
         and x.dtype == layer.weight.dtype
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cuda")

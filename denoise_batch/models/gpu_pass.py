@@ -10,6 +10,7 @@ As PyTorch runs the network there, half of the time goes to what lies between th
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,13 +35,27 @@ def gpu_pass_of(network: BoundsUNet) -> GpuPass | None:
     sizes_fit = all(size >= 16 and size & (size - 1) == 0 for size in (width, deep))
     if gpu_kernels is None or not sizes_fit or network.expand.in_features % 64:
         return None
+    return GpuPass(network)
+
+
+def works(gpu_pass: GpuPass, network: BoundsUNet) -> bool:
+    """Whether this machine can run it; warns where it cannot.
+
+    Triton calls the machine's C compiler, which need not be there, and a kernel may want more than a GPU has.
+
+    Args:
+        network: whose pass it is, in bfloat16 by now.
+    """
     try:
-        gpu_kernels.planes_and_ends(torch.zeros((1, 1, 28, 28), device=network.outlet.weight.device))
+        with torch.inference_mode():
+            gpu_pass(network, torch.zeros((1, 1, 28, 28), device=network.outlet.weight.device))
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception:  # Triton calls the machine's C compiler, which need not be there
-        return None
-    return GpuPass(network)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"the GPU's fast pass does not run here: {reason}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 class GpuPass:

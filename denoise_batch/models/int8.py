@@ -177,7 +177,7 @@ def _in_steps(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / steps.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), steps
 
 
-def rounded(values: Tensor, step: Tensor) -> Tensor:
+def after_rounding(values: Tensor, step: Tensor) -> Tensor:
     """What is left of a layer's values where a step stands for 1."""
     return values.div(step).round_().clamp_(0, LEVELS).mul_(step)
 

@@ -45,6 +45,11 @@ class DenoisingNetwork(nn.Module):
         """Whether it does (`to_int8`)."""
         return False
 
+    @property
+    def computes_in_own_kernels(self) -> bool:
+        """Whether it computes in a pass of its own on a GPU, whose last bits differ from its layers'."""
+        return False
+
     def measure(self, noisy: Tensor) -> None:
         """Notes, with the weights, what the network must know of its own values for `to_int8`.
 

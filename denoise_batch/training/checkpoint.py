@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow
 from denoise_batch.errors import FlagError
+from denoise_batch.training.muon import STEPS, Muon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,6 +131,8 @@ def load_checkpoint(
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(folder / "optimiser.safetensors").items():
         index, name = key.split(".", 1)
+        if name == "step" and isinstance(optimiser, Muon):
+            name = STEPS  # of a checkpoint from before it was called so
         if value.shape == parameters[int(index)].shape:
             # The optimiser's kernels walk through state and weights side by side: they must lie in memory alike.
             value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)

@@ -104,11 +104,13 @@ class _Validation:
     Attributes:
         clean, noisy: (n, 28, 28) float32, on the device.
         total: images over all workers.
+        all_shown: (2 total, 28, 28) float32, on the CPU: the noisy and the clean images of all workers.
     """
 
     clean: Tensor
     noisy: Tensor
     total: int
+    all_shown: Tensor
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -214,7 +216,8 @@ class _Worker:
             last = self.average or self.network
             kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
             self.network.load_state_dict(kept)
-            self.network.measure(torch.cat([self.validation.noisy, self.validation.clean])[:, None])
+            torch.backends.cudnn.allow_tf32 = False  # `measure` wants float32
+            self.network.measure(self.validation.all_shown[:, None].to(self.device))
             write_finished(self.folder / FINISHED_FOLDER, self.state, weights_of(self.network))
 
     def _over(self) -> bool:
@@ -234,7 +237,7 @@ class _Worker:
         return 0.0 if self.recipe.minutes is None else self._agreed(self._seconds() / (60.0 * self.recipe.minutes))
 
     def _agreed(self, number: float) -> float:
-        """Worker 0's number, on all workers; on a GPU, once it has done what it was asked for."""
+        """Worker 0's number, on all workers. Waits for the GPU, so that a clock is not ahead of what it times."""
         if self.workers == 1:
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -434,7 +437,8 @@ class _Worker:
         else:
             noised = to_unit(torch.from_numpy(noisy))
         rows = share(len(whole), self.rank, self.workers)
-        return _Validation(whole[rows].to(self.device), noised[rows].to(self.device), len(whole))
+        shown = torch.cat([noised, whole])
+        return _Validation(whole[rows].to(self.device), noised[rows].to(self.device), len(whole), shown)
 
 
 def _psnr(error: float) -> float:

@@ -10,6 +10,7 @@ with the numbers of the next step. Several GPUs average their gradients in betwe
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from denoise_batch.cuda_pass import undisturbed
+from denoise_batch.cuda_pass import end_of_recording, undisturbed
 from denoise_batch.noise import NoiseRecipe, noise_level
 from denoise_batch.training.batches import draw_noise, noise_generator
 from denoise_batch.training.objective import Outputs, cross_entropy, quality_loss, weight_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from denoise_batch.models.network import DenoisingNetwork
@@ -63,6 +66,8 @@ class TrainingStep:
         if workers > 1:
             self._trained = nn.parallel.DistributedDataParallel(self._trained, gradient_as_bucket_view=True)
         self._records = self._device.type == "cuda" and workers == 1
+        self._pool: Any = torch.cuda.graph_pool_handle() if self._records else None
+        self._may_record = self._records
         self._recorded: dict[int, _Recorded] = {}  # by the batch's images: an epoch's last one has fewer
         self._taken: Counter[int] = Counter()
         # What a recording holds are places in memory, so these two numbers stand in some.
@@ -96,9 +101,17 @@ class TrainingStep:
             return self._recorded[batch.total].replay(batch, self._seed, number)
         losses = self._recordable(batch, noise_generator(self._seed, number, self._device))
         self._taken[batch.total] += 1
-        if self._taken[batch.total] == _EAGER_STEPS:
-            self._recorded[batch.total] = _Recorded(batch, self._recordable)
+        if self._may_record and self._taken[batch.total] == _EAGER_STEPS:
+            self._record(batch)
         return losses
+
+    def _record(self, batch: Batch) -> None:
+        try:
+            self._recorded[batch.total] = _Recorded(batch, self._recordable, self._pool)
+        except RuntimeError as error:  # of memory, most likely: then it goes on as it did before
+            self._may_record = False
+            end_of_recording(self._device, self._pool)
+            warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The noisy images and their noise levels."""
@@ -125,13 +138,13 @@ class TrainingStep:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         if self._average is not None:
-            _follow(list(self._average.parameters()), list(self._network.parameters()), follow)
+            _move_average(list(self._average.parameters()), list(self._network.parameters()), follow)
         total: Tensor = losses.detach()[:rows].sum()
         return total
 
 
 @torch.no_grad()
-def _follow(average: list[Any], weights: list[Any], share: float | Tensor) -> None:
+def _move_average(average: list[Any], weights: list[Any], share: float | Tensor) -> None:
     """Moves the average by a share of the way to the weights."""
     if isinstance(share, float):
         torch._foreach_lerp_(average, weights, share)
@@ -147,9 +160,10 @@ class _Recorded:
     Args:
         batch: one like those to come. Nothing is trained on it here.
         step: takes the batch and a generator, and gives the sum of losses.
+        pool: memory for it, shared with recordings that are never replayed at the same time.
     """
 
-    def __init__(self, batch: Batch, step: Any) -> None:
+    def __init__(self, batch: Batch, step: Callable[[Batch, torch.Generator], Tensor], pool: Any) -> None:
         self._generator = torch.Generator(batch.clean.device)
         noisy = None if batch.noisy is None else batch.noisy.clone()
         self._batch = replace(batch, clean=batch.clean.clone(), noisy=noisy)
@@ -159,9 +173,9 @@ class _Recorded:
         stream = torch.cuda.current_stream()
         with (
             undisturbed(),
-            torch.cuda.graph(self._graph, stream=None if stream == torch.cuda.default_stream() else stream),
+            torch.cuda.graph(self._graph, pool, None if stream == torch.cuda.default_stream() else stream),
         ):
-            self._losses: Tensor = step(self._batch, self._generator)
+            self._losses = step(self._batch, self._generator)
 
     def replay(self, batch: Batch, seed: int, number: int) -> Tensor:
         self._batch.clean.copy_(batch.clean)

@@ -3,7 +3,7 @@
     bundle = train(TrainSettings(output=Path("denoise-model")), progress=print)
 
 While it runs, everything is in a hidden folder beside the output (`.denoise-model.training`): the settings, a
-checkpoint of the last epoch, the history, TensorBoard's curves. The same call again goes on from the last epoch,
+checkpoint of the last epoch, the history, TensorBoard's curves. The same call again goes on from there,
 whatever ended the run. When it is done, the output appears by one rename and the hidden folder goes.
 """
 
@@ -79,7 +79,7 @@ def train(
     Raises:
         RequestError: the request cannot be met (found before torch and Ray load wherever possible).
         JobFailed: the training diverged, or its workers died too often.
-        Interrupted: Ctrl-C. The same call goes on from the last finished epoch.
+        Interrupted: Ctrl-C. The same call goes on from the last checkpoint.
     """
     recipe = settings.resolve()
     output = Path(settings.output).absolute()
@@ -316,7 +316,7 @@ def _fit(
         except ray.train.TrainingFailedError as error:
             raise _failure(folder) or JobFailed(
                 f"the training's workers failed {MAX_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}",
-                hint="run the same command again to go on from the last epoch; -v shows the workers' log",
+                hint="run the same command again to go on from the last checkpoint; -v shows the workers' log",
             ) from error
     failure = _failure(folder)
     if failure is not None:
@@ -370,8 +370,10 @@ def _card(
     kept = rows[state.best_epoch - 1] if recipe.keep == "best" else rows[-1]
     data = {"source": "MNIST"} if parquet is None else parquet.identity()
     if initial is not None:
-        trained = {name: initial.metrics.get(name, 0) for name in ("images_trained", "seconds")}
-        data |= {"init": {"sha256": initial.sha256, "command": initial.model["command"], **trained}}
+        # Nobody has checked what a foreign folder says of itself.
+        found = {name: initial.metrics.get(name) for name in ("images_trained", "seconds")}
+        trained = {name: value if isinstance(value, int | float) else 0 for name, value in found.items()}
+        data |= {"init": {"sha256": initial.sha256, "command": str(initial.model.get("command", "")), **trained}}
     return BundleCard(
         architecture=recipe.architecture,
         parameters=parameters,
