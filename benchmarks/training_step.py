@@ -30,8 +30,8 @@ from denoise_batch.bundle.history import read_history
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.training.loop import make_optimiser
 from denoise_batch.training.objective import Outputs, cross_entropy, quality_loss, weight_of
+from denoise_batch.training.optimisation import make_optimiser
 from denoise_batch.training.recipes import RECIPES
 
 if TYPE_CHECKING:

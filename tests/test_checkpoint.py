@@ -21,9 +21,9 @@ from denoise_batch.training.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from denoise_batch.training.loop import learning_rate, make_optimiser
 from denoise_batch.training.muon import STEPS
 from denoise_batch.training.objective import quality_loss
+from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES
 
 if TYPE_CHECKING:

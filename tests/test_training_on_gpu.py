@@ -16,7 +16,7 @@ from denoise_batch import models
 from denoise_batch.digits import draw_digits
 from denoise_batch.training import step as training_step
 from denoise_batch.training.batches import ResidentBatches
-from denoise_batch.training.loop import learning_rate, make_optimiser
+from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES, Optimiser, Recipe, Schedule
 
 if TYPE_CHECKING:

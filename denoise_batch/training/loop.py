@@ -13,13 +13,13 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
-from torch.nn import functional
+from torch import distributed
 
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow, history_csv
@@ -33,8 +33,6 @@ from denoise_batch.training.batches import (
     StreamedBatches,
     noised_copies,
     seed_of,
-    share,
-    to_unit,
 )
 from denoise_batch.training.checkpoint import (
     TrainingState,
@@ -44,11 +42,11 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
-from denoise_batch.training.muon import Muon
-from denoise_batch.training.objective import Outputs, cross_entropy, psnr_of
+from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.progress import TrainProgress
-from denoise_batch.training.recipes import Keep, Optimiser, Recipe, Schedule
+from denoise_batch.training.recipes import Keep, Recipe
 from denoise_batch.training.step import TrainingStep
+from denoise_batch.training.validation import Validation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,10 +59,7 @@ FINISHED_FOLDER = "finished"
 HISTORY_FILE = "history.csv"
 _PROGRESS_SECONDS = 0.5
 _CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for
-_VALIDATION_BATCH = 500
-_GPU_VALIDATION_BATCH = 5000
 _GPU_CHECKPOINT_SECONDS = 10.0  # between two: an epoch takes a GPU less time than its checkpoint
-_VALIDATION_SEED = 20_190_403  # fixed: every training is validated on the same noise
 
 
 @dataclass(frozen=True)
@@ -95,47 +90,6 @@ class LoopConfig:
     resident_limit: int | None
     threads: int
     workers_on_node: int
-
-
-@dataclass(frozen=True)
-class _Validation:
-    """This worker's share of the validation images.
-
-    Attributes:
-        clean, noisy: (n, 28, 28) float32, on the device.
-        total: images over all workers.
-        all_shown: (2 total, 28, 28) float32, on the CPU: the noisy and the clean images of all workers.
-    """
-
-    clean: Tensor
-    noisy: Tensor
-    total: int
-    all_shown: Tensor
-
-
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps`: a linear warm-up, then constant or a half cosine to 0."""
-    warm_up = min(recipe.warm_up, steps // 10)
-    if step < warm_up:
-        return recipe.learning_rate * (step + 1) / warm_up
-    if recipe.schedule is Schedule.CONSTANT:
-        return recipe.learning_rate
-    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def make_optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser of a network that is on its device; on a GPU one that a CUDA graph can hold."""
-    on_gpu = next(network.parameters()).is_cuda
-    if recipe.optimiser is Optimiser.ADADELTA:
-        return torch.optim.Adadelta(
-            network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7, capturable=on_gpu
-        )
-    if recipe.optimiser is Optimiser.MUON:
-        return Muon(network.parameters(), recipe.learning_rate, recipe.weight_decay)
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True, capturable=on_gpu)
 
 
 def train_worker(arguments: dict[str, LoopConfig]) -> None:
@@ -276,7 +230,7 @@ class _Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         training_seconds = time.monotonic() - started
-        sums = torch.cat([torch.stack([loss_sum]), self._validate()])
+        sums = torch.cat([torch.stack([loss_sum]), self.validation.errors(self.average or self.network, self.bfloat16)])
         if self.workers > 1:
             distributed.all_reduce(sums)
         loss, val_loss, noisy_error, clean_error, quality_error = sums.tolist()
@@ -296,26 +250,6 @@ class _Worker:
         if not all(map(math.isfinite, (row.loss, row.val_loss))):
             raise JobFailed(f"the training diverged in epoch {epoch}: the loss is not finite", hint="lower --lr")
         self._finish_epoch(row)
-
-    @torch.no_grad()
-    def _validate(self) -> Tensor:
-        """Sums over this worker's validation images: loss, squared error on noisy ones, squared error on clean ones,
-        squared error in dB of the PSNR predicted of noisy ones."""
-        network = Outputs(self.average or self.network)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        batch = _GPU_VALIDATION_BATCH if self.device.type == "cuda" else _VALIDATION_BATCH
-        for start in range(0, len(self.validation.clean), batch):
-            clean = self.validation.clean[start : start + batch, None]
-            for place, shown in ((1, self.validation.noisy[start : start + batch, None]), (2, clean)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                    logits, quality = network(shown)
-                logits = logits.float()
-                if place == 1 and quality is not None:
-                    sums[3] += (quality[:, 0] - psnr_of(logits, clean)).square().sum()
-                if place == 1:
-                    sums[0] += cross_entropy(logits, clean).sum()
-                sums[place] += functional.mse_loss(torch.sigmoid(logits), clean) * len(clean)
-        return sums
 
     def _finish_epoch(self, row: EpochRow) -> None:
         state = self.state
@@ -393,18 +327,19 @@ class _Worker:
         temporary.write_text(json.dumps(shown.to_json()), encoding="utf-8")
         temporary.replace(self.folder / PROGRESS_FILE)
 
-    def _load(self) -> tuple[Batches, _Validation]:
+    def _load(self) -> tuple[Batches, Validation]:
         """Reads the data, and noises what is noised once."""
         import ray
 
         config, options = self.config, {"batch": self.recipe.batch, "seed": self.config.seed, "rank": self.rank}
         options["workers"] = self.workers
+        held = partial(Validation, noise=self.noise, device=self.device, rank=self.rank, workers=self.workers)
         if config.parquet is not None:
             parquet = config.parquet
             count = min(parquet.rows, config.max_images or parquet.rows)
             held_out = held_out_count(count, self.recipe.held_out or 5000)
             train = cut(parquet.pieces, 0, count - held_out)
-            validation = self._validation(*load_rows(parquet, cut(parquet.pieces, count - held_out, count)))
+            validation = held(*load_rows(parquet, cut(parquet.pieces, count - held_out, count)))
             limit = config.resident_limit
             limit = _quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
             copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0
@@ -419,26 +354,14 @@ class _Worker:
             clean_rows, noisy_rows = load_rows(parquet, train)
         else:
             assert config.mnist is not None
-            clean_rows, held = ray.get(list(config.mnist))
+            clean_rows, kept = ray.get(list(config.mnist))
             noisy_rows = None
-            validation = self._validation(held, None)
+            validation = held(kept, None)
         clean = torch.from_numpy(np.require(clean_rows, requirements="W")).to(self.device)
         noisy = None if noisy_rows is None else torch.from_numpy(noisy_rows).to(self.device)
         if noisy is None and self.recipe.copies:
             noisy = noised_copies(self.noise, clean, self.recipe.copies, config.seed)
         return ResidentBatches(clean, noisy, **options), validation
-
-    def _validation(self, clean: np.ndarray[Any, Any], noisy: np.ndarray[Any, Any] | None) -> _Validation:
-        """Noise is drawn on the CPU for all images, so that it is the same on every device and for any workers."""
-        whole = to_unit(torch.from_numpy(np.require(clean, requirements="W")))
-        if noisy is None:
-            generator = torch.Generator().manual_seed(_VALIDATION_SEED)
-            noised = torch.cat([self.noise.apply(part, generator)[0] for part in torch.split(whole, 1000)])
-        else:
-            noised = to_unit(torch.from_numpy(noisy))
-        rows = share(len(whole), self.rank, self.workers)
-        shown = torch.cat([noised, whole])
-        return _Validation(whole[rows].to(self.device), noised[rows].to(self.device), len(whole), shown)
 
 
 def _psnr(error: float) -> float:

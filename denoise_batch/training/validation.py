@@ -1,0 +1,82 @@
+"""What a training is validated on: held-out images, noised once, and what a network makes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from denoise_batch.training.batches import share, to_unit
+from denoise_batch.training.objective import Outputs, cross_entropy, psnr_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from denoise_batch.models.network import DenoisingNetwork
+    from denoise_batch.noise import NoiseRecipe
+
+_BATCH, _GPU_BATCH = 500, 5000
+_SEED = 20_190_403  # fixed: every training is validated on the same noise
+
+
+class Validation:
+    """One worker's share of the validation images.
+
+    Noise is drawn on the CPU for all images, so that it is the same on every device and for any workers.
+
+    Args:
+        clean: (n, 28, 28) uint8 or float32, of all workers.
+        noisy: the same images with noise of their own, or None: it is drawn.
+        noise: the recipe's.
+        device: where the share goes.
+        rank, workers: whose share.
+
+    Attributes:
+        clean, noisy: (m, 28, 28) float32, this worker's, on the device.
+        total: n.
+        all_shown: (2 n, 28, 28) float32, on the CPU: the noisy and the clean images of all workers.
+    """
+
+    def __init__(
+        self,
+        clean: NDArray[Any],
+        noisy: NDArray[Any] | None,
+        *,
+        noise: NoiseRecipe,
+        device: torch.device,
+        rank: int,
+        workers: int,
+    ) -> None:
+        whole = to_unit(torch.from_numpy(np.require(clean, requirements="W")))
+        if noisy is None:
+            generator = torch.Generator().manual_seed(_SEED)
+            noised = torch.cat([noise.apply(part, generator)[0] for part in torch.split(whole, 1000)])
+        else:
+            noised = to_unit(torch.from_numpy(noisy))
+        rows = share(len(whole), rank, workers)
+        self.clean, self.noisy = whole[rows].to(device), noised[rows].to(device)
+        self.total = len(whole)
+        self.all_shown = torch.cat([noised, whole])
+
+    @torch.no_grad()
+    def errors(self, network: DenoisingNetwork, bfloat16: bool) -> Tensor:
+        """Sums over this worker's images, (4,) float64: loss, squared error on noisy ones, squared error on clean ones,
+        squared error in dB of the PSNR predicted of noisy ones."""
+        outputs, device = Outputs(network), self.clean.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        batch = _GPU_BATCH if device.type == "cuda" else _BATCH
+        for start in range(0, len(self.clean), batch):
+            clean = self.clean[start : start + batch, None]
+            for place, shown in ((1, self.noisy[start : start + batch, None]), (2, clean)):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    logits, quality = outputs(shown)
+                logits = logits.float()
+                if place == 1 and quality is not None:
+                    sums[3] += (quality[:, 0] - psnr_of(logits, clean)).square().sum()
+                if place == 1:
+                    sums[0] += cross_entropy(logits, clean).sum()
+                sums[place] += functional.mse_loss(torch.sigmoid(logits), clean) * len(clean)
+        return sums
