@@ -44,7 +44,7 @@ def test_gpus_that_an_autoscaler_may_bring_are_waited_for() -> None:
 
 def test_gpus_that_are_not_there_are_refused() -> None:
     for settings in (replace(SETTINGS, device=Device.CUDA), replace(SETTINGS, device=Device.CUDA, workers=(1, 2))):
-        with pytest.raises(FlagError, match="--workers 1 on GPUs, but Ray sees 0"):
+        with pytest.raises(FlagError, match=r"^--device cuda: Ray finds no GPU$"):
             choose_place(settings, [LAPTOP], [])
     with pytest.raises(FlagError, match="--workers 5 on GPUs, but Ray sees 4"):
         choose_place(replace(SETTINGS, workers=5), [GPU_NODE], [])

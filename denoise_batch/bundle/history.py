@@ -108,10 +108,12 @@ def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
     psnr.set(title="Validation PSNR after denoising", xlabel="epoch", ylabel="dB")
     if rows:
         best = max(rows, key=lambda row: row.val_psnr_noisy)
+        low, high = psnr.get_ylim()
+        above = best.val_psnr_noisy < (low + high) / 2  # else the label would run into the frame
         psnr.annotate(
             f"best {best.val_psnr_noisy:.2f} dB, epoch {best.epoch}",
             (best.epoch, best.val_psnr_noisy),
-            xytext=(0, 8),
+            xytext=(0, 8 if above else -14),
             textcoords="offset points",
             ha="right" if best.epoch > (epochs[0] + epochs[-1]) / 2 else "left",
             fontsize=8,

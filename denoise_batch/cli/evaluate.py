@@ -106,10 +106,15 @@ def evaluate(
             drawn = draw_evaluation(evaluation, bundles, clean.images, figures, digit=digit, device=device)
     content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
     lines = [
-        *(f"model {bundle.folder} ({bundle.architecture})" for bundle in bundles),
+        *(
+            f"model {bundle.folder}: {model['method']} in the table"
+            for bundle, model in zip(bundles, evaluation.models, strict=True)
+        ),
         format_table(evaluation),
         *(f"drawn: {path}" for path in drawn),
     ]
+    if card:
+        lines += [f"card: {bundle.folder / 'README.md'}" for bundle in bundles]
     print_result(content, lines, as_json=as_json)
     if card:
         for bundle, model in zip(bundles, evaluation.models, strict=True):

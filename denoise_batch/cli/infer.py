@@ -106,7 +106,8 @@ def infer(
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
-            metavar="X", help="Share of a GPU for each actor: 0.5 puts two on each. Default: one a core, at most 8."
+            metavar="X",
+            help="Share of a GPU for each actor: 0.5 puts two on each. Default: one a core, 8 at most.",
         ),
     ] = None,
     device: Device = "auto",

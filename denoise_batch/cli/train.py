@@ -71,11 +71,11 @@ def train(
     learning_rate: Annotated[float | None, typer.Option("--lr", metavar="X", help="Default: the recipe's.")] = None,
     sigma: Annotated[
         str | None,
-        typer.Option(metavar="LOW:HIGH", help="Blur to train against, in pixels. Default: the recipe's, 0:2."),
+        typer.Option(metavar="LOW:HIGH", help="Blur to train against, in pixels. Default: the recipe's."),
     ] = None,
     noise: Annotated[
         str | None,
-        typer.Option(metavar="LOW:HIGH", help="White noise's half range to train against. Default: 0.01:1.5."),
+        typer.Option(metavar="LOW:HIGH", help="White noise's half range to train against. Default: the recipe's."),
     ] = None,
     clipped: Annotated[
         float | None,

@@ -148,6 +148,8 @@ class Evaluation:
             conditions[condition.key] = {
                 **{name: condition.recipe.to_json()[name] for name in ("sigma", "half_range")},
                 **{name: scores[name] for name in ("pooled_psnr", "ssim", "accuracy")},
+                "noisy": _finite(self.score(condition.key, "noisy", "pooled_psnr")),
+                "filter": _finite(max(self.score(condition.key, kind, "pooled_psnr") for kind in Filter)),
                 "interval_95": scores["intervals_95"]["pooled_psnr"],
             }
         found = {"images": self.images, "description": self.description, "seed": self.seed}
@@ -302,7 +304,8 @@ def _model_names(bundles: Sequence[Bundle]) -> list[str]:
     ]
     for name in names:
         if names.count(name) > 1:
-            raise FlagError(f"the model {name} is given twice", hint="name each model once")
+            alike = [str(bundle.folder) for bundle, other in zip(bundles, names, strict=True) if other == name]
+            raise FlagError(f"--model: {' and '.join(alike)} hold the same weights", hint="name each model once")
     return names
 
 

@@ -194,7 +194,7 @@ def _mark_levels(axis: Axes, levels: Sequence[Any]) -> None:
     if beyond:
         axis.axvspan(beyond[0] - 0.5, beyond[-1] + 0.5, color="0.93", zorder=0)
         axis.text(
-            (beyond[0] + beyond[-1]) / 2, 0.97, "beyond the training range", transform=axis.get_xaxis_transform(),
+            (beyond[0] + beyond[-1]) / 2, 0.97, "beyond the article's range", transform=axis.get_xaxis_transform(),
             ha="center", va="top", fontsize=8, color=_GREY,
         )  # fmt: skip
     axis.set_xlim(-0.3, len(levels) - 0.5)

@@ -52,7 +52,7 @@ def format_table(evaluation: Evaluation) -> str:
         *_section(evaluation, [condition for condition in CONDITIONS if condition.other], titles, first),
         "",
         "mixture: σ and r drawn for each image, noise not clipped. uint8: the same images clipped to 0..1 and rounded",
-        "to 8 bits. * beyond the seed's training range: extrapolation. Each filter has, under each condition, the",
+        "to 8 bits. * beyond the original article's range: extrapolation. Each filter has, under each condition, the",
         "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
         "kinds: half of it the seed's noise as it is, the rest clipped, Gaussian, salt and pepper, blur alone, clean.",
         "gaussian: of deviation r / √3, gaussian8: the same clipped to 8 bits. impulse: r / 3 of the pixels 0 or 1.",

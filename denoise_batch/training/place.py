@@ -53,6 +53,8 @@ def choose_place(settings: TrainSettings, nodes: Sequence[Node], to_come: Sequen
     # A core each: processes of one thread stand a busy machine better than threads that wait for each other.
     given = settings.workers or (max(1, gpus) if gpu else min(cores, _MOST_CPU_WORKERS))
     fewest, most = (given, given) if isinstance(given, int) else given
+    if gpu and not gpus and not coming:
+        raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
     if gpu and fewest > gpus and not coming:
         raise FlagError(
             f"--workers {fewest} on GPUs, but Ray sees {gpus}", hint="lower --workers, or give --device cpu"

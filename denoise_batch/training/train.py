@@ -86,7 +86,7 @@ def train(
     _check_output(output, settings.overwrite)
     parquet = None if settings.data is None else open_parquet(settings)
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
-    initial = None if settings.init is None else read_bundle(settings.init)
+    initial = None if settings.init is None else _read_initial(settings.init)
     weights = None if initial is None else _weights(initial, recipe)
     folder = output.with_name(f".{output.name}.training")
     with publishing.exclusive(folder):
@@ -126,6 +126,13 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise publishing.output_exists(output)
     if output.is_symlink() or not (output.is_dir() and ((output / "model.json").exists() or not any(output.iterdir()))):
         raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
+
+
+def _read_initial(folder: Path) -> Bundle:
+    try:
+        return read_bundle(folder)
+    except errors.ModelError as error:
+        raise errors.ModelError(error.message, hint=error.hint.replace("--model", "--init")) from error
 
 
 def _weights(initial: Bundle, recipe: Recipe) -> Weights:
