@@ -103,21 +103,11 @@ def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
         loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
         loss.yaxis.set_major_formatter(ScalarFormatter())
         loss.yaxis.set_minor_formatter(NullFormatter())
-    psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label="noisy images", color="#cc6677", **style)
+    best = max(rows, key=lambda row: row.val_psnr_noisy, default=None)
+    label = f"noisy images; best {best.val_psnr_noisy:.2f} dB, epoch {best.epoch}" if best else "noisy images"
+    psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label=label, color="#cc6677", **style)
     psnr.plot(epochs, [row.val_psnr_clean for row in rows], label="clean images", color="#117733", **style)
     psnr.set(title="Validation PSNR after denoising", xlabel="epoch", ylabel="dB")
-    if rows:
-        best = max(rows, key=lambda row: row.val_psnr_noisy)
-        low, high = psnr.get_ylim()
-        above = best.val_psnr_noisy < (low + high) / 2  # else the label would run into the frame
-        psnr.annotate(
-            f"best {best.val_psnr_noisy:.2f} dB, epoch {best.epoch}",
-            (best.epoch, best.val_psnr_noisy),
-            xytext=(0, 8 if above else -14),
-            textcoords="offset points",
-            ha="right" if best.epoch > (epochs[0] + epochs[-1]) / 2 else "left",
-            fontsize=8,
-        )
     for axes in (loss, psnr):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, which="both")
