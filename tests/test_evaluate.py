@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.bundle import check_card, note_evaluation, read_bundle
+from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle.evaluated import check_card, note_evaluation
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ModelError, OutputError, RequestError

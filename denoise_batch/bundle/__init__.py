@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, parse_json, read_file, read_tensors
-from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv, read_history
+from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.redaction import redact, redact_all
 
@@ -236,7 +236,7 @@ def save_bundle(
     try:
         built.chmod(0o777 & ~_umask())
         publishing.write_file(built / WEIGHTS_FILE, content)
-        publishing.write_file(built / MODEL_FILE, _as_json(model))
+        publishing.write_file(built / MODEL_FILE, as_json(model))
         publishing.write_file(built / "history.csv", history_csv(card.history).encode())
         if card.history:
             title = f"{card.architecture} · {card.data.get('source', '')}"
@@ -252,53 +252,8 @@ def save_bundle(
         publishing.remove(built)
 
 
-def check_card(bundle: Bundle) -> None:
-    """Refuses a model folder whose card `note_evaluation` could not write.
-
-    Raises:
-        ModelError: something that the card says is missing in it, or no value for it.
-        OutputError: it cannot be written.
-    """
-    _card_of(bundle, bundle.model)
-    if not os.access(bundle.folder, os.W_OK):
-        raise _unwritable(bundle.folder, "no permission")
-
-
-def note_evaluation(bundle: Bundle, evaluation: dict[str, Any]) -> None:
-    """Writes what `evaluate` found of a model into its model.json, and its card anew.
-
-    Args:
-        bundle: the model folder.
-        evaluation: `Evaluation.of_model`.
-
-    Raises:
-        ModelError, OutputError: as `check_card`.
-    """
-    model = bundle.model | {"evaluation": evaluation}
-    card = _card_of(bundle, model)
-    try:
-        publishing.write_file(bundle.folder / MODEL_FILE, _as_json(model))
-        publishing.write_file(bundle.folder / "README.md", card.encode())
-    except OSError as error:
-        raise _unwritable(bundle.folder, error.strerror) from error
-
-
-def _card_of(bundle: Bundle, model: dict[str, Any]) -> str:
-    history = bundle.folder / "history.csv"
-    try:
-        rows = read_history(history) if history.is_file() else ()
-        return model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ModelError(
-            f"{bundle.folder}: its card cannot be made of its model.json and history.csv: {error!r}", hint=RETRAIN
-        ) from error
-
-
-def _unwritable(folder: Path, reason: str | None) -> OutputError:
-    return OutputError(f"{folder} cannot be written: {reason}", hint="copy the model folder, and evaluate the copy")
-
-
-def _as_json(model: dict[str, Any]) -> bytes:
+def as_json(model: dict[str, Any]) -> bytes:
+    """The content of model.json."""
     return (json.dumps(model, indent=1, allow_nan=False) + "\n").encode()
 
 

@@ -66,7 +66,8 @@ def evaluate(
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
     from denoise_batch import storage
-    from denoise_batch.bundle import check_card, find_bundle, note_evaluation
+    from denoise_batch.bundle import find_bundle
+    from denoise_batch.bundle.evaluated import check_card, note_evaluation
 
     # What can be refused quickly, before torch loads.
     bundles = [find_bundle(model) for model in (models or (None,))]

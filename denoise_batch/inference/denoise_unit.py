@@ -75,9 +75,10 @@ class UnitOptions:
     extras: ExtraColumns = NO_EXTRAS
 
     @property
-    def pixel_dtype(self) -> str:
-        """Of the pixels that the model is to give: float16 and float64 are made of float32."""
-        return "uint8" if self.output.dtype == "uint8" else "float32"
+    def pixel_dtypes(self) -> tuple[str, str]:
+        """Of the pixels that the model takes and is to give; float16 and float64 become float32, and are made of it."""
+        taken, given = ("uint8" if column.dtype == "uint8" else "float32" for column in (self.column, self.output))
+        return taken, given
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def _denoise_batch(
     with _timed(clock, "decode"):
         decoded = decode(batch.column(options.column.name), options.column)
     with _timed(clock, "forward"):
-        denoised = forward(decoded.pixels, options.polarity, options.pixel_dtype)
+        denoised = forward(decoded.pixels, options.polarity, options.pixel_dtypes[1])
     with _timed(clock, "encode"):
         column = encode(denoised.pixels, decoded.bad, options.output)
         return [column, *options.extras.arrays(denoised, decoded.bad)], decoded.bad

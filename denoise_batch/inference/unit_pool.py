@@ -178,8 +178,8 @@ class DenoiseUnit:
         self._denoiser = Denoiser(
             bundle, device=model.device, threads=size.threads, batch=batch, precision=model.precision
         )
-        taken = "uint8" if options.column.dtype == "uint8" else "float32"
-        self._denoiser.prepare(taken, options.polarity, options.pixel_dtype, options.extras)
+        taken, given = options.pixel_dtypes
+        self._denoiser.prepare(taken, options.polarity, given, options.extras)
         # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
         self._thread = ThreadPoolExecutor(1)
         self._metrics = UnitMetrics()

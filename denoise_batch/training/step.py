@@ -110,6 +110,7 @@ class TrainingStep:
             self._recorded[batch.total] = _Recorded(batch, self._recordable, self._pool)
         except RuntimeError as error:  # of memory, most likely: then it goes on as it did before
             self._may_record = False
+            self._optimiser.zero_grad(set_to_none=True)  # what was recorded of them is no gradient
             end_of_recording(self._device, self._pool)
             warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, publishing, storage
-from denoise_batch.bundle import Bundle, BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import Bundle, read_bundle, save_bundle
 from denoise_batch.cluster import check_seen_by_nodes, connect
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
+from denoise_batch.training.card import card_of
 from denoise_batch.training.data import held_out_count, open_parquet
 from denoise_batch.training.place import choose_place
 from denoise_batch.training.recipes import Recipe
@@ -30,7 +31,7 @@ from denoise_batch.training.worker_watch import WorkerWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from denoise_batch.training.checkpoint import TrainingState, Weights
+    from denoise_batch.training.checkpoint import Weights
     from denoise_batch.training.data import ParquetImages
     from denoise_batch.training.loop import LoopConfig
     from denoise_batch.training.place import Place
@@ -109,7 +110,7 @@ def train(
         state, weights = read_finished(folder / "finished")
         network = models.build(recipe.architecture, recipe.parameters)
         network.load_state_dict(weights)
-        card = _card(settings, recipe, parquet, state, network.parameters_json, initial)
+        card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)
     return read_bundle(output)
@@ -363,44 +364,3 @@ def _sigint_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _card(
-    settings: TrainSettings,
-    recipe: Recipe,
-    parquet: ParquetImages | None,
-    state: TrainingState,
-    parameters: dict[str, Any],
-    initial: Bundle | None,
-) -> BundleCard:
-    rows = state.history
-    kept = rows[state.best_epoch - 1] if recipe.keep == "best" else rows[-1]
-    data = {"source": "MNIST"} if parquet is None else parquet.identity()
-    if initial is not None:
-        # Nobody has checked what a foreign folder says of itself.
-        found = {name: initial.metrics.get(name) for name in ("images_trained", "seconds")}
-        trained = {name: value if isinstance(value, int | float) else 0 for name, value in found.items()}
-        data |= {"init": {"sha256": initial.sha256, "command": str(initial.model.get("command", "")), **trained}}
-    return BundleCard(
-        architecture=recipe.architecture,
-        parameters=parameters,
-        noise={"source": "noisy column", "column": settings.noisy_column}
-        if settings.noisy_column
-        else recipe.noise_json(),
-        recipe=recipe.to_json(),
-        command=settings.command,
-        data=data | {"max_images": settings.max_images, "seed": settings.seed},
-        metrics={
-            "epoch": kept.epoch,
-            "validation_psnr_noisy": kept.val_psnr_noisy,
-            "validation_psnr_clean": kept.val_psnr_clean,
-            **({} if kept.val_quality_error is None else {"validation_quality_error": kept.val_quality_error}),
-            "validation_loss": kept.val_loss,
-            "training_loss": kept.loss,
-            "images_trained": rows[-1].images,
-            "seconds": rows[-1].seconds,
-            "workers": state.workers,
-            "device": state.device,
-        },
-        history=tuple(rows),
-    )

@@ -1,0 +1,64 @@
+"""What `evaluate` found of a model, written into its folder."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch import publishing
+from denoise_batch.bundle import MODEL_FILE, as_json
+from denoise_batch.bundle.card import model_card
+from denoise_batch.bundle.files import RETRAIN
+from denoise_batch.bundle.history import read_history
+from denoise_batch.errors import ModelError, OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from denoise_batch.bundle import Bundle
+
+
+def check_card(bundle: Bundle) -> None:
+    """Refuses a model folder whose card `note_evaluation` could not write.
+
+    Raises:
+        ModelError: something that the card says is missing in it, or no value for it.
+        OutputError: it cannot be written.
+    """
+    _card_of(bundle, bundle.model)
+    if not os.access(bundle.folder, os.W_OK):
+        raise _unwritable(bundle.folder, "no permission")
+
+
+def note_evaluation(bundle: Bundle, evaluation: dict[str, Any]) -> None:
+    """Writes what `evaluate` found of a model into its model.json, and its card anew.
+
+    Args:
+        bundle: the model folder.
+        evaluation: `Evaluation.of_model`.
+
+    Raises:
+        ModelError, OutputError: as `check_card`.
+    """
+    model = bundle.model | {"evaluation": evaluation}
+    card = _card_of(bundle, model)
+    try:
+        publishing.write_file(bundle.folder / MODEL_FILE, as_json(model))
+        publishing.write_file(bundle.folder / "README.md", card.encode())
+    except OSError as error:
+        raise _unwritable(bundle.folder, error.strerror) from error
+
+
+def _card_of(bundle: Bundle, model: dict[str, Any]) -> str:
+    history = bundle.folder / "history.csv"
+    try:
+        rows = read_history(history) if history.is_file() else ()
+        return model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{bundle.folder}: its card cannot be made of its model.json and history.csv: {error!r}", hint=RETRAIN
+        ) from error
+
+
+def _unwritable(folder: Path, reason: str | None) -> OutputError:
+    return OutputError(f"{folder} cannot be written: {reason}", hint="copy the model folder, and evaluate the copy")
