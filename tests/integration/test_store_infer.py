@@ -21,7 +21,7 @@ from s3_server import ENVIRONMENT, FAULTS, FaultProxy, make_bucket, s3_server
 from denoise_batch.digits import draw_digits
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.inference.store_run import STAGING
+from denoise_batch.inference.manifest import RUN
 from denoise_batch.inspection import inspect
 from denoise_batch.store_prefix import StorePrefix
 
@@ -65,10 +65,11 @@ def test_a_killed_driver_and_a_failing_store_lose_and_double_nothing(
         )
         try:
             until = time.monotonic() + 150
-            while len(out.sizes(STAGING)) < 3:
+            # Finished files alone are not enough: their receipts may still be on the way, and they count.
+            while not out.sizes(f"{RUN}/ledger"):
                 assert time.monotonic() < until
                 assert driver.poll() is None, "it ended before it was killed"
-                time.sleep(0.3)
+                time.sleep(0.1)
         finally:
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
