@@ -142,7 +142,8 @@ class _Job:
             folder = None if isinstance(self.run, StoreRun) else self.run.staging
             check_seen_by_nodes(folder, self._local_paths())
             while pending := self._pending():
-                self._run_wave(pending[:WAVE])
+                fresh = [unit for unit in pending if unit not in self.assigned]
+                self._run_wave((fresh or pending)[:WAVE], ahead=bool(fresh))
         failed = sorted(set(range(len(self.run.plan))) - self.run.ledger.receipts.keys())
         if failed:
             named = "; ".join(self._name_failure(unit) for unit in failed[:_NAMED_AT_MOST])
@@ -224,7 +225,8 @@ class _Job:
             and self.assigned.get(unit, 0) < ASSIGNMENTS
         ]
 
-    def _run_wave(self, wave: list[int]) -> None:
+    def _run_wave(self, wave: list[int], *, ahead: bool) -> None:
+        """Has units worked on once; `ahead`: workers are given their next unit before they have done the last."""
         settings, run = self.settings, self.run
         lost = capacity.lost_nodes()
         answered: set[int] = set()
@@ -251,7 +253,7 @@ class _Job:
         model = ModelToLoad(folder, bundle.sha256, batch, device, settings.precision)
         assignments = [self._assign(unit) for unit in wave]
         for answer in process_units(
-            assignments, options, model, size, verbose=self.verbose, waiting=self._note_waiting
+            assignments, options, model, size, ahead=ahead, verbose=self.verbose, waiting=self._note_waiting
         ):
             if isinstance(answer, Working):
                 self._note_progress(answer)
@@ -262,11 +264,13 @@ class _Job:
                 self._commit(answer)
             else:
                 self._fail(answer)
-        # A unit without an answer took its worker down with it. Where a node went, the units were not to blame.
-        self.under_way.clear()
+        # A unit without an answer took its worker down with it, or waited behind one that did; which, is plain where it
+        # was begun, and wherever units are given one at a time. Where a node went, the units were not to blame.
         unanswered = [unit for unit in wave if unit not in answered]
+        begun = [unit for unit in unanswered if unit in self.under_way]
+        self.under_way.clear()
         if unanswered and not _lost_a_node(lost):
-            for unit in unanswered:
+            for unit in (begun if ahead else []) or unanswered:
                 reason = "its worker died without a word (killed, or out of memory)"
                 self._fail(Failure(unit, self.attempts.get(unit, 0) + 1, reason))
 

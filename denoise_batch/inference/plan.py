@@ -36,9 +36,11 @@ UNIT_ROWS = 131_072
 """The most that are joined; larger ones cost a run that dies more."""
 
 _FEWEST_UNITS = 16
+_SHARE_OF_REST = 8
 _SMALLEST_UNIT_ROWS = 16_384
-"""In a small input units are small, down to this, which takes a core a second or two: so that every worker has some,
-and none is left with a long one when the others are done. Smaller ones cost more than that saves."""
+"""Units are small in a small input, so that every worker has some, and become smaller towards the end of any, so that
+no worker is left with a long one when the others are done. This takes a core a second or two; smaller ones cost more
+than they save."""
 
 _MOST_PIECES = 16  # of one row group
 _CHEAP_PIECES = 4  # to read past rows takes 3% of the time that it takes to denoise them
@@ -317,12 +319,14 @@ def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np
     """Units over all files: `_UNIT_FIELDS` columns."""
     cut: list[tuple[int, ...]] = []
     total = sum(footer.rows for footer in read)
-    most = min(UNIT_ROWS, max(_SMALLEST_UNIT_ROWS, -(-total // _FEWEST_UNITS)))
+    before = 0  # rows of the files before
     for index, footer in enumerate(read):
         start = 0
         group = 0
         groups = footer.row_groups
         while group < len(groups):
+            share = min(-(-total // _FEWEST_UNITS), -(-(total - before - start) // _SHARE_OF_REST))
+            most = min(UNIT_ROWS, max(_SMALLEST_UNIT_ROWS, share))
             if split and groups[group] >= 2 * most:
                 # Each piece reads past those before it: not too many of them.
                 pieces = max(-(-groups[group] // UNIT_ROWS), min(_CHEAP_PIECES, -(-groups[group] // most)))
@@ -341,5 +345,6 @@ def _cut(read: Sequence[Footer], *, split: bool) -> dict[str, np.ndarray[Any, np
                 cut.append((index, group, last, 0, rows, start))
             start += rows
             group = last + 1
+        before += footer.rows
     columns = np.array(cut, np.int64).reshape(-1, len(_UNIT_FIELDS))
     return {field: columns[:, i].copy() for i, field in enumerate(_UNIT_FIELDS)}

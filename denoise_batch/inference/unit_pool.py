@@ -46,6 +46,7 @@ _RAY_TENSOR_TYPES = (
     "ray.data.arrow_pickled_object",
 )
 _PROGRESS_SECONDS = 1.0
+_UNITS_FOR_AHEAD = 4  # an actor
 STUCK_SECONDS = 900.0
 """How long a unit may stand still: a decoder that loops, a file system that does not answer. A chunk takes seconds, and
 closing and verifying a file of 200 MB at most minutes."""
@@ -76,6 +77,7 @@ def process_units(
     model: ModelToLoad,
     size: PoolSize,
     *,
+    ahead: bool,
     verbose: bool,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Receipt | Failure | Working]:
@@ -84,6 +86,8 @@ def process_units(
     Ray must be connected.
 
     Args:
+        ahead: where units are many, gives an actor its next one before it has done the last, so that it need not wait
+            for Ray (0.15 s a unit). One that dies takes both along.
         waiting: see `Watch`.
 
     Raises:
@@ -92,9 +96,8 @@ def process_units(
     """
     import ray.data
 
-    # Ray may drop a block whose worker died, because answers are reconciled against the assignments. With one task in
-    # flight for each actor (so that no unit is charged for its neighbour's crash) a pool is at its busiest at 1.0.
-    # The smallest block size hands on each answer when it is made.
+    # Ray may drop a block whose worker died, because answers are reconciled against the assignments. The smallest block
+    # size hands on each answer when it is made. A pool whose actors all have a task is at 1.0, and may grow.
     wanted = {
         "max_errored_blocks": -1,
         "enable_progress_bars": False,
@@ -109,6 +112,8 @@ def process_units(
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     try:
         with _quiet(verbose), Watch(_marks_in(options), size, waiting) as watch:
+            # The actor that is ready first would take the others' share of a few.
+            in_flight = 2 if ahead and len(assignments) >= _UNITS_FOR_AHEAD * size.actors else 1
             blocks = [{"assignment": json.dumps(asdict(assignment))} for assignment in assignments]
             answers = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
                 DenoiseUnit,
@@ -118,7 +123,7 @@ def process_units(
                     min_size=min(size.least, len(blocks)),
                     max_size=min(size.most, len(blocks)),
                     initial_size=min(size.actors, len(blocks)),
-                    max_tasks_in_flight_per_actor=1,
+                    max_tasks_in_flight_per_actor=in_flight,
                 ),
                 num_cpus=size.cpus,
                 num_gpus=size.gpus or None,

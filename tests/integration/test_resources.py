@@ -63,9 +63,16 @@ def _to(settings: InferSettings, out: Path) -> InferSettings:
 
 
 def _dying(
-    *, units: set[int] | None = None, loading: bool = False, error: Callable[[str], BaseException] | None = None
+    *,
+    units: set[int] | None = None,
+    begun: bool = False,
+    loading: bool = False,
+    error: Callable[[str], BaseException] | None = None,
 ) -> type[Any]:
-    """A DenoiseUnit that is killed in some units (None: in all), or while it loads its model; or raises an error."""
+    """A DenoiseUnit that is killed in some units (None: in all), or while it loads its model; or raises an error.
+
+    Where `begun`, after it has said that it began the unit.
+    """
 
     def die(*_: object, **__: object) -> None:
         if error is not None:
@@ -95,9 +102,15 @@ def _dying(
             super().__init__(*arguments, **named)
 
         def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
-            if json.loads(str(batch["assignment"][0]))["unit"]["index"] in (units or ()):
+            doomed = json.loads(str(batch["assignment"][0]))["unit"]["index"] in (units or ())
+            if doomed and not begun:
                 die()
-            yield from super().__call__(batch)
+            answers = super().__call__(batch)
+            yield next(answers)
+            if doomed:
+                time.sleep(1)  # for the answer to leave
+                die()
+            yield from answers
 
     Dying.__name__ = "DenoiseUnit"
     return Dying
@@ -123,18 +136,21 @@ def _completes(settings: InferSettings, resumed: int) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("begun", [False, True])
 def test_a_unit_that_kills_its_workers_is_named_after_three_and_the_others_finish(
-    tmp_path: Path, settings: InferSettings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: InferSettings, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     settings = _to(settings, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(unit_pool, "DenoiseUnit", _dying(units={2}))
+        patch.setattr(unit_pool, "DenoiseUnit", _dying(units={2}, begun=begun))
         error = _stops(settings, JobFailed)
     assert f"1 of {UNITS} units failed: unit 2 (" in error.message
     assert "out of memory" in error.message
     with Ledger(work_folder(tmp_path / "out") / "ledger") as ledger:
         assert sorted(ledger.receipts) == [unit for unit in range(UNITS) if unit != 2]
-        assert [failure.attempt for failure in ledger.failures[2]] == [1, 2, 3]
+        assert [failure.attempt for failure in ledger.failures.pop(2)] == [1, 2, 3]
+        # The one that waited behind it is charged once at most, and not at all where it is known which was begun.
+        assert [len(failures) for failures in ledger.failures.values()] in ([[]] if begun else [[], [1]])
     _completes(settings, UNITS - 1)
 
 
