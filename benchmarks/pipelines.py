@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +181,19 @@ def daft(source: Path, out: Path, model: Path, layout: str, compression: str) ->
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def ours(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
+def ours(
+    source: Path, out: Path, model: Path, layout: str, compression: str, workers: int | None = None
+) -> dict[str, float]:
     from denoise_batch.inference.infer import InferSettings, infer
 
     del layout  # found
-    report = infer(InferSettings((str(source),), str(out), model=model, compression=compression))
+    report = infer(InferSettings((str(source),), str(out), model=model, compression=compression, workers=workers))
     return {"rows": report.rows_out, "denoising": report.denoising_seconds}
 
 
-OURS = "denoise-batch infer"
+OURS, ONE_ACTOR = "denoise-batch infer", "denoise-batch infer --workers 1"
 CONTENDERS = {"loop": loop, "stock Ray Data": stock, "Daft": daft, OURS: ours}
+RUNS = {**CONTENDERS, ONE_ACTOR: partial(ours, workers=1)}
 
 
 def _network(folder: Path) -> Any:
@@ -262,6 +266,21 @@ def forward_rate(name: str, model: Path) -> float:
     return sum(float(json.loads(answer.splitlines()[-1])["rate"]) for answer in answers)
 
 
+def timed(
+    name: str, source: Path, out: Path, rows: int, model: Path, layout: str, compression: str
+) -> tuple[float, float]:
+    """Seconds of a contender's whole run in a process of its own, and without its start-up; `out` is deleted again."""
+    options = ["--layout", layout, "--compression", compression, "--model", str(model)]
+    command = [sys.executable, __file__, "--run", name, *options, "--paths", str(source), str(out)]
+    begun = time.monotonic()
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    seconds = time.monotonic() - begun
+    found = json.loads(answer.splitlines()[-1])
+    assert found["rows"] == rows, (name, found)
+    shutil.rmtree(out)
+    return seconds, found["denoising"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -270,7 +289,7 @@ def main() -> None:
     parser.add_argument("--compression", choices=("zstd", "lz4", "snappy", "none"), default="zstd")
     parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=list(CONTENDERS), help="of the contenders")
     parser.add_argument("--model", type=Path, help="model folder; default: the one that ships")
-    parser.add_argument("--run", choices=[*CONTENDERS, *FORWARDS], help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=[*RUNS, *FORWARDS], help=argparse.SUPPRESS)
     parser.add_argument("--paths", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     from denoise_batch.bundle import find_bundle
@@ -279,7 +298,7 @@ def main() -> None:
     given = (arguments.layout, arguments.compression)
     if arguments.run:
         run = arguments.run
-        found = FORWARDS[run](model) if run in FORWARDS else CONTENDERS[run](*arguments.paths, model, *given)
+        found = FORWARDS[run](model) if run in FORWARDS else RUNS[run](*arguments.paths, model, *given)
         print(json.dumps(found))
         return
     names = [name for name in CONTENDERS if name in arguments.only]
@@ -287,7 +306,7 @@ def main() -> None:
         names.remove("Daft")
     with tempfile.TemporaryDirectory(prefix="pipelines-") as folder:
         source, out = Path(folder, "in"), Path(folder, "out")
-        _draw(source, arguments.rows, *given)
+        draw(source, arguments.rows, *given)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         denoising: dict[str, list[float]] = {name: [] for name in names}
         raw: dict[str, list[float]] = {name: [] for name in FORWARDS}
@@ -295,18 +314,12 @@ def main() -> None:
             for name in FORWARDS:
                 raw[name].append(forward_rate(name, model))
             for name in names:
-                options = ["--layout", given[0], "--compression", given[1], "--model", str(model)]
-                command = [sys.executable, __file__, "--run", name, *options, "--paths", str(source), str(out)]
-                begun = time.monotonic()
-                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-                seconds[name].append(time.monotonic() - begun)
-                found = json.loads(answer.splitlines()[-1])
-                assert found["rows"] == arguments.rows, (name, found)
-                denoising[name].append(found["denoising"])
-                shutil.rmtree(out)
+                whole, inner = timed(name, source, out, arguments.rows, model, *given)
+                seconds[name].append(whole)
+                denoising[name].append(inner)
                 print(f"{name}: {seconds[name][-1]:.1f} s, start-up apart {denoising[name][-1]:.1f} s", file=sys.stderr)
     print(
-        f"{arguments.rows:,} digits of uint8, {given[0]} layout, {given[1]}; model {model.name}; {_machine()}; ", end=""
+        f"{arguments.rows:,} digits of uint8, {given[0]} layout, {given[1]}; model {model.name}; {machine()}; ", end=""
     )
     print(f"medians of {arguments.repeats}")
     rates = ", ".join(f"{name} {statistics.median(found):,.0f} images/s" for name, found in raw.items())
@@ -325,7 +338,7 @@ def main() -> None:
         )
 
 
-def _draw(folder: Path, rows: int, layout: str, compression: str) -> None:
+def draw(folder: Path, rows: int, layout: str, compression: str) -> None:
     """Drawn digits with the seed's noise, clipped to 8 bits: files of 131,072 rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -346,7 +359,7 @@ def _draw(folder: Path, rows: int, layout: str, compression: str) -> None:
         pq.write_table(table, path, row_group_size=ROW_GROUP, **options)
 
 
-def _machine() -> str:
+def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -12,7 +12,8 @@ DenoiseBatchError        exit 1   the job ran and something failed
     ├── MissingFileError     a path does not exist or cannot be read
     ├── ParquetError         a file is not Parquet, is damaged, or does not fit the others
     ├── ColumnError          no image column, two candidates, wrong size or type
-    ├── OutputError          the output exists, lies in the input, is locked or cannot be written
+    ├── OutputError          the output lies in the input, is locked or cannot be written
+    │   └── OutputExists     it is there already
     ├── ResumeError          the unfinished run at this output is another run
     ├── ModelError           a model folder is missing, damaged or tampered with
     └── NetworkError         a download failed
@@ -101,7 +102,11 @@ class ColumnError(RequestError):
 
 
 class OutputError(RequestError):
-    """The output exists, lies inside the input, is locked or cannot be written."""
+    """The output lies inside the input, is locked or cannot be written."""
+
+
+class OutputExists(OutputError):
+    """The output is there already."""
 
 
 class ResumeError(RequestError):

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoise_batch.errors import OutputError
+from denoise_batch.errors import OutputError, OutputExists
 from denoise_batch.storage import is_uri, redact
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
     file system cannot swap, a folder is moved away first, and for that moment `out` does not exist.
 
     Raises:
-        OutputError: `out` exists and `overwrite` is off.
+        OutputExists: and `overwrite` is off.
     """
     for folder in [built.parent, *(Path(parent) for parent, _, _ in os.walk(built))]:
         sync(folder)
@@ -116,8 +116,8 @@ def check_parent(output: Path) -> None:
         raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
 
 
-def output_exists(out: object) -> OutputError:
-    return OutputError(f"{out} exists", hint="give --overwrite to replace it, or another output")
+def output_exists(out: object) -> OutputExists:
+    return OutputExists(f"{out} exists", hint="give --overwrite to replace it, or another output")
 
 
 def replaced(out: Path) -> Path:

@@ -391,6 +391,15 @@ def test_results_go_to_stdout_and_progress_to_stderr(tmp_path: Path, capsys: pyt
     assert shown.err == "digits: 20 of 20 rows\n"
 
 
+def test_inspect_fails_where_it_sees_a_fault(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(files / "good.parquet", tmp_path / "good.parquet")
+    (tmp_path / "truncated.parquet").write_bytes((files / "good.parquet").read_bytes()[:-9])
+    assert cli.run(["inspect", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "truncated.parquet" in shown.out
+    assert "1 problem found" in shown.err
+
+
 def test_inspect_verify_fails_on_damage(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["corrupt", str(files / "good.parquet"), str(tmp_path / "noisy.parquet")]) == 0
     content = bytearray((tmp_path / "noisy.parquet").read_bytes())

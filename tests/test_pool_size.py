@@ -53,6 +53,12 @@ def test_cpu_is_cpu_where_there_are_gpus() -> None:
     assert pool_size([GPU_NODE], None, "cpu", 100).gpus == 0
 
 
+@pytest.mark.parametrize(("nodes", "device"), [([HEAD], "auto"), ([GPU_NODE], "cpu")])
+def test_a_share_of_no_gpu_is_refused(nodes: list[Node], device: str) -> None:
+    with pytest.raises(FlagError, match="--gpus-per-worker"):
+        pool_size(nodes, None, device, 100, gpu_share=0.5)
+
+
 def test_gpus_that_an_autoscaler_may_bring_are_waited_for() -> None:
     for device in ("auto", "cuda"):
         assert pool_size([HEAD], None, device, 100, to_come=[GPU_NODE]) == PoolSize(1, 1, 100, 1, 0.9, 0.25)

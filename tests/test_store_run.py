@@ -81,7 +81,7 @@ def test_a_folder_of_parts_a_manifest_and_a_mark(store: FolderStore, source: Pat
     found = inspect(OUT, verify=True)
     assert (found.kind, found.problems, found.path) == (Kind.OUTPUT, (), OUT)
     with pytest.raises(OutputError, match=f"{OUT} exists"):
-        run(source)
+        run(source, compression="lz4")
 
 
 @pytest.mark.usefixtures("store")

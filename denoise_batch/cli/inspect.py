@@ -29,19 +29,17 @@ def inspect(
             metavar="PATH", help="Parquet file, folder or glob; model folder; output of infer.", show_default=False
         ),
     ],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read everything again and check it; exit 1 on a fault.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything again and check it.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a path is: Parquet with images, a model folder, or a finished output of infer."""
+    """Say what a path is: Parquet with images, a model folder, or a finished output of infer. Exit 1 on a fault."""
     from denoise_batch.inspection import inspect as run
 
     with Progress() as progress:
         found = run(path, verify=verify, progress=rows_done(progress, "verify"))
     print_result(found.to_json(), found.lines(), as_json=as_json)
-    if verify and found.problems:
+    if found.problems:
         raise DenoiseBatchError(
             f"{found.path}: {len(found.problems)} {'problem' if len(found.problems) == 1 else 'problems'} found",
             hint="they are listed above" if not as_json else "they are listed under `problems`",

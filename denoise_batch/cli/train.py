@@ -149,6 +149,13 @@ def train(
         )
     print_result(
         {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
-        [f"{bundle.folder}: {bundle.architecture}", *(f"  {key}: {value}" for key, value in bundle.metrics.items())],
+        [
+            f"{bundle.folder}: {bundle.architecture}",
+            *(f"  {key}: {_short(value)}" for key, value in bundle.metrics.items()),
+        ],
         as_json=as_json,
     )
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

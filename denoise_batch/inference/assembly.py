@@ -24,6 +24,7 @@ from denoise_batch.input_file import read_batches
 from denoise_batch.output_file import OutputFile, Written, file_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from denoise_batch.images.layouts import ImageColumn
@@ -243,6 +244,21 @@ def _link_quarantine(run: RunFolder, folder: Path) -> list[dict[str, Any]]:
             publishing.sync(target)
         entries.append(entry)
     return entries
+
+
+def first_bad_row(run: Run, read: Callable[[str], bytes | None]) -> str:
+    """File, row and reason of the first row that is known to be bad, for people; "" where it cannot be read.
+
+    Args:
+        read: gives the content of a staged file.
+    """
+    unit = min((unit for unit, receipt in run.ledger.receipts.items() if receipt.bad_file), default=None)
+    content = None if unit is None else read(run.ledger.receipts[unit].bad_file)
+    if unit is None or content is None:
+        return ""
+    row = pq.read_table(pa.BufferReader(content)).slice(0, 1).to_pylist()[0]
+    path = storage.redact(run.plan.files[run.plan.unit(unit).file].path)
+    return f"{path}, row {row['row']}: {row['reason'].replace('_', ' ')}"
 
 
 def _bad_rows(run: Run) -> pa.Table | None:

@@ -65,7 +65,8 @@ class DryRun:
         types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
         image_column, output_column: name, layout, dtype and Arrow type.
         extra_columns: those beside it, with their types.
-        done_rows: rows that an unfinished run of this request has done already.
+        complete: whether the output is there, the finished result of this very request.
+        done_rows: rows that a run of this request has done already.
         estimate: None where there are no rows, or the sample could not be read.
         sample_failed: why it could not.
     """
@@ -86,6 +87,7 @@ class DryRun:
     polarity: str
     output_column: dict[str, str]
     extra_columns: dict[str, str]
+    complete: bool
     done_rows: int
     estimate: Estimate | None
     sample_failed: str
@@ -111,7 +113,9 @@ class DryRun:
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
             *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]
-        if self.done_rows:
+        if self.complete:
+            shown.append("it is complete already: nothing would be done")
+        elif self.done_rows:
             shown.append(
                 f"an unfinished run of this request has done {self.done_rows:,} rows; it would be gone on with"
             )
@@ -140,12 +144,14 @@ def dry_run(settings: InferSettings) -> DryRun:
     plan = request.plan()
     added = request.output_column(plan)
     listed = request.listing.files
-    if isinstance(request.out, StorePrefix):
+    if request.finished is not None:
+        done = plan.rows
+    elif isinstance(request.out, StorePrefix):
         done = store_run.rows_done(request.out, listed, request.identity, overwrite=settings.overwrite)
     else:
         done = run_folder.rows_done(request.out, listed, request.identity, overwrite=settings.overwrite)
     estimate, failed = None, ""
-    if len(plan):
+    if len(plan) and request.finished is None:
         try:
             estimate = _estimate(request, plan, plan.rows - done)
         except DenoiseBatchError as error:
@@ -167,6 +173,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         polarity=plan.polarity.value,
         output_column=_described(added),
         extra_columns={field.name: str(field.type) for field in settings.extras.fields(added.name)},
+        complete=request.finished is not None,
         done_rows=done,
         estimate=estimate,
         sample_failed=failed,

@@ -75,6 +75,8 @@ def infer(
     """
     started = time.monotonic()
     request = look_at(settings)
+    if request.finished is not None:
+        return request.finished
     with _named_resources(request.out), _open(request) as run:
         job = _Job(run, request, progress, started, verbose)
         if run.shown:
@@ -322,9 +324,15 @@ class _Job:
             reasons = ", ".join(f"{count:,} {r.replace('_', ' ')}" for r, count in self.run.ledger.bad_rows().items())
             raise JobFailed(
                 f"{self.bad:,} of {self.run.plan.rows:,} rows are bad so far ({reasons}), "
-                f"more than --max-bad {self.settings.max_bad:g} allows",
+                f"more than --max-bad {self.settings.max_bad:g} allows"
+                + (f"; the first is {first}" if (first := assembly.first_bad_row(self.run, self._read_staged)) else ""),
                 hint="look at the input, or run again with a larger --max-bad: what is done is kept",
             )
+
+    def _read_staged(self, name: str) -> bytes | None:
+        if isinstance(self.run, StoreRun):
+            return self.run.out.read(f"{STAGING}/{name}")
+        return (self.run.staging / name).read_bytes()
 
     def _name_failure(self, index: int) -> str:
         unit = self.run.plan.unit(index)

@@ -63,13 +63,15 @@ def pool_size(
         to_come: a node of each kind that the autoscaler may add.
 
     Raises:
-        FlagError: `cuda` was asked for, and no node has a GPU or may get one.
+        FlagError: `cuda` or a share of a GPU was asked for, and no node has a GPU or may get one.
     """
     low, high = (1, workers or units) if not isinstance(workers, tuple) else workers
     most = max(1, min(high, units))
     with_gpus = [node for node in nodes if node.gpus] or [node for node in to_come if node.gpus]
     if device == "cuda" and not with_gpus:
         raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
+    if gpu_share is not None and (device == "cpu" or not with_gpus):
+        raise FlagError("--gpus-per-worker: there is no GPU to share", hint="leave it out")
     if device != "cpu" and with_gpus:
         if gpu_share is None:
             cores_each = int(min(node.cpus / node.gpus for node in with_gpus))

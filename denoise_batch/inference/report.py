@@ -47,7 +47,7 @@ class InferReport:
         stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         output_bytes: of the data files, before a single file is joined.
-        already_complete: an earlier run had shown the output and was cut short before it had cleaned up.
+        already_complete: an earlier run of the same request had shown the output; nothing was done.
     """
 
     output: str
@@ -86,7 +86,7 @@ class InferReport:
             f"column {self.column!r}, {self.polarity}",
         ]
         if self.already_complete:
-            return [*lines, "it was complete already: an earlier run was stopped just before its end"]
+            return [*lines, "it is complete already: nothing was left to do"]
         lines.append(f"{self.rows_done:,} rows in {self.seconds:.1f} s, {self.rate:,.0f} images/s once started")
         if bad:
             lines.append(f"{bad:,} bad rows ({reasons}), listed in {BAD_ROWS} beside the manifest")

@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.bundle import Bundle, find_bundle
 from denoise_batch.cluster import refuse_unsafe_switches
-from denoise_batch.errors import FlagError
+from denoise_batch.errors import FlagError, OutputExists
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import ImageColumn, Layout, output_column
 from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.finished import finished_report
 from denoise_batch.inference.plan import Plan, make_plan
-from denoise_batch.inference.run_folder import check_output
+from denoise_batch.inference.run_folder import check_output, output_path
 from denoise_batch.inference.store_run import check_store_output
 from denoise_batch.precision import Precision
+from denoise_batch.store_prefix import StorePrefix
 from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from denoise_batch.store_prefix import StorePrefix
+    from denoise_batch.inference.report import InferReport
 
 COMPRESSIONS = ("zstd", "lz4", "snappy", "none")
 
@@ -87,6 +89,7 @@ class Request:
         out: absolute path of the output, or its prefix in an object store.
         single: whether OUT is one file.
         identity: what the result depends on beside the input files: model and result options.
+        finished: where OUT is the finished result of this very request, the report of the run that made it.
     """
 
     settings: InferSettings
@@ -95,6 +98,7 @@ class Request:
     out: Path | StorePrefix
     single: bool
     identity: dict[str, Any]
+    finished: InferReport | None = None
 
     def plan(self) -> Plan:
         """Reads footers and first rows, and cuts the input into units.
@@ -126,18 +130,15 @@ def look_at(settings: InferSettings) -> Request:
     bundle = find_bundle(settings.model)
     settings.extras.check(bundle)
     listing = storage.list_inputs(settings.inputs)
-    single = settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
-    out: Path | StorePrefix
-    if storage.is_remote(settings.output):
-        if settings.shape is OutputShape.SINGLE_FILE:
-            raise FlagError(
-                f"--single-file: {storage.redact(settings.output)} is in an object store, where an output is a folder",
-                hint="leave it out; a reader takes the folder's part-*.parquet as one",
-            )
-        single = False
-        out = check_store_output(settings.output, settings.inputs, listing, overwrite=settings.overwrite)
-    else:
-        out = check_output(settings.output, listing, overwrite=settings.overwrite)
+    remote = storage.is_remote(settings.output)
+    if remote and settings.shape is OutputShape.SINGLE_FILE:
+        raise FlagError(
+            f"--single-file: {storage.redact(settings.output)} is in an object store, where an output is a folder",
+            hint="leave it out; a reader takes the folder's part-*.parquet as one",
+        )
+    single = not remote and (
+        settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
+    )
     identity = {
         "model_sha256": bundle.sha256,
         "architecture": bundle.architecture,
@@ -152,7 +153,19 @@ def look_at(settings: InferSettings) -> Request:
         "precision": settings.precision.value,
         **settings.extras.to_json(),
     }
-    return Request(settings, bundle, listing, out, single, identity)
+    out: Path | StorePrefix
+    overwrite, finished = settings.overwrite, None
+    try:
+        if remote:
+            out = check_store_output(settings.output, settings.inputs, listing, overwrite=overwrite)
+        else:
+            out = check_output(settings.output, listing, overwrite=overwrite)
+    except OutputExists:
+        out = StorePrefix.at(settings.output) if remote else output_path(settings.output)
+        finished = finished_report(out, identity, listing.files, settings.max_bad)
+        if finished is None:
+            raise
+    return Request(settings, bundle, listing, out, single, identity, finished)
 
 
 def _check(settings: InferSettings) -> None:

@@ -92,6 +92,13 @@ def _discarded(out: Path) -> Path:
     return out.with_name(f"{work_folder(out).name}.done")
 
 
+def output_path(out: str) -> Path:
+    """The absolute path of a local path, or of a URI of one (`file://`)."""
+    if storage.is_uri(out):
+        out = storage.locate(out)[1]
+    return Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
+
+
 def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     """The output's absolute path, once nothing speaks against writing it.
 
@@ -99,11 +106,10 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
         out: a local path, or a URI of one (`file://`).
 
     Raises:
-        OutputError: it exists, lies inside an input, holds an input, or its folder cannot be written.
+        OutputExists: it does.
+        OutputError: it lies inside an input, holds an input, or its folder cannot be written.
     """
-    if storage.is_uri(out):
-        out = storage.locate(out)[1]
-    path = Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
+    path = output_path(out)
     if path.is_symlink():
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     publishing.check_apart(path, listing)

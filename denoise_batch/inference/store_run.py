@@ -135,7 +135,8 @@ def check_store_output(uri: str, inputs: Sequence[str], listing: Listing, *, ove
 
     Raises:
         FlagError: the URI is no prefix of a store, or an input's URI holds secrets, which the plan would repeat.
-        OutputError: it exists, lies inside an input, holds one, or the store does not let us in.
+        OutputExists: it does.
+        OutputError: it lies inside an input, holds one, or the store does not let us in.
     """
     store = StorePrefix.at(uri)
     for file in listing.files:

@@ -159,8 +159,9 @@ def test_a_file_becomes_a_file_and_a_folder_can(tmp_path: Path, source: Path, mo
         "many.parquet",
         "one.parquet",
     ]
+    assert infer(many).already_complete
     with pytest.raises(OutputError, match="exists"):
-        infer(many)
+        infer(replace(many, dtype="float32"))
     infer(replace(many, overwrite=True, shape=OutputShape.DIRECTORY))
     _check(tmp_path / "many.parquet", source, model)
     assert not (tmp_path / "_many.parquet.manifest").exists()
@@ -211,8 +212,11 @@ def test_too_many_bad_rows_fail_the_job_resumes_included(tmp_path: Path, source:
         pq.write_table(table.set_column(1, IMAGE.field, image), copy / f"{number}.parquet")
     settings = InferSettings((str(copy),), str(tmp_path / "out"), model=model)
     for _ in range(2):
-        with pytest.raises(JobFailed, match=r"rows are bad so far \(.* null\), more than --max-bad 0.01 allows"):
+        with pytest.raises(
+            JobFailed, match=r"rows are bad so far \(.* null\), more than --max-bad 0.01 allows"
+        ) as error:
             infer(settings)
+        assert re.search(r"; the first is \S+/[123]\.parquet, row 0: null$", error.value.message)
     # Nor may the same request be met once all units are done.
     with pytest.raises(JobFailed, match="rows are bad"):
         infer(settings)
