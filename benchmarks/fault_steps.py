@@ -15,6 +15,7 @@ import traceback
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from denoise_batch.forward import in_float32
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import infer as module
+from denoise_batch.inference import merging
 from denoise_batch.inference.denoise_unit import denoise_unit
 
 if TYPE_CHECKING:
@@ -152,21 +154,18 @@ def without_ray(order: int = 0) -> Iterator[None]:
     def connect(**_: Any) -> Iterator[None]:
         yield
 
-    places = {
-        "process_units": process_units,
-        "connect": connect,
-        "check_seen_by_nodes": lambda *_: None,
-        "capacity": SimpleNamespace(living_nodes=lambda: [Node(1, 0)], nodes_to_come=list, lost_nodes=set),
-        "ProcessPoolExecutor": _InThisProcess,
-    }
-    before = {name: getattr(module, name) for name in places}
-    for name, value in places.items():
-        setattr(module, name, value)
-    try:
+    capacity = SimpleNamespace(living_nodes=lambda: [Node(1, 0)], nodes_to_come=list, lost_nodes=set)
+    with (
+        patch.multiple(
+            module,
+            process_units=process_units,
+            connect=connect,
+            check_seen_by_nodes=lambda *_: None,
+            capacity=capacity,
+        ),
+        patch.object(merging, "ProcessPoolExecutor", _InThisProcess),
+    ):
         yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
 
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------

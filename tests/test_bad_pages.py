@@ -15,9 +15,9 @@ from denoise_batch import cli
 from denoise_batch.errors import DenoiseBatchError, ParquetError
 from denoise_batch.images.layouts import Layout
 from denoise_batch.inference import pages
-from denoise_batch.inference.denoise_unit import read_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import Unit
+from denoise_batch.inference.unit_rows import read_unit
 from denoise_batch.input_file import open_parquet
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.inference.assembly import merge
 from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.merging import join
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.input_file import check_int96, open_parquet
 
@@ -47,7 +47,7 @@ def check(path: Path, denoise_file: DenoiseFile, **options: Any) -> pa.Table:
         if not done.files:
             return source
         target = Path(folder, "merged.parquet")
-        merge(done.files, target, done.plan.column, done.options.output, "zstd")
+        join(done.files, target, done.plan.column, done.options.output, "zstd")
         parts = pa.concat_tables([pq.read_table(file) for file in done.files])
         merged = pq.read_table(target)
         aside = [pq.read_table(Path(folder, r.quarantine_file)) for r in done.receipts if r.quarantine_file]
@@ -137,7 +137,7 @@ def test_more_categories_than_the_index_type_can_number(kind: str, tmp_path: Pat
             writer.write_table(group)
     source = pq.read_table(tmp_path / "a.parquet")["word"]
     done = denoise_file(tmp_path / "a.parquet", tmp_path, identity, chunk_rows=30)
-    merge(done.files, tmp_path / "merged.parquet", done.plan.column, done.options.output, "zstd")
+    join(done.files, tmp_path / "merged.parquet", done.plan.column, done.options.output, "zstd")
     for path in (done.files[0], tmp_path / "merged.parquet"):
         words = pq.read_table(path)["word"]
         assert words.type == source.type

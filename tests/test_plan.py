@@ -18,9 +18,9 @@ from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import footers, plan
-from denoise_batch.inference.denoise_unit import read_unit
 from denoise_batch.inference.footers import Footer
 from denoise_batch.inference.plan import Plan, make_plan
+from denoise_batch.inference.unit_rows import read_unit
 from denoise_batch.input_file import open_parquet
 
 if TYPE_CHECKING:

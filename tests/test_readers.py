@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from denoise_batch.inference.assembly import merge
+from denoise_batch.inference.merging import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +78,7 @@ def output(tmp_path_factory: pytest.TempPathFactory, denoise_file: DenoiseFile) 
         (folder / "_denoise_batch").mkdir(parents=True)
         work.mkdir()
         done = denoise_file(root / "in.parquet", work, lambda pixels: 1 - pixels, unit_rows=10)
-        merge(done.files, root / "out.parquet", done.plan.column, done.options.output, "zstd")
+        join(done.files, root / "out.parquet", done.plan.column, done.options.output, "zstd")
         for number, file in enumerate(done.files):
             file.rename(folder / f"part-{number:05}.parquet")
         pq.write_table(

@@ -384,7 +384,7 @@ def test_modules_that_lie_beside_the_data_are_not_imported(module: str, tmp_path
     assert done.returncode == 0, done.stderr
     joining = (
         "import multiprocessing, concurrent.futures as f\n"
-        "from denoise_batch.inference.infer import _safe_path\n"
+        "from denoise_batch.inference.merging import _safe_path\n"
         "with _safe_path(), f.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:\n"
         "    assert pool.submit(abs, -1).result() == 1\n"
     )

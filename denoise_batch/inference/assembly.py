@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +18,6 @@ from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text, vouching
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.run_folder import DATA, part_name
-from denoise_batch.input_file import read_batches
 from denoise_batch.output_file import OutputFile, Written, file_digest
 
 if TYPE_CHECKING:
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 
     from denoise_batch.images.layouts import ImageColumn
     from denoise_batch.inference.run_folder import Run, RunFolder
-
-_MERGE_ROWS = 4096
 
 
 def reconcile(run: Run) -> None:
@@ -114,7 +109,7 @@ def build_file(
     """The single output file and its sidecar folder under `run.built`.
 
     Args:
-        merged: what `merge` wrote to `run.built / DATA`, where there are several units.
+        merged: what `merging` wrote to `run.built / DATA`, where there are several units.
     """
     built, out_name = run.built, run.out.name
     described = built / "sidecar"
@@ -130,33 +125,6 @@ def build_file(
     files = [{"path": out_name, "rows": merged.rows, "bytes": merged.bytes, "digest": merged.digest}]
     describe(run, described, files, _link_quarantine(run, described), report, success=described / SUCCESS)
     return data, described
-
-
-def end_with_parent() -> None:
-    """Lets this process end as soon as the one that started it does; else it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
-
-
-def merge(parts: list[Path], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:
-    """Rewrites parts into one file, in their order, a row group at a time."""
-    publishing.remove(target)
-    with pq.ParquetFile(parts[0]) as first:
-        schema = first.schema_arrow
-    with OutputFile(target, schema, (column, output), compression=compression) as file:
-        for part in parts:
-            with pq.ParquetFile(part, pre_buffer=False, page_checksum_verification=True) as source:
-                for batch in read_batches(source, _MERGE_ROWS):
-                    # Files keep metadata of their own; the merged file takes the first one's.
-                    file.write(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
-        return file.finish()
 
 
 def _move(run: RunFolder, name: str, target: Path) -> None:

@@ -11,28 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing
-import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from denoise_batch import capacity, errors, publishing, storage
-from denoise_batch.cluster import check_seen_by_nodes, connect, full_ray_disk, ray_disk_is_full
+from denoise_batch.cluster import connect, full_ray_disk, ray_disk_is_full
 from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly, store_publishing
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.manifest import file_sidecar
+from denoise_batch.inference.merging import merge
 from denoise_batch.inference.pool_size import pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
-from denoise_batch.inference.run_folder import DATA, RunFolder, open_run, work_folder
+from denoise_batch.inference.run_folder import RunFolder, open_run, work_folder
 from denoise_batch.inference.store_run import STAGING, StoreRun, open_store_run
 from denoise_batch.inference.unit_pool import ModelToLoad, Working, process_units
+from denoise_batch.shared_files import check_seen_by_nodes
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
@@ -176,7 +174,7 @@ class _Job:
             store_publishing.publish(run, self.output, compression, report.to_json())
             return report
         if self.request.single:
-            merged = self._merge(run) if len(run.plan) > 1 else None
+            merged = merge(run, self.output, compression) if len(run.plan) > 1 else None
             data, described = assembly.build_file(run, self.output, compression, report.to_json(), merged)
             # The description first: while it stands alone there is no output, and the next run replaces it.
             publishing.publish(described, file_sidecar(run.out), overwrite=True)
@@ -196,26 +194,6 @@ class _Job:
             for path in (self.run.out, sidecar):
                 publishing.remove(publishing.replaced(path))
         self.run.discard()
-
-    def _merge(self, run: RunFolder) -> Any:
-        """In a process of its own: its memory goes back to the system, and a crash is an error with a name."""
-        parts = [run.staging / run.ledger.receipts[unit].file for unit in range(len(run.plan))]
-        run.built.mkdir(exist_ok=True)
-        context = multiprocessing.get_context("spawn")
-        with _safe_path(), ProcessPoolExecutor(1, mp_context=context, initializer=assembly.end_with_parent) as pool:
-            try:
-                return pool.submit(
-                    assembly.merge, parts, run.built / DATA, run.plan.column, self.output, self.settings.compression
-                ).result()
-            except (KeyboardInterrupt, Exception) as error:
-                for child in list(pool._processes.values()):
-                    child.kill()  # else leaving the block waits for the whole merge
-                if not isinstance(error, BrokenProcessPool):
-                    raise
-                raise JobFailed(
-                    f"{run.out}: the process that joins the parts into one file died",
-                    hint="run the same command again, or give --directory, which needs no joining",
-                ) from error
 
     def _pending(self) -> list[int]:
         committed = self.run.ledger.receipts
@@ -390,20 +368,6 @@ def _lost_a_node(before: set[str]) -> bool:
             return False
         time.sleep(0.5)
     return True
-
-
-@contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
-    """Python processes started meanwhile import nothing that lies beside the data, in the current folder."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextlib.contextmanager

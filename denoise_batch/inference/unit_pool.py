@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors
-from denoise_batch.cluster import not_seen, refuse_unsafe_switches
+from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.forward import GPU_CHUNK
 from denoise_batch.freed_memory import return_freed_memory
@@ -29,6 +29,7 @@ from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.unit_metrics import UnitMetrics
 from denoise_batch.inference.worker_watch import LOADING, MARK, Watch
+from denoise_batch.shared_files import not_seen
 from denoise_batch.storage import is_uri
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
-from denoise_batch import cli, cluster
+from denoise_batch import cli, shared_files
 from denoise_batch.errors import RequestError
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def test_a_node_says_what_it_does_not_see(tmp_path: Path) -> None:
     here = ray.get_runtime_context().get_node_id()
-    assert cluster.unseen_on_nodes([here], [tmp_path]) == {}
+    assert shared_files.unseen_on_nodes([here], [tmp_path]) == {}
     absent = tmp_path / "absent"
-    assert cluster.unseen_on_nodes([here], [tmp_path, absent, tmp_path / "too"]) == {here: str(absent)}
+    assert shared_files.unseen_on_nodes([here], [tmp_path, absent, tmp_path / "too"]) == {here: str(absent)}
 
 
 def test_a_node_that_went_is_no_reason(tmp_path: Path) -> None:
-    assert cluster.unseen_on_nodes(["ab" * 28], [tmp_path / "absent"]) == {}
+    assert shared_files.unseen_on_nodes(["ab" * 28], [tmp_path / "absent"]) == {}
 
 
 def test_one_node_is_not_asked(tmp_path: Path) -> None:
-    cluster.check_seen_by_nodes(tmp_path, [tmp_path / "absent"])
+    shared_files.check_seen_by_nodes(tmp_path, [tmp_path / "absent"])
 
 
 @pytest.mark.parametrize("folder_is_shared", [True, False])
@@ -49,10 +49,10 @@ def test_the_path_and_the_machine_are_named(
         assert paths[0].exists()
         return dict.fromkeys(nodes, str(paths[1 if folder_is_shared else 0]))
 
-    monkeypatch.setattr(cluster, "unseen_on_nodes", look)
+    monkeypatch.setattr(shared_files, "unseen_on_nodes", look)
     missing: Any = "/data/in.parquet" if folder_is_shared else tmp_path
     with pytest.raises(RequestError, match=rf"^{missing} is not seen by the cluster's machine 10\.0\.0\.7$"):
-        cluster.check_seen_by_nodes(tmp_path, [missing])
+        shared_files.check_seen_by_nodes(tmp_path, [missing])
     assert list(tmp_path.iterdir()) == []
 
 

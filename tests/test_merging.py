@@ -14,11 +14,11 @@ import pytest
 _DRIVER = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from denoise_batch.inference import assembly
+from denoise_batch.inference import merging
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=assembly.end_with_parent) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=merging.end_with_parent) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         time.sleep(60)
 """
