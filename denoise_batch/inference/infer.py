@@ -244,13 +244,12 @@ class _Job:
                 self._commit(answer)
             else:
                 self._fail(answer)
-        # A unit without an answer took its worker down with it, or waited behind one that did; which, is plain where it
-        # was begun, and wherever units are given one at a time. Where a node went, the units were not to blame.
-        unanswered = [unit for unit in wave if unit not in answered]
-        begun = [unit for unit in unanswered if unit in self.under_way]
+        # A unit without an answer took its worker down with it, or waited behind one that did. It is charged where it
+        # is known to have been begun, or was given alone, as it is next. Where a node went, no unit was to blame.
+        charged = [unit for unit in wave if unit not in answered and (unit in self.under_way or not ahead)]
         self.under_way.clear()
-        if unanswered and not _lost_a_node(lost):
-            for unit in (begun if ahead else []) or unanswered:
+        if charged and not _lost_a_node(lost):
+            for unit in charged:
                 reason = "its worker died without a word (killed, or out of memory)"
                 self._fail(Failure(unit, self.attempts.get(unit, 0) + 1, reason))
 

@@ -207,7 +207,7 @@ def test_stop_resume_and_refusal(
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
     # What the cluster refuses is refused here: exit 2, in the job's own words.
-    assert cli.run(["submit", "--no-wait", "--", *map(str, infer)]) == 0
+    assert cli.run(["submit", "--no-wait", "--", *map(str, infer), "--compression", "lz4"]) == 0
     refused = capsys.readouterr().out.strip()
     assert cli.run(["submit", "--follow", refused]) == 2
     shown = capsys.readouterr()
