@@ -14,12 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+_GPU_GB = {
+    "T4": 15, "V100": 16, "L4": 22, "A10G": 22, "A100": 40, "L40S": 44, "H100": 79, "H20": 94, "RTX-PRO-6000": 94,
+    "H200": 139, "B200": 178, "GB200": 178, "B300": 267, "GB300": 267,
+}  # fmt: skip
+"""Memory of the smallest of its kind, in GB, by the names that Ray has for GPUs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The CPUs and GPUs of a machine, or what is free of them."""
+    """The CPUs and GPUs of a machine, or what is free of them.
+
+    Attributes:
+        cpus, gpus: how many.
+        gpu_gb: what each GPU has at least of memory, in GB; 0 where that is not known.
+    """
 
     cpus: float
     gpus: float
+    gpu_gb: float = 0.0
 
     def room(self, cpus: float, gpus: float) -> int:
         """How many workers of this size find room on it together."""
@@ -118,5 +131,11 @@ def describe_wait(nodes: Sequence[Node], free: Sequence[Node], count: int, cpus:
 
 
 def _nodes(resources: Iterable[dict[str, Any]]) -> list[Node]:
-    found = (Node(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in resources)
+    found = (Node(float(each.get("CPU", 0)), float(each.get("GPU", 0)), _gpu_gb(each)) for each in resources)
     return [node for node in found if node.cpus or node.gpus]
+
+
+def _gpu_gb(resources: dict[str, Any]) -> float:
+    """Ray marks a node with `accelerator_type:H100` and the like; an unknown kind counts as 0."""
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return min((_GPU_GB.get(kind, 0) for kind in kinds), default=0)

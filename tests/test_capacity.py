@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from denoise_batch.capacity import Node, describe_wait, room, threads_for, threads_here
+from denoise_batch.capacity import Node, describe_wait, living_nodes, room, threads_for, threads_here
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,15 @@ def test_threads_are_no_more_than_the_cores_that_are_allowed(monkeypatch: pytest
     assert [threads_here(threads) for threads in (1, 2, 16)] == [1, 1, 1]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     assert [threads_here(threads) for threads in (1, 2, 16)] == [1, 2, 4]
+
+
+def test_memory_of_gpus_is_told_by_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = [
+        {"CPU": 16.0, "GPU": 1.0, "accelerator_type:H100": 1.0},
+        {"CPU": 8.0, "GPU": 1.0, "accelerator_type:Unheard-Of": 1.0},
+        {"CPU": 4.0, "GPU": 2.0},
+        {"CPU": 2.0},
+    ]
+    found = [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {"CPU": 1.0}}]
+    monkeypatch.setattr("ray.nodes", lambda: found)
+    assert living_nodes() == [Node(16, 1, 79), Node(8, 1), Node(4, 2), Node(2, 0)]

@@ -167,7 +167,8 @@ def test_the_batch_is_halved_when_memory_runs_out(noisy: tuple[Any, Any]) -> Non
         batch = model.batch
         assert 64 <= batch <= 32_768
         assert_same(model.denoise(pixels[:5000], Polarity.LIGHT_ON_DARK, "uint8", QUALITY), expected)
-        assert model.batch == batch
+        batch, before = model.batch, batch
+        assert 64 <= batch <= before  # a graph of another size may need memory that is no longer there
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert made.psnr is not None

@@ -146,7 +146,7 @@ def test_precision_is_asked_of_the_device_and_said_in_the_fingerprint(
     torch.manual_seed(0)
     network = models.build("bounds-unet", {"width": 8, "deep": 16, "bottleneck": 16})
     noisy = np.random.default_rng(0).random((40, 784), np.float32)
-    network.measure(torch.from_numpy(noisy).view(-1, 1, 28, 28))
+    network.prepare_int8(torch.from_numpy(noisy).view(-1, 1, 28, 28))
     save_bundle(tmp_path / "model", network, BundleCard("bounds-unet", network.parameters_json))
     bundle = read_bundle(tmp_path / "model")
     exact = Denoiser(bundle, device="cpu", threads=1, precision=Precision.FLOAT32)(noisy)

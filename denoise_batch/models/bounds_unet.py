@@ -21,7 +21,6 @@ Beside the image it says how good it takes the image to be (`quality_head`).
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,30 +28,14 @@ from torch import nn
 
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
 from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of, works
-from denoise_batch.models.int8 import INT8, LEVELS, IntegerPass, after_rounding
+from denoise_batch.models.int8 import INT8, IntegerPass
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
+from denoise_batch.models.rounding import balance_channels, choose_cutoffs, choose_integers
 from denoise_batch.models.two_scales import PLANES, Passed, TwoScales
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from torch import Tensor
-
-
-_SHARES = (1.0, 0.8, 0.64, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the largest value, that `measure` tries
-_TRIED = 320  # images it tries them on
-
-
-@contextlib.contextmanager
-def _hooked(layers: Iterable[nn.Module], hook: Any) -> Iterator[None]:
-    """Has `hook` see what the layers give, or replace it: by what it returns, unless that is None."""
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class BoundsUNet(TwoScales):
@@ -100,35 +83,60 @@ class BoundsUNet(TwoScales):
         self._on_gpu: GpuPass | None = None
         self.largest: Tensor
         self.register_buffer("largest", torch.zeros(len(self.measured_layers())))
+        for layer in self.rounded_layers():
+            weight = layer.weight[:, : 49 * deep] if layer is self.squeeze else layer.weight
+            layer.register_buffer("integers", torch.zeros_like(weight, dtype=torch.int8, requires_grad=False))
 
     def measured_layers(self) -> list[nn.Module]:
         """The layers whose largest values `largest` holds, in its order; zeros until they are measured."""
         before = [self.inlet, self.fine_in, self.down, *self.coarse_in]
         return [*before, self.whole, self.expand, *self.coarse_out, self.up, self.join, self.fine_out]
 
-    @torch.no_grad()
-    def measure(self, noisy: Tensor) -> None:
-        """Chooses, layer by layer, what the largest of 8-bit values is to stand for.
+    def rounded_layers(self) -> list[Any]:
+        """The layers whose weights have `integers`, in the order of the pass; zeros until they are chosen.
 
-        A value as large as any layer gives is rare, mostly stands for a pixel that is beyond doubt, and makes the steps
-        of all others coarse. So that share of it is taken with which the image comes out best if this layer alone is
-        rounded: the larger values are cut off.
+        Of `squeeze` they are those of the pixels' features: the range's ends behind them stay float32.
         """
-        layers = self.measured_layers()
-        found: list[Tensor] = []
-        with _hooked(layers, lambda _, __, made: found.append(made.amax())):
-            for part in torch.split(noisy, 256):
-                self(part)
-        self.largest.copy_(torch.stack(found).view(-1, len(layers)).amax(dim=0))
-        few = noisy[:: -(-len(noisy) // _TRIED)]
-        exact = self(few)
-        for place, layer in enumerate(layers):
-            errors = []
-            for share in _SHARES:
-                step = (share * self.largest[place] / LEVELS).clamp_min(1e-9)
-                with _hooked([layer], lambda _, __, made, step=step: after_rounding(made, step)):
-                    errors.append((self(few) - exact).square_().mean())
-            self.largest[place] *= _SHARES[int(torch.stack(errors).argmin())]
+        coarse = [*self.coarse_in, self.squeeze, self.expand, *self.coarse_out]
+        return [self.inlet, self.fine_in, self.down, *coarse, self.up, self.join, self.fine_out]
+
+    def chains(self) -> list[list[nn.Module]]:
+        """Layers that add to each other's channels, so that a channel has one scale in all of them: 14×14 and 7×7."""
+        fine = [self.inlet, self.fine_in, self.join, self.fine_out]
+        return [fine, [self.down, *self.coarse_in, self.expand, *self.coarse_out]]
+
+    @torch.no_grad()
+    def scale_channels(self, fine: Tensor, coarse: Tensor) -> None:
+        """Multiplies what `chains` give, channel by channel, by factors above 0, and divides all weights that read it.
+
+        What the network makes stays the same, to the last bit where the factors are powers of two.
+
+        Args:
+            fine: (width,), at 14×14.
+            coarse: (deep,), at 7×7.
+        """
+        everywhere = coarse.repeat(49)
+        for layer, factors in (
+            *((layer, fine) for layer in (self.inlet, self.fine_in, self.join, self.fine_out)),
+            *((layer, coarse) for layer in (self.down, *self.coarse_in, *self.coarse_out)),
+            (self.expand, everywhere),
+        ):
+            layer.weight.mul_(factors.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.mul_(factors)
+        for layer, factors in (
+            *((layer, fine) for layer in (self.fine_in, self.down, self.fine_out, self.outlet, self.quality.feature)),
+            *((layer, coarse) for layer in (*self.coarse_in, *self.coarse_out, self.up)),
+        ):
+            layer.weight.div_(factors.view(1, -1, *[1] * (layer.weight.ndim - 2)))
+        self.squeeze.weight[:, : len(everywhere)].div_(everywhere)
+        # Its last inputs: means of the features at 7×7 and at 14×14, and the range's ends.
+        means = self.quality.hidden.weight[:, -(len(coarse) + len(fine) + RANGE_ENDS) : -RANGE_ENDS]
+        means.div_(torch.cat([coarse, fine]))
+
+    def prepare_int8(self, noisy: Tensor) -> None:
+        balance_channels(self, noisy)
+        choose_cutoffs(self, noisy)
+        choose_integers(self, noisy)
 
     def to_int8(self) -> None:
         if INT8 and bool(self.largest.all()):

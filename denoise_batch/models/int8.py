@@ -2,9 +2,9 @@
 
 Every layer of `BoundsUNet` ends in a ReLU, so what it gives lies between 0 and a largest value, which a training
 chooses at its end and keeps with the weights (`BoundsUNet.largest`). 255 stands for it, and for what is larger. A
-weight is one of 255 multiples of a step that its output channel has. oneDNN multiplies such numbers, sums them up
-exactly, and makes the next 8 bits on the way out of the product. What costs next to nothing stays as it is: the inner
-layers of the bottleneck, and the logits, which are float32.
+weight is one of 255 multiples of a step that its output channel has; which one a training chooses as well (`rounding`).
+oneDNN multiplies such numbers, sums them up exactly, and makes the next 8 bits on the way out of the product. What
+costs next to nothing stays as it is: the inner layers of the bottleneck, and the logits, which are float32.
 
 These are the operations that PyTorch's own quantization for x86 leads to; called by name, they need no compiler on the
 user's machine.
@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from denoise_batch.models.fused_layers import FUSED
 from denoise_batch.models.noise_signs import not_a_number, range_ends
@@ -25,7 +26,7 @@ from denoise_batch.models.two_scales import Passed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from denoise_batch.models.bounds_unet import BoundsUNet
 
@@ -35,16 +36,30 @@ INT8 = FUSED and all(hasattr(torch.ops.onednn, name) for name in _OPERATIONS)
 
 LEVELS = 255
 """The largest of an activation's integers."""
+LARGEST_WEIGHT = 127
+"""The largest of a weight's."""
 
-# The first layer's input: from -2 to 3.1 in fiftieths, all planes alike. Bounds and shares could have finer steps, but
-# then a pixel's weight would be in coarser ones than a bound's, and the network lives on differences of the two.
-_ZERO, _PER_UNIT = 100, 50.0
+# The first layer's input: pixels from -2 to 3.1 in fiftieths, the range's ends too; bounds, from 0 to 1, in a third of it.
+_ZERO, _PER_UNIT, _BOUNDS_PER_UNIT = 100, 50.0, 150.0
+
+
+def plane_steps(device: torch.device | None = None) -> Tensor:
+    """What 1 stands for in each of the first layer's planes, (1, 16, 1, 1)."""
+    per_unit = torch.tensor([_PER_UNIT] * 4 + [_BOUNDS_PER_UNIT] * 8 + [_PER_UNIT] * 4, device=device)
+    return (1.0 / per_unit).view(1, -1, 1, 1)
+
+
+def rounded_planes(planes: Tensor) -> Tensor:
+    """What is left of the first layer's input."""
+    steps = plane_steps(planes.device)
+    return planes.div(steps).add_(_ZERO).round_().clamp_(0, LEVELS).sub_(_ZERO).mul_(steps)
+
 
 _FLOAT32: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")  # as an output: no step, no ReLU
 
 
 class IntegerPass:
-    """The pass of a network, from its weights as they are when this is made: float32, and `largest` measured."""
+    """The pass of a network, from its weights as they are when this is made: float32, integers and cut-offs chosen."""
 
     def __init__(self, network: BoundsUNet) -> None:
         inlet, fine_in, down, *steps = (network.largest / LEVELS).clamp_min(1e-9).tolist()
@@ -52,20 +67,20 @@ class IntegerPass:
         whole, expand, *steps = steps
         coarse_out, (up, join, fine_out) = [expand, *steps[:-3]], steps[-3:]
         self._coarse_step, self._fine_step, self._whole_step = coarse_out[-1], fine_out, whole
-        self._inlet = _Conv(network.inlet, 1.0 / _PER_UNIT, inlet, zero=_ZERO)
+        self._inlet = _Conv(network.inlet, 1.0, inlet, zero=_ZERO, scale=plane_steps())
         self._fine_in = _Conv(network.fine_in, inlet, fine_in)
         self._down = _Conv(network.down, fine_in, down)
         self._coarse_in = _chain(network.coarse_in, coarse_in)
-        flat = 49 * network.down.out_channels  # what comes behind these are the range's ends
-        self._squeeze = _Linear(network.squeeze.weight[:, :flat], network.squeeze.bias, coarse_in[-1], None)
+        self._squeeze = _Linear(network.squeeze, coarse_in[-1], None)
+        flat = network.squeeze.get_buffer("integers").shape[1]  # what comes behind these are the range's ends
         self._squeeze_ends = network.squeeze.weight[:, flat:].T.contiguous()
         self._whole = network.whole
-        self._expand = _Linear(network.expand.weight, network.expand.bias, whole, expand, coarse_in[-1])
+        self._expand = _Linear(network.expand, whole, expand, coarse_in[-1])
         self._coarse_out = _chain(network.coarse_out, coarse_out)
-        self._up = _Linear(network.up.weight, network.up.bias, coarse_out[-1], up)
+        self._up = _Linear(network.up, coarse_out[-1], up)
         self._join = _Conv(network.join, up, join, fine_in)
         self._fine_out = _Conv(network.fine_out, join, fine_out)
-        self._outlet = _Conv(network.outlet, fine_out, None)
+        self._outlet = _Conv(_twofold(network.outlet), fine_out, None)
 
     def __call__(self, noisy: Tensor) -> Passed:
         """(n, 1, 28, 28) float32 → what the network gives."""
@@ -87,14 +102,16 @@ class IntegerPass:
         up = up.view(count, 7, 7, 2, -1).transpose(2, 3).reshape(count, 14, 14, -1)
         joined = self._join(up.permute(0, 3, 1, 2), fine_in)
         fine = self._fine_out(joined, _copy(joined))
-        logits = self._outlet(fine).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
+        coarsely, finely = self._outlet(fine).chunk(2, dim=1)
+        logits = (coarsely + finely).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
         return Passed(logits, whole, coarse, fine, pixels, ends, self._coarse_step, self._fine_step)
 
     def _planes(self, pixels: Tensor, signs: Tensor) -> Tensor:
         """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""
         half_range = signs[..., :1]
         lower, upper = (pixels - half_range).clamp_min_(0.0), (pixels + half_range).clamp_max_(1.0)
-        scaled = (pixels * _PER_UNIT, lower.mul_(_PER_UNIT), upper.mul_(_PER_UNIT), signs * _PER_UNIT)
+        bounds = (lower.mul_(_BOUNDS_PER_UNIT), upper.mul_(_BOUNDS_PER_UNIT))
+        scaled = (pixels * _PER_UNIT, *bounds, signs * _PER_UNIT)
         return side_by_side(*(_as_integers(part.add_(_ZERO)) for part in scaled))
 
 
@@ -102,10 +119,11 @@ class _Conv:
     """relu(conv(x)) of uint8, or relu(other + conv(x)), which takes other's place.
 
     Args:
-        layer: in float32.
+        layer: in float32, with `integers`.
         step_in, step_out: what 1 stands for; without `step_out` conv(x) comes as float32.
         step_other: of what is added; None where it is x's.
         zero: what stands for 0 in x.
+        scale: of the weights, where x's channels have steps of their own; `step_in` is 1 then.
     """
 
     def __init__(
@@ -116,14 +134,15 @@ class _Conv:
         step_other: float | None = None,
         *,
         zero: int = 0,
+        scale: Tensor | float = 1.0,
     ) -> None:
-        rounded, self._steps = _in_steps(layer.weight)
+        integers, self._steps = layer.get_buffer("integers"), weight_steps(layer.weight * scale)
         self._zero = zero
         self._bias, self._step_in, self._step_out = layer.bias, step_in, step_out
         self._step_other = step_in if step_other is None else step_other
         self._zeros = torch.zeros(len(self._steps), dtype=torch.int32)
         self._shape = [list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups]
-        self._weight = torch.ops.onednn.qconv_prepack(rounded, self._steps, step_in, zero, *self._shape)
+        self._weight = torch.ops.onednn.qconv_prepack(integers, self._steps, step_in, zero, *self._shape)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         given = (x, self._step_in, self._zero, self._weight, self._steps, self._zeros)
@@ -141,18 +160,17 @@ class _Linear:
     """relu(linear(x)) of uint8, or relu(other + linear(x)), which takes other's place.
 
     Args:
-        weight, bias: float32.
+        layer: in float32, with `integers`, which may be of the first so many inputs alone.
         step_in, step_out: as `_Conv` has it.
         step_other: of what is added.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, step_in: float, step_out: float | None, step_other: float = 1.0
-    ) -> None:
-        rounded, self._steps = _in_steps(weight)
-        self._bias, self._step_in, self._step_out, self._step_other = bias, step_in, step_out, step_other
+    def __init__(self, layer: nn.Linear, step_in: float, step_out: float | None, step_other: float = 1.0) -> None:
+        integers = layer.get_buffer("integers")
+        self._steps = weight_steps(layer.weight[:, : integers.shape[1]])
+        self._bias, self._step_in, self._step_out, self._step_other = layer.bias, step_in, step_out, step_other
         self._zeros = torch.zeros(len(self._steps), dtype=torch.int32)
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._weight = torch.ops.onednn.qlinear_prepack(integers, None)
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         given = (x, self._step_in, 0, self._weight, self._steps, self._zeros)
@@ -171,15 +189,26 @@ def _chain(layers: Iterable[Any], steps: Sequence[float]) -> list[_Conv]:
     return [_Conv(layer, *pair) for layer, pair in zip(layers, pairwise(steps), strict=True)]
 
 
-def _in_steps(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(channels out, …) float32 → int8 multiples of each channel's step, and the steps (channels out,)."""
-    steps = weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / 127
-    return (weight / steps.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), steps
+def _twofold(layer: nn.Conv2d) -> nn.Conv2d:
+    """A layer of twice the outputs, whose second half is what the first half's rounding has left.
+
+    The last layer has four outputs, which take no less time than eight; its rounding would go straight into pixels.
+    """
+    steps = weight_steps(layer.weight).view(-1, 1, 1, 1)
+    coarsely = (layer.weight / steps).round()
+    left = layer.weight - coarsely * steps
+    finely = (left / weight_steps(left).view(-1, 1, 1, 1)).round()
+    twofold = nn.Conv2d(layer.in_channels, 2 * layer.out_channels, 1, bias=False)
+    twofold.weight = nn.Parameter(torch.cat([layer.weight, left]), requires_grad=False)
+    if layer.bias is not None:
+        twofold.bias = nn.Parameter(torch.cat([layer.bias, torch.zeros_like(layer.bias)]), requires_grad=False)
+    twofold.register_buffer("integers", torch.cat([coarsely, finely]).to(torch.int8))
+    return twofold
 
 
-def after_rounding(values: Tensor, step: Tensor) -> Tensor:
-    """What is left of a layer's values where a step stands for 1."""
-    return values.div(step).round_().clamp_(0, LEVELS).mul_(step)
+def weight_steps(weight: Tensor) -> Tensor:
+    """(channels out, …) float32 → what 1 stands for in each channel's weights, (channels out,)."""
+    return weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / LARGEST_WEIGHT
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class DenoisingNetwork(nn.Module):
         """Whether it computes in a pass of its own on a GPU, whose last bits differ from its layers'."""
         return False
 
-    def measure(self, noisy: Tensor) -> None:
-        """Notes, with the weights, what the network must know of its own values for `to_int8`.
+    def prepare_int8(self, noisy: Tensor) -> None:
+        """Chooses what `to_int8` needs and keeps it with the weights, where the network is made for it.
 
         Args:
             noisy: (n, 1, 28, 28) float32, images of all kinds that it is for, in any order of kinds, on its device; it

@@ -170,8 +170,8 @@ class _Worker:
             last = self.average or self.network
             kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
             self.network.load_state_dict(kept)
-            torch.backends.cudnn.allow_tf32 = False  # `measure` wants float32
-            self.network.measure(self.validation.all_shown[:, None].to(self.device))
+            torch.backends.cudnn.allow_tf32 = False  # this wants float32
+            self.network.prepare_int8(self.validation.all_shown[:, None].to(self.device))
             write_finished(self.folder / FINISHED_FOLDER, self.state, weights_of(self.network))
 
     def _over(self) -> bool:

@@ -64,7 +64,10 @@ class TrainingStep:
         self._noise = NoiseRecipe.from_json(recipe.noise_json())
         self._trained: nn.Module = Outputs(network)
         if workers > 1:
-            self._trained = nn.parallel.DistributedDataParallel(self._trained, gradient_as_bucket_view=True)
+            # Buffers hold what is chosen after the training.
+            self._trained = nn.parallel.DistributedDataParallel(
+                self._trained, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self._records = self._device.type == "cuda" and workers == 1
         self._pool: Any = torch.cuda.graph_pool_handle() if self._records else None
         self._may_record = self._records
