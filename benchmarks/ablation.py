@@ -3,7 +3,6 @@
     python benchmarks/ablation.py                    # every variant, one after the other: 50 minutes on one core
     python benchmarks/ablation.py --images 1000000 --only "as it is" "AdamW, 0.005"
     python benchmarks/ablation.py --kinds            # one network for each kind of noise, beside one for all
-    python benchmarks/ablation.py --device cuda --batch 1024 --images 7000000 --only "eleven times the arithmetic"
 
 Every variant sees as many images of MNIST's training set, with the seed's noise drawn afresh, its learning rate falling
 to 0 as a cosine, all from one seed. Prints the pooled PSNR of the averaged weights on the last 5,000 training images,
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 HELD_OUT = 5000
 RECIPE = RECIPES["default"]
 ALL = "trained on all kinds of noise"
-WIDE = "eleven times the arithmetic"
 
 
 class WithoutBounds(BoundsUNet):
@@ -101,8 +99,6 @@ VARIANTS: dict[str, tuple[Callable[[], BoundsUNet], Recipe]] = {
     "one more convolution at 7×7": (lambda: BoundsUNet(blocks_in=2), RECIPE),
     "all images count alike": (BoundsUNet, replace(RECIPE, faint_noise=0.0)),
     ALL: (BoundsUNet, RECIPE),
-    # Trained on all kinds as well: how far the default is from what a network can do.
-    WIDE: (lambda: BoundsUNet(96, 192, 512, blocks_in=2, blocks_out=2), RECIPE),
 }
 
 KINDS = {
@@ -160,7 +156,7 @@ def main() -> None:
             network, rate = train(
                 _fresh(make),
                 replace(recipe, batch=options.batch),
-                all_kinds if name in (ALL, WIDE) else NoiseRecipe(),
+                all_kinds if name == ALL else NoiseRecipe(),
                 pixels,
                 options.images,
             )
