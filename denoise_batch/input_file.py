@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+_MAGIC = (b"PAR1", b"PARE")  # at both ends of a file; the latter where the footer is encrypted
+
+
 def open_parquet(path: str, buffer: int = 8 << 20, *, int96: str = "us") -> pq.ParquetFile:
     """Opens a local path or URI.
 
@@ -37,6 +40,22 @@ def open_parquet(path: str, buffer: int = 8 << 20, *, int96: str = "us") -> pq.P
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96,
     )
+
+
+def fault_of_ends(path: str) -> str | None:
+    """What a file's first and last bytes say against its being whole, as `it is empty (0 bytes)`; None: nothing."""
+    filesystem, inner = storage.locate(path)
+    with filesystem.open_input_file(inner) as file:
+        size = file.size()
+        first, last = file.read_at(4, 0), file.read_at(4, max(0, size - 4))
+    if not size:
+        return "it is empty (0 bytes)"
+    begins, ends = any(magic.startswith(first) for magic in _MAGIC), last in _MAGIC
+    if begins and not (ends and size >= 12):
+        return f"it is cut off after {size:,} bytes: the footer at its end is missing"
+    if not begins:
+        return "its beginning is missing" if ends else "it is no Parquet file, whatever its name"
+    return None
 
 
 def read_batches(file: pq.ParquetFile, rows: int, groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:

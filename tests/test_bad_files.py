@@ -41,19 +41,22 @@ def _longer_than_the_file(path: Path) -> None:
 
 UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "it is empty (0 bytes)"),
-    "truncated at 3": (lambda path: path.write_bytes(parquet(table())[:3]), "smaller than the minimum"),
-    "truncated at 12": (lambda path: path.write_bytes(parquet(table())[:12]), "magic bytes not found"),
-    "truncated half-way": (lambda path: path.write_bytes(parquet(table())[: 1 << 12]), "magic bytes not found"),
-    "truncated by a byte": (lambda path: path.write_bytes(parquet(table())[:-1]), "magic bytes not found"),
-    "head lost": (lambda path: path.write_bytes(parquet(table())[-200:]), "smaller than the size reported by footer"),
+    "truncated at 3": (lambda path: path.write_bytes(parquet(table())[:3]), "it is cut off after 3 bytes"),
+    "truncated at 12": (lambda path: path.write_bytes(parquet(table())[:12]), "it is cut off after 12 bytes"),
+    "truncated half-way": (
+        lambda path: path.write_bytes(parquet(table())[: 1 << 12]),
+        "it is cut off after 4,096 bytes",
+    ),
+    "truncated by a byte": (lambda path: path.write_bytes(parquet(table())[:-1]), "the footer at its end is missing"),
+    "head lost": (lambda path: path.write_bytes(parquet(table())[-200:]), "its beginning is missing"),
     "damaged footer": (_damaged_footer, "thrift"),
     "footer longer than file": (_longer_than_the_file, "smaller than the size reported by footer"),
     "encrypted": (lambda path: encrypted(path, plaintext_footer=False), "it is encrypted"),
     "encrypted columns": (lambda path: encrypted(path, plaintext_footer=True), "it is encrypted"),
-    "text": (lambda path: path.write_text("not Parquet at all\n" * 20), "not a parquet file"),
-    "picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)), "not a parquet file"),
-    "orc": (_orc, "not a parquet file"),
-    "feather": (lambda path: feather.write_feather(table().select(["id"]), path), "not a parquet file"),
+    "text": (lambda path: path.write_text("not Parquet at all\n" * 20), "it is no Parquet file"),
+    "picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)), "it is no Parquet file"),
+    "orc": (_orc, "it is no Parquet file"),
+    "feather": (lambda path: feather.write_feather(table().select(["id"]), path), "it is no Parquet file"),
 }
 
 

@@ -8,6 +8,7 @@ names the file at fault.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -291,6 +292,14 @@ def _open(path: str) -> Any:
     return open_parquet(path, buffer=1 << 20)
 
 
+def _fault_of_ends(path: str) -> str | None:
+    from denoise_batch.input_file import fault_of_ends
+
+    with contextlib.suppress(Exception):  # it may be gone, or out of reach: the first error has said so
+        return fault_of_ends(path)
+    return None
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     if "decrypt" in text:  # pyarrow's word is about its own options
@@ -311,7 +320,7 @@ def _main() -> None:
             else:
                 answer = _read_footer(request["path"])
         except Exception as error:  # a foreign file can raise anything; the answer carries it
-            answer = {"error": _first_line(error)}
+            answer = {"error": _fault_of_ends(request["path"]) or _first_line(error)}
         if answer.get("schema_id") in sent:
             del answer["schema"]
         elif "schema_id" in answer:

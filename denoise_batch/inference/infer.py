@@ -299,10 +299,11 @@ class _Job:
         allowed = self.settings.max_bad * self.run.plan.rows
         if self.bad > allowed:
             reasons = ", ".join(f"{count:,} {r.replace('_', ' ')}" for r, count in self.run.ledger.bad_rows().items())
+            first = assembly.first_bad_row(self.run, self._read_staged)
+            named = f"; the first is {first}" if first else ""
             raise JobFailed(
                 f"{self.bad:,} of {self.run.plan.rows:,} rows are bad so far ({reasons}), "
-                f"more than --max-bad {self.settings.max_bad:g} allows"
-                + (f"; the first is {first}" if (first := assembly.first_bad_row(self.run, self._read_staged)) else ""),
+                f"more than --max-bad {self.settings.max_bad:g} allows{named}",
                 hint="look at the input, or run again with a larger --max-bad: what is done is kept",
             )
 

@@ -188,7 +188,7 @@ def _check_files(
 ) -> tuple[list[Footer], pa.Schema]:
     """The footers and the schema that all of them have, metadata aside."""
     bad = [
-        f"{storage.redact(file.path)}: {'it is empty (0 bytes)' if file.size == 0 else footer.reason}"
+        f"{storage.redact(file.path)}: {footer.reason}"
         for file, footer in zip(files, found, strict=True)
         if isinstance(footer, footers.Unreadable)
     ]

@@ -43,7 +43,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
         raise
     found = footers.read_footers([file.path for file in listing.files])
     problems = [
-        f"{storage.redact(file.path)}: {'it is empty (0 bytes)' if file.size == 0 else footer.reason}"
+        f"{storage.redact(file.path)}: {footer.reason}"
         for file, footer in zip(listing.files, found, strict=True)
         if isinstance(footer, footers.Unreadable)
     ]

@@ -149,12 +149,14 @@ def choose_cutoffs(network: BoundsUNet, noisy: Tensor) -> None:
     few = noisy[:: -(-len(noisy) // _TRIED)]
     exact = network(few)
     for place, layer in enumerate(layers):
-        errors = []
+        errors: list[float] = []
         for share in _SHARES:
             step = (share * network.largest[place] / LEVELS).clamp_min(1e-9)
             with _given(layer, lambda made, step=step: after_rounding(made, step)):
-                errors.append((network(few) - exact).square_().mean())
-        network.largest[place] *= _SHARES[int(torch.stack(errors).argmin())]
+                errors.append(float((network(few) - exact).square_().mean()))
+            if len(errors) > 2 and min(errors[-2:]) > min(errors):  # finer steps gain less than is cut off
+                break
+        network.largest[place] *= _SHARES[errors.index(min(errors))]
 
 
 @torch.no_grad()
