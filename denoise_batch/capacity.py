@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-_GPU_GB = {
-    "T4": 15, "V100": 16, "L4": 22, "A10G": 22, "A100": 40, "L40S": 44, "H100": 79, "H20": 94, "RTX-PRO-6000": 94,
-    "H200": 139, "B200": 178, "GB200": 178, "B300": 267, "GB300": 267,
+_GPU_GIB = {
+    "T4": 14, "V100": 15, "L4": 22, "A10": 22, "A10G": 22, "A30": 23, "A100": 39, "A40": 44, "L40": 44, "L40S": 44,
+    "H100": 79, "H800": 79, "GH200": 94, "H20": 94, "RTX-PRO-6000": 94, "H200": 139, "B200": 178, "GB200": 178,
+    "B300": 267, "GB300": 267,
 }  # fmt: skip
-"""Memory of the smallest of its kind, in GB, by the names that Ray has for GPUs."""
+"""Memory of the smallest card of a kind, in GiB, by what Ray makes of its product name. A slice of one has less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class Node:
 
     Attributes:
         cpus, gpus: how many.
-        gpu_gb: what each GPU has at least of memory, in GB; 0 where that is not known.
+        gpu_gib: what each GPU has at least of memory, in GiB; 0 where that is not known.
     """
 
     cpus: float
     gpus: float
-    gpu_gb: float = 0.0
+    gpu_gib: float = 0.0
 
     def room(self, cpus: float, gpus: float) -> int:
         """How many workers of this size find room on it together."""
@@ -131,11 +132,11 @@ def describe_wait(nodes: Sequence[Node], free: Sequence[Node], count: int, cpus:
 
 
 def _nodes(resources: Iterable[dict[str, Any]]) -> list[Node]:
-    found = (Node(float(each.get("CPU", 0)), float(each.get("GPU", 0)), _gpu_gb(each)) for each in resources)
+    found = (Node(float(each.get("CPU", 0)), float(each.get("GPU", 0)), _gpu_gib(each)) for each in resources)
     return [node for node in found if node.cpus or node.gpus]
 
 
-def _gpu_gb(resources: dict[str, Any]) -> float:
+def _gpu_gib(resources: dict[str, Any]) -> float:
     """Ray marks a node with `accelerator_type:H100` and the like; an unknown kind counts as 0."""
     kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
-    return min((_GPU_GB.get(kind, 0) for kind in kinds), default=0)
+    return min((_GPU_GIB.get(kind, 0) for kind in kinds), default=0)

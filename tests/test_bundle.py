@@ -240,6 +240,14 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
         read_bundle(folder).load()
 
 
+def test_integers_that_are_none_are_refused(tmp_path: Path) -> None:
+    network = build("bounds-unet", {"width": 2, "deep": 2, "bottleneck": 2})
+    network.inlet.integers = network.inlet.integers.float()  # type: ignore[union-attr, operator, assignment]
+    save_bundle(tmp_path / "m", network, BundleCard("bounds-unet", network.parameters_json))
+    with pytest.raises(ModelError, match=r"'inlet\.integers' as \(2, 16, 3, 3\) of int8"):
+        read_bundle(tmp_path / "m").load()
+
+
 @pytest.mark.parametrize(
     ("architecture", "parameters"),
     [("unknown", {}), ("seed", {"width": 3}), ("bounds-unet", {"deep": 2**40}), ("bounds-unet", {"deep": "x"})],

@@ -18,6 +18,7 @@ from denoise_batch.training.checkpoint import (
     TrainingState,
     initial_weights,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
     weights_of,
 )
@@ -88,6 +89,21 @@ def test_a_muon_checkpoint_of_before_goes_on_as_well(tmp_path: Path) -> None:
     _steps(other, resumed, 3, 6)
     for one, two in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_checkpoint_of_before_there_were_integers_goes_on_as_well(tmp_path: Path) -> None:
+    recipe, parameters = RECIPES["default"], {"width": 8, "deep": 8, "bottleneck": 16}
+    network, average, other, other_average = (build(recipe.architecture, parameters) for _ in range(4))
+    _steps(network, optimiser := make_optimiser(recipe, network), 0, 3)
+    save_checkpoint(tmp_path, TrainingState(), network, average, weights_of(network), optimiser)
+    for file in ("weights", "average", "best"):
+        path = tmp_path / f"{file}.safetensors"
+        save_file({name: value for name, value in load_file(path).items() if not name.endswith(".integers")}, path)
+    _, best = load_checkpoint(tmp_path, other, other_average, make_optimiser(recipe, other))
+    load_weights(other_average, best)
+    for made in (other, other_average):
+        for name, value in network.state_dict().items():
+            assert torch.equal(made.state_dict()[name], value), name
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

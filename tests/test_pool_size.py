@@ -35,7 +35,7 @@ HEAD, LAPTOP, GPU_NODE = Node(4, 0), Node(2, 0), Node(16, 4)
         ([Node(6, 1)], None, 100, PoolSize(1, 6, 100, 1, 0.9, 0.1666)),
         ([Node(32, 1)], None, 100, PoolSize(1, 8, 100, 4, 0.9, 0.125)),
         # As many as fit in its memory, where that is known; the smallest GPU says how many.
-        ([Node(32, 1, 79)], None, 100, PoolSize(1, 32, 100, 1, 0.9, 0.0312)),
+        ([Node(32, 1, 79)], None, 100, PoolSize(1, 16, 100, 2, 0.9, 0.0625)),
         ([Node(32, 1, 22)], None, 100, PoolSize(1, 12, 100, 2, 0.9, 0.0833)),
         ([Node(16, 1, 79), Node(16, 1)], None, 100, PoolSize(1, 16, 100, 2, 0.9, 0.125)),
         ([Node(1, 2)], None, 100, PoolSize(1, 2, 100, 1, 0.45, 1.0)),

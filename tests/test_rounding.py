@@ -7,17 +7,16 @@ import torch
 
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.models import build
+from denoise_batch.models import build, rounding
 from denoise_batch.models.bounds_unet import BoundsUNet
-from denoise_batch.models.int8 import INT8, rounded_planes, weight_steps
+from denoise_batch.models.int8 import INT8, plane_steps, rounded_planes, weight_steps
 from denoise_batch.models.rounding import balance_channels, choose_cutoffs, choose_integers, nearest_integers
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 from denoise_batch.training.recipes import RECIPES
 
-needs_int8 = pytest.mark.skipif(
-    not (INT8 and Precision.AUTO.int8(torch.device("cpu"))), reason="this processor multiplies no 8-bit integers"
-)
+HAS_INT8 = INT8 and Precision.AUTO.int8(torch.device("cpu"))
+needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this processor multiplies no 8-bit integers")
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +73,31 @@ def test_channels_of_very_unlike_scale_are_balanced(noisy: torch.Tensor, network
     assert error(network, noisy) < 2.0 * well < 0.2 * badly
 
 
-def test_balancing_is_over_at_once_in_a_balanced_network(noisy: torch.Tensor, network: BoundsUNet) -> None:
+def test_balancing_moves_nothing_twice_and_leaves_gradients_alone(noisy: torch.Tensor, network: BoundsUNet) -> None:
+    with torch.no_grad():
+        network.down.weight[7] = network.down.weight[8] = 0.0
+        network.down.bias[7] = -1e3
+        network.down.bias[8] = 0.0  # two channels of which there is next to nothing to round
+    network.requires_grad_(True)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
     balance_channels(network, noisy)
     before = {name: value.clone() for name, value in network.named_parameters()}
     balance_channels(network, noisy)
-    moved = sum(not torch.equal(value, before[name]) for name, value in network.named_parameters())
-    assert moved <= len(before) // 2
-    assert all(parameter.grad is None for parameter in network.parameters())
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.ones_like(parameter))
+
+
+@pytest.mark.timeout(60)
+def test_pixels_that_are_no_numbers_are_an_error_or_pass(network: BoundsUNet, noisy: torch.Tensor) -> None:
+    broken = noisy[:40].clone()
+    broken[3, 0, 5, 5] = float("nan")
+    with pytest.raises(RuntimeError):
+        network.prepare_int8(broken)
+    network.to_int8()
+    assert not network.computes_in_integers
 
 
 def test_nearest_integers_err_less_together_than_one_by_one() -> None:
@@ -106,17 +123,28 @@ def test_nearest_integers_err_less_together_than_one_by_one() -> None:
 def test_integers_of_the_model_that_ships_are_better_than_the_nearest(network: BoundsUNet, noisy: torch.Tensor) -> None:
     chosen = error(network, noisy)
     for layer in network.rounded_layers():
-        if layer is not network.inlet:  # whose integers are of planes in steps of their own
-            weight = layer.weight.flatten(1)[:, : layer.integers[0].numel()]
-            layer.integers.copy_((weight / weight_steps(weight)[:, None]).round().view_as(layer.integers))
+        weight = layer.weight * plane_steps() if layer is network.inlet else layer.weight
+        weight = weight.flatten(1)[:, : layer.integers[0].numel()]
+        layer.integers.copy_((weight / weight_steps(weight)[:, None]).round().view_as(layer.integers))
     assert chosen < 0.8 * error(network, noisy)
 
 
-def test_weights_are_as_they_were_when_integers_are_chosen(network: BoundsUNet, noisy: torch.Tensor) -> None:
+def test_weights_are_as_they_were_when_integers_are_chosen(
+    network: BoundsUNet, noisy: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {name: value.clone() for name, value in network.named_parameters()}
     choose_integers(network, noisy[:100])
-    with pytest.raises(RuntimeError):
-        choose_integers(network, noisy[:100, :, :20])  # no digit: the weights stay whole all the same
+    round_one, rounded = rounding._round, []
+
+    def fail_at_the_third(layer: object, *given: object) -> None:
+        rounded.append(layer)
+        if len(rounded) == 3:
+            raise RuntimeError("no memory")
+        round_one(layer, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounding, "_round", fail_at_the_third)
+    with pytest.raises(RuntimeError, match="no memory"):
+        choose_integers(network, noisy[:100])
     for name, value in network.named_parameters():
         assert torch.equal(value, before[name])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
@@ -128,10 +156,12 @@ def test_planes_are_rounded_to_steps_of_their_own() -> None:
     assert rounded_planes(planes - 9.0).flatten().tolist() == pytest.approx([-2.0] * 4 + [-2 / 3] * 8 + [-2.0] * 4)
 
 
-def test_nothing_is_integer_before_it_is_chosen() -> None:
-    network = build("bounds-unet")
-    network.to_int8()
-    assert not network.computes_in_integers
+def test_nothing_is_integer_before_all_of_it_is_chosen(network: BoundsUNet) -> None:
+    fresh = build("bounds-unet")
+    network.fine_out.integers.zero_()
+    for made in (fresh, network):
+        made.to_int8()
+        assert not made.computes_in_integers
 
 
 def test_cutting_off_what_is_rare_where_the_image_comes_out_better(network: BoundsUNet, noisy: torch.Tensor) -> None:
@@ -151,7 +181,7 @@ def test_cutting_off_what_is_rare_where_the_image_comes_out_better(network: Boun
     assert 0.19 < shares.min() < 0.9
     choose_cutoffs(network, noisy)
     assert torch.equal(network.largest, chosen)  # whatever was chosen before
-    if needs_int8.args[0]:
+    if not HAS_INT8:
         return
     errors = []
     for largest in (chosen, torch.tensor(peaks)):

@@ -139,8 +139,9 @@ class Bundle:
             raise ModelError(f"{self.folder / WEIGHTS_FILE} has changed while it was used", hint=RETRAIN)
         self._check_sizes()
         with torch.device("meta"):  # shapes alone: no memory, whatever sizes model.json asks for
-            expected = {name: tuple(value.shape) for name, value in self._build(models).state_dict().items()}
-        found = {name: shape for name, (_, shape) in self.tensors.items()}
+            made = self._build(models).state_dict()
+        expected = {name: _described(tuple(value.shape), value.dtype == torch.int8) for name, value in made.items()}
+        found = {name: _described(shape, dtype == "I8") for name, (dtype, shape) in self.tensors.items()}
         if found != expected:
             name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
             raise ModelError(
@@ -343,6 +344,11 @@ def read_bundle(folder: Path) -> Bundle:
         metrics=_member(model, "metrics", dict, path),
         model=model,
     )
+
+
+def _described(shape: tuple[int, ...], integers: bool) -> str:
+    """A tensor as errors name it. Float types are turned into each other; integers must be such."""
+    return f"{shape} of int8" if integers else f"{shape}"
 
 
 def _check_version(model: dict[str, Any], path: Path) -> None:

@@ -204,8 +204,8 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     settings = request.settings
     cores = os.cpu_count() or 1
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 1e9 if gpus else 0.0
-    here, share = Node(cores, gpus, gpu_gb), settings.gpus_per_worker
+    gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if gpus else 0.0
+    here, share = Node(cores, gpus, gpu_gib), settings.gpus_per_worker
     size = pool_size([here], settings.workers, settings.device, len(plan), gpu_share=share)
     device = settings.device if size.gpus else "cpu"
     denoiser = Denoiser(

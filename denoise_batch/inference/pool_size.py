@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from denoise_batch.worker_count import WorkerCount
 
 
-_ACTOR_GB = 1.75
-"""Each takes some 1.3 GB of a GPU's memory, and a little room must be left."""
-_GPU_GB = 15.0
+_MOST_ON_A_GPU = 16
+"""More were not faster (docs/benchmarks.md)."""
+_ACTOR_GIB = 1.75
+"""Each takes some 1.3 of a GPU's memory, and a little room must be left."""
+_GPU_GIB = 14.0
 """The smallest GPUs of today's clouds, which an unknown one is taken for."""
 
 
@@ -61,7 +63,8 @@ def pool_size(
         device: `auto`, `cpu` or `cuda`.
         units: of the whole run, so that a resumed or retried part of it computes with the same threads.
         gpu_share: of a GPU, for each actor; None: an actor for each core that a GPU has beside it, on the node
-            where these are fewest; no more than fit in its memory (eight where that is not known), or are needed.
+            where these are fewest; at most 16, as many as fit in its memory (eight where that is not known), and no
+            more than are needed.
         to_come: a node of each kind that the autoscaler may add.
 
     Raises:
@@ -79,8 +82,8 @@ def pool_size(
             cores_each = int(min(node.cpus / node.gpus for node in with_gpus))
             # Ray fills one GPU before it takes the next: few actors must not all sit on the first.
             needed = math.ceil(most / sum(node.gpus for node in with_gpus))
-            fitting = int(min(node.gpu_gb or _GPU_GB for node in with_gpus) / _ACTOR_GB)
-            beside = max(1, min(cores_each, needed, fitting))
+            fitting = int(min(node.gpu_gib or _GPU_GIB for node in with_gpus) / _ACTOR_GIB)
+            beside = max(1, min(cores_each, needed, fitting, _MOST_ON_A_GPU))
             gpu_share = math.floor(1e4 / beside) / 1e4  # Ray counts ten-thousandths
         cores = min(node.cpus / max(1, node.room(0, gpu_share)) for node in with_gpus)  # of an actor
         # Less than the whole: a pool that takes every CPU leaves none for Ray Data's other operators, and hangs.

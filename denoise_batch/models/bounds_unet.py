@@ -134,12 +134,16 @@ class BoundsUNet(TwoScales):
         means.div_(torch.cat([coarse, fine]))
 
     def prepare_int8(self, noisy: Tensor) -> None:
+        self._integers = self._on_gpu = None
+        for layer in self.rounded_layers():  # until all of them are chosen, there are none
+            layer.integers.zero_()
         balance_channels(self, noisy)
         choose_cutoffs(self, noisy)
         choose_integers(self, noisy)
 
     def to_int8(self) -> None:
-        if INT8 and bool(self.largest.all()):
+        chosen = bool(self.largest.all()) and all(bool(layer.integers.any()) for layer in self.rounded_layers())
+        if INT8 and chosen:
             self._integers = IntegerPass(self)
 
     @property

@@ -39,7 +39,7 @@ LEVELS = 255
 LARGEST_WEIGHT = 127
 """The largest of a weight's."""
 
-# The first layer's input: pixels and the range's ends from -2 to 3.1 in fiftieths, bounds from 0 to 1 in finer steps.
+# The first layer's input: pixels and the range's ends in fiftieths, -2 to 3.1; bounds, mostly 0 to 1, in finer steps.
 _ZERO, _PER_UNIT, _BOUNDS_PER_UNIT = 100, 50.0, 150.0
 
 

@@ -54,8 +54,11 @@ class DenoisingNetwork(nn.Module):
         """Chooses what `to_int8` needs and keeps it with the weights, where the network is made for it.
 
         Args:
-            noisy: (n, 1, 28, 28) float32, images of all kinds that it is for, in any order of kinds, on its device; it
-                is in float32 itself.
+            noisy: (n, 1, 28, 28) float32, images of all kinds that it is for, in random order, on its device; it is in
+                float32 itself, and not in inference mode.
+
+        Raises:
+            RuntimeError: there is too little memory, or a value is not finite.
         """
 
     def logits(self, noisy: Tensor) -> Tensor:

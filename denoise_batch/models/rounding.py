@@ -40,7 +40,8 @@ _SEEN = 1536  # images whose values weights are rounded for
 _BATCH = 256
 _PER_OCTAVE, _REACH = 4, (-40, 64)  # largest values from 2^-10 to 2^16 that are weighed
 _OCTAVES = 6  # channels are multiplied by 2^-6 to 2^6
-_PLACES = 16_384  # of a batch's values, at most, that a layer's weights are rounded for
+_PLACES = 16_384  # of a batch's values, about, that a layer's weights are rounded for
+_STRIDES = (1, 3, 5, 9, 11, 13)  # between them; every column is met, whether there are 7 or 14
 _DAMPING = 0.01  # added to the mean square of every input, in units of all inputs' mean: some are always 0
 _BLOCK = 128  # weights whose errors are carried on one by one; those of whole blocks go by one product
 
@@ -74,6 +75,7 @@ def _costs(network: BoundsUNet, chains: list[list[nn.Module]], noisy: Tensor) ->
     channels = {layer: len(chain[0].bias) for chain in chains for layer in chain}  # type: ignore[arg-type]
     sensitive = {layer: torch.zeros(channels[layer], device=noisy.device) for layer in layers}
     beyond = {layer: torch.zeros(channels[layer], len(limits), device=noisy.device) for layer in layers}
+    alive = {layer: torch.zeros(channels[layer], device=noisy.device) for layer in layers}
     places = dict.fromkeys(layers, 0)
     generator = torch.Generator().manual_seed(0)
 
@@ -98,13 +100,14 @@ def _costs(network: BoundsUNet, chains: list[list[nn.Module]], noisy: Tensor) ->
             for layer, gradient in zip(layers, gradients, strict=True):
                 values = by_channel(layer, kept[layer].detach())
                 sensitive[layer] += by_channel(layer, gradient).square().sum(dim=0)
+                alive[layer] += (values > 0).sum(dim=0)
                 for place, limit in enumerate(limits):
                     beyond[layer][:, place] += (values - limit).clamp_min_(0.0).square_().sum(dim=0)
                 places[layer] += len(values)
 
     def cost(layer: nn.Module) -> Tensor:
-        rounded = (limits / LEVELS).square() / 12.0  # of an error that is uniform over a step
-        return sensitive[layer][:, None] * (beyond[layer] / places[layer] + rounded)
+        rounded = (limits / LEVELS).square() / 12.0  # of an error that is uniform over a step; 0 has none
+        return sensitive[layer][:, None] * (beyond[layer] + alive[layer][:, None] * rounded) / places[layer]
 
     return [torch.stack([cost(layer) for layer in chain]) for chain in chains]
 
@@ -115,15 +118,18 @@ def _factors(costs: Tensor) -> Tensor:
     tried = torch.arange(-_OCTAVES, _OCTAVES + 1, device=costs.device)
     powers = torch.zeros(channels, dtype=torch.long, device=costs.device)
     every, before = torch.arange(limits, device=costs.device), math.inf
+    alike = 1e-12 * costs.amax(dim=2).mean() * tried.abs()
     while True:
         # A channel that is multiplied by 2^k ends where its layer's largest value, divided by 2^k, is.
         ends = (every - _PER_OCTAVE * powers[:, None]).clamp(0, limits - 1)
         largest = costs.gather(2, ends.expand(layers, -1, -1)).sum(dim=1).argmin(dim=1)
         ends = (largest[:, None] - _PER_OCTAVE * tried).clamp(0, limits - 1)
-        total, chosen = costs.gather(2, ends[:, None].expand(-1, channels, -1)).sum(dim=0).min(dim=1)
-        if float(total.sum()) >= before * (1.0 - 1e-6):
+        # Where all are alike, as in a channel that is always 0, it stays as it is.
+        total, chosen = (costs.gather(2, ends[:, None].expand(-1, channels, -1)).sum(dim=0) + alike).min(dim=1)
+        now = float(total.sum())
+        if not now < before * (1.0 - 1e-6):
             return torch.exp2(powers.float())
-        before, powers = float(total.sum()), tried[chosen]
+        before, powers = now, tried[chosen]
 
 
 @torch.no_grad()
@@ -190,11 +196,13 @@ def _round(layer: Any, gram: Tensor, steps_in: Tensor | None) -> None:
     """Chooses a layer's integers, and makes its weights what these stand for; `steps_in` is as `plane_steps` has it."""
     integers = layer.get_buffer("integers")
     count = integers[0].numel()  # the first so many of an output's weights are rounded
-    scale = torch.ones_like(layer.weight[:1]) if steps_in is None else steps_in.expand_as(layer.weight[:1])
-    scale = scale.flatten()[:count]
-    weight = layer.weight.flatten(1)[:, :count] * scale
+    weight, gram = layer.weight.flatten(1)[:, :count], gram[:count, :count]
+    scale: Tensor | float = 1.0
+    if steps_in is not None:
+        scale = steps_in.expand_as(layer.weight[:1]).flatten()
+        weight, gram = weight * scale, gram / torch.outer(scale, scale)
     steps = weight_steps(weight)[:, None]
-    chosen = nearest_integers(weight / steps, gram[:count, :count] / torch.outer(scale, scale))
+    chosen = nearest_integers(weight / steps, gram)
     integers.copy_(chosen.view_as(integers))
     made = torch.cat([chosen * steps / scale, layer.weight.flatten(1)[:, count:]], dim=1)
     layer.weight.copy_(made.view_as(layer.weight))
@@ -211,13 +219,12 @@ def nearest_integers(weight: Tensor, gram: Tensor) -> Tensor:
         (outputs, inputs) float32, whole numbers from -127 to 127.
     """
     count = len(gram)
-    gram = gram.double() + _DAMPING * gram.diagonal().double().mean().clamp_min(1e-12) * torch.eye(
-        count, dtype=torch.float64, device=gram.device
-    )
     # ‖(w - q) L‖², with L lower triangular, is the error: from the last input to the first each is chosen so that it
     # makes good for those behind it. The strongest go first, while there are many that can.
     order = gram.diagonal().argsort()
-    lower = torch.linalg.cholesky(gram[order][:, order])
+    damped = gram[order[:, None], order].double()
+    damped.diagonal().add_(_DAMPING * damped.diagonal().mean().clamp_min(1e-12))
+    lower = torch.linalg.cholesky(damped)
     wanted = weight.double()[:, order]
     chosen, error = torch.zeros_like(wanted), torch.zeros_like(wanted)
     for stop in range(count, 0, -_BLOCK):
@@ -244,10 +251,9 @@ def _gram(network: BoundsUNet, layer: nn.Module, noisy: Tensor) -> Tensor:
         with contextlib.suppress(_Reached), _taken(layer, found.append, stop=True):
             network(part)
         rows = _rows(layer, found[0])
-        # An odd number, so that every column of the image is met: widths are even.
-        rows = rows[:: 2 * (len(rows) // (2 * _PLACES)) + 1]
+        rows = rows[:: max(step for step in _STRIDES if step <= max(1, len(rows) / _PLACES))]
         total, count = total + (rows.T @ rows).double(), count + len(rows)
-    return total / count
+    return total.div_(count)
 
 
 def _rows(layer: nn.Module, given: Tensor) -> Tensor:

@@ -90,6 +90,12 @@ def initial_weights(bundle: Bundle, recipe: Recipe) -> Weights:
     return weights
 
 
+def load_weights(network: nn.Module, weights: Weights) -> None:
+    """Puts weights into a network; from before networks had integers, they have none: these are chosen at the end."""
+    fresh = {name: value for name, value in network.state_dict().items() if name.endswith(".integers")}
+    network.load_state_dict(fresh | weights)
+
+
 def save_checkpoint(
     folder: Path,
     state: TrainingState,
@@ -124,9 +130,9 @@ def load_checkpoint(
     Returns:
         The state, and the best epoch's weights.
     """
-    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    load_weights(network, load_file(folder / "weights.safetensors"))
     if average is not None:
-        average.load_state_dict(load_file(folder / "average.safetensors"))
+        load_weights(average, load_file(folder / "average.safetensors"))
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in load_file(folder / "optimiser.safetensors").items():

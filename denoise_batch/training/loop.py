@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from denoise_batch.training.batches import (
 from denoise_batch.training.checkpoint import (
     TrainingState,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
     weights_of,
     write_finished,
@@ -169,9 +171,12 @@ class _Worker:
         if self.rank == 0:
             last = self.average or self.network
             kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
-            self.network.load_state_dict(kept)
+            load_weights(self.network, kept)
             torch.backends.cudnn.allow_tf32 = False  # this wants float32
-            self.network.prepare_int8(self.validation.all_shown[:, None].to(self.device))
+            try:
+                self.network.prepare_int8(self.validation.all_shown[:, None].to(self.device))
+            except RuntimeError as error:  # for want of memory, most likely: the model is whole without
+                warnings.warn(f"the model will not compute in integers: {error}", RuntimeWarning, stacklevel=1)
             write_finished(self.folder / FINISHED_FOLDER, self.state, weights_of(self.network))
 
     def _over(self) -> bool:

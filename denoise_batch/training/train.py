@@ -106,11 +106,11 @@ def train(
                     publishing.remove(folder)
                 raise
         from denoise_batch import models
-        from denoise_batch.training.checkpoint import read_finished
+        from denoise_batch.training.checkpoint import load_weights, read_finished
 
         state, weights = read_finished(folder / "finished")
         network = models.build(recipe.architecture, recipe.parameters)
-        network.load_state_dict(weights)
+        load_weights(network, weights)
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)

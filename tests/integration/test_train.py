@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import FlagError, JobFailed, OutputError, ResumeError
+from denoise_batch.models.int8 import weight_steps
 from denoise_batch.precision import Precision
 from denoise_batch.training import train as train_module
 from denoise_batch.training.recipes import TrainSettings
@@ -269,3 +270,21 @@ def test_so_many_minutes_from_a_models_weights(
     with pytest.raises(FlagError, match="--init"):
         train(replace(timed, output=tmp_path / "other", architecture="bounds-unet"), lambda _: None)
     assert not _training_folder(tmp_path / "other").exists()
+
+
+def test_a_training_ends_with_integers_of_its_own_weights(settings: TrainSettings, tmp_path: Path) -> None:
+    """From the weights that ship, so that these integers were there before; with two workers, which could differ."""
+    options: dict[str, Any] = {"init": SHIPPED_FOLDER, "workers": 2, "epochs": 1, "max_images": 300}
+    ours = replace(settings, output=tmp_path / "m", architecture="bounds-unet", learning_rate=1e-3, **options)
+    made, shipped = (
+        bundle.load().state_dict() for bundle in (train(ours, lambda _: None), read_bundle(SHIPPED_FOLDER))
+    )
+    assert bool((made["largest"] > 0).all())
+    integers = [name for name in made if name.endswith(".integers")]
+    assert len(integers) == 10
+    for name in integers:
+        assert bool(made[name].any())
+        assert not made[name].equal(shipped[name])
+    weight, rounded = made["up.weight"], made["up.integers"]
+    steps = weight_steps(weight)[:, None]
+    assert float((rounded * steps - weight).square().mean().sqrt() / steps.mean()) < 1.0  # a third if to the nearest
