@@ -49,6 +49,8 @@ come back, as it may in a cluster."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 _FULL_BYTES = 1 << 20
+CALLS_RAY = "calls-ray-"
+"""How the names of our own threads begin that call Ray, and may do so still when their work is over."""
 _THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
 
 
@@ -219,7 +221,7 @@ def _shut_down(*, orphans: bool = False) -> None:
     import ray
 
     with _deaf():
-        if _ray_data_ended():
+        if _callers_ended():
             ray.shutdown()
         # Else Ray does so when Python ends: what happened has been said by then.
         if orphans:
@@ -255,11 +257,15 @@ def _ray_children() -> list[int]:
     return found
 
 
-def _ray_data_ended() -> bool:
-    """Lets Ray Data's threads end: one that calls Ray after its shutdown ends this process, code 1, without a word."""
+def _callers_ended() -> bool:
+    """Lets threads end that call Ray: one that does so after its shutdown ends this process, code 1, without a word."""
     import ray
 
-    threads = [thread for thread in threading.enumerate() if type(thread).__module__.startswith("ray.data.")]
+    threads = [
+        thread
+        for thread in threading.enumerate()
+        if type(thread).__module__.startswith("ray.data.") or thread.name.startswith(CALLS_RAY)
+    ]
     for thread in threads:
         thread.join(_THREAD_SECONDS)
     if any(thread.is_alive() for thread in threads) and not ray_died():

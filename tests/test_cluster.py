@@ -7,13 +7,17 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch import cluster
+from denoise_batch import capacity, cluster
 from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.inference import worker_watch
+from denoise_batch.inference.pool_size import PoolSize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,3 +74,27 @@ def test_a_process_with_ray_ends_with_its_own_code_whatever_its_core_does() -> N
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "result\nended Ray\n")
+
+
+def test_ray_is_not_shut_down_while_the_watch_may_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end this process, code 1, before the error is shown."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        asked.set()
+        answer.wait(10)
+
+    monkeypatch.setattr(capacity, "waiting_for", lambda *_: None)
+    monkeypatch.setattr(worker_watch, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(worker_watch, "full_ray_disk", slow)
+    monkeypatch.setattr(worker_watch, "_FULL_DISK_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "_THREAD_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "_KILLED_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "ray_died", lambda: True)  # nothing of it is asked
+    with worker_watch.Watch(None, PoolSize(1, 1, 1, 1, 0.9, 0.0)):
+        assert asked.wait(10)
+    assert not cluster._callers_ended()
+    answer.set()
+    until = time.monotonic() + 10
+    while not cluster._callers_ended():
+        assert time.monotonic() < until

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch import capacity
-from denoise_batch.cluster import full_ray_disk, ray_died, ray_disk_is_full
+from denoise_batch.cluster import CALLS_RAY, full_ray_disk, ray_died, ray_disk_is_full
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.inference.ledger import Failure, Receipt
 
@@ -83,7 +83,7 @@ class Watch:
         if threading.current_thread() is threading.main_thread():
             # A signal of its own: Ctrl-C may be ignored (a shell does that to what it runs in the background).
             self._before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-            threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._watch, daemon=True, name=f"{CALLS_RAY}infer-watch").start()
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
