@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_ON_A_GPU = 16
 """More were not faster (docs/benchmarks.md)."""
 _ACTOR_GIB = 1.75
-"""Each takes some 1.3 of a GPU's memory, and a little room must be left."""
+"""Of a GPU's memory for each: it takes some 1.3, and a little room must be left."""
 _GPU_GIB = 14.0
 """The smallest GPUs of today's clouds, which an unknown one is taken for."""
 

@@ -100,7 +100,7 @@ class BoundsUNet(TwoScales):
         coarse = [*self.coarse_in, self.squeeze, self.expand, *self.coarse_out]
         return [self.inlet, self.fine_in, self.down, *coarse, self.up, self.join, self.fine_out]
 
-    def chains(self) -> list[list[nn.Module]]:
+    def chains(self) -> list[list[Any]]:
         """Layers that add to each other's channels, so that a channel has one scale in all of them: 14×14 and 7×7."""
         fine = [self.inlet, self.fine_in, self.join, self.fine_out]
         return [fine, [self.down, *self.coarse_in, self.expand, *self.coarse_out]]
@@ -115,20 +115,17 @@ class BoundsUNet(TwoScales):
             fine: (width,), at 14×14.
             coarse: (deep,), at 7×7.
         """
-        everywhere = coarse.repeat(49)
-        for layer, factors in (
-            *((layer, fine) for layer in (self.inlet, self.fine_in, self.join, self.fine_out)),
-            *((layer, coarse) for layer in (self.down, *self.coarse_in, *self.coarse_out)),
-            (self.expand, everywhere),
-        ):
-            layer.weight.mul_(factors.view(-1, *[1] * (layer.weight.ndim - 1)))
-            layer.bias.mul_(factors)
+        for chain, factors in zip(self.chains(), (fine, coarse), strict=True):
+            for layer in chain:
+                outputs = factors.repeat(len(layer.bias) // len(factors))  # `expand` has one for each place
+                layer.weight.mul_(outputs.view(-1, *[1] * (layer.weight.ndim - 1)))
+                layer.bias.mul_(outputs)
         for layer, factors in (
             *((layer, fine) for layer in (self.fine_in, self.down, self.fine_out, self.outlet, self.quality.feature)),
             *((layer, coarse) for layer in (*self.coarse_in, *self.coarse_out, self.up)),
         ):
             layer.weight.div_(factors.view(1, -1, *[1] * (layer.weight.ndim - 2)))
-        self.squeeze.weight[:, : len(everywhere)].div_(everywhere)
+        self.squeeze.weight[:, : 49 * len(coarse)].div_(coarse.repeat(49))
         # Its last inputs: means of the features at 7×7 and at 14×14, and the range's ends.
         means = self.quality.hidden.weight[:, -(len(coarse) + len(fine) + RANGE_ENDS) : -RANGE_ENDS]
         means.div_(torch.cat([coarse, fine]))
