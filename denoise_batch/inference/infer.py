@@ -244,9 +244,11 @@ class _Job:
                 self._commit(answer)
             else:
                 self._fail(answer)
-        # A unit without an answer took its worker down with it, or waited behind one that did. It is charged where it
-        # is known to have been begun, or was given alone, as it is next. Where a node went, no unit was to blame.
-        charged = [unit for unit in wave if unit not in answered and (unit in self.under_way or not ahead)]
+        # A unit without an answer took its worker down with it, or waited behind one that did, or was sent to one that
+        # was gone. Those known to have been begun are charged; where none is, those that waited behind no other: a unit
+        # may kill its worker before its word arrives. Where a node went, no unit was to blame.
+        unanswered = [unit for unit in wave if unit not in answered]
+        charged = [unit for unit in unanswered if unit in self.under_way] or ([] if ahead else unanswered)
         self.under_way.clear()
         if charged and not _lost_a_node(lost):
             for unit in charged:

@@ -33,24 +33,29 @@ pytestmark = pytest.mark.timeout(240)
 UNITS, ROWS, POISON = 10, 1500, 5
 WAIT_S = 100.0
 
-# One attempt, and no long wait for Ray to notice a lost node: each would cost the test its seconds again. Ray Data
-# looks for new machines every 20 s; where the file appears, it looks at once.
+# One attempt, and once Ray has noticed the lost node (15 s later) no long wait for another: it would cost the test its
+# seconds again. Ray Data looks for new machines every 20 s; where the file appears, it looks at once.
 _INFER = """
 import contextlib, pathlib, sys, threading, time
-from denoise_batch import cli
+from denoise_batch import capacity, cli
 from denoise_batch.inference import infer
 
 def look_at_once(joined):
     import ray
-    while True:
+    while not joined.exists():
         time.sleep(0.2)
-        if joined.exists():
-            with contextlib.suppress(Exception):
+    looked = False
+    while not looked or infer.NODE_LOSS_SECONDS > 1:
+        time.sleep(0.2)
+        with contextlib.suppress(Exception):
+            if capacity.lost_nodes():
+                infer.NODE_LOSS_SECONDS = 1.0
+            if not looked:
                 coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
                 ray.get(coordinator.get_reserved_resources.remote("test", recompute=True))
-                return
+                looked = True
 
-infer.NODE_LOSS_SECONDS, infer.ATTEMPTS = 1.0, 1
+infer.ATTEMPTS = 1
 threading.Thread(target=look_at_once, args=(pathlib.Path(sys.argv[1]),), daemon=True).start()
 sys.exit(cli.run(sys.argv[2:]))
 """
