@@ -31,6 +31,7 @@ from denoise_batch.errors import (
     Terminated,
     ran_out,
 )
+from denoise_batch.freed_memory import ONE_HEAP
 from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact
 
@@ -73,8 +74,8 @@ def connect(
     Args:
         address: a cluster's address; None takes RAY_ADDRESS, else starts Ray here.
         cpus: for a Ray that is started here, the CPUs it may use; None is all.
-        data_workers: for a Ray that is started here and works on datasets of `infer` alone: it goes without all that
-            these do not use (`lean_ray`), and has work for so many workers.
+        data_workers: for a Ray that works on datasets of `infer` alone: there is work for so many workers. One that is
+            started here goes without all that these do not use (`lean_ray`).
         verbose: let Ray's own log through.
 
     Yields:
@@ -102,6 +103,10 @@ def connect(
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     if local:
         os.environ.setdefault(*_SOON_WITHOUT_DRIVER)
+    if local and data_workers is not None:
+        os.environ.update({name: value for name, value in ONE_HEAP.items() if name not in os.environ})
+    elif data_workers is not None:
+        here["runtime_env"] = {"env_vars": ONE_HEAP}
     # A hook of the user's may give workers an environment of their own, which one of the agents left out would make.
     lean = local and data_workers is not None and "RAY_RUNTIME_ENV_HOOK" not in os.environ
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it

@@ -18,9 +18,9 @@ from denoise_batch.capacity import threads_here
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.errors import FlagError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
-from denoise_batch.forward import CPU_CHUNK, GPU_CHUNK, in_float32, not_a_number
+from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
-from denoise_batch.images import Polarity
+from denoise_batch.images import Polarity, from_model_output, to_model_input
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
 
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
-CUDA_BATCH = 4096  # a chunk of rows, which fills a GPU
+INTEGER_BATCH = 1024  # a quarter as large
+CUDA_BATCH = MOST_ROWS  # fills a GPU
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -67,7 +68,6 @@ class Denoiser:
         if device == "cuda" and not torch.cuda.is_available():
             raise FlagError("--device cuda: no CUDA device here", hint="give --device cpu or auto")
         self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-        self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH)
         keep_freed_memory()  # pixels alone, which a GPU's worker takes and frees, cost 0.2 µs a row without
         # Channels last is the order that both oneDNN and cuDNN compute in; it halves the time of small networks.
         try:
@@ -78,7 +78,8 @@ class Denoiser:
             if not _gpu_is_full(error):
                 raise
             raise _no_memory() from error
-        self.chunk = GPU_CHUNK if self.device.type == "cuda" else CPU_CHUNK
+        on_cpu = INTEGER_BATCH if self.model.computes_in_integers else CPU_BATCH
+        self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else on_cpu)
         self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
 
     @property
@@ -108,7 +109,7 @@ class Denoiser:
             ResourceExhausted: the GPU has no memory for a single image.
         """
         made = self._run(noisy, Polarity.LIGHT_ON_DARK, "float32", extras)
-        made.pop(FINITE, None)
+        made.pop(FINITE)
         return Denoised(**made)
 
     def denoise(
@@ -120,8 +121,6 @@ class Denoiser:
             DenoiseBatchError: the model gave a pixel that is not a number.
             ResourceExhausted: the GPU has no memory for a single image.
         """
-        if self.device.type == "cpu":
-            return in_float32(lambda noisy: self.run(noisy, extras))(pixels, polarity, dtype)
         if polarity is Polarity.AUTO:
             raise ValueError("the polarity is not found yet: find_polarity")
         made = self._run(pixels, polarity, dtype, extras)
@@ -138,12 +137,14 @@ class Denoiser:
         if self.device.type == "cuda":
             self._run(np.zeros((self.batch, 784), taken), polarity, dtype, extras)
 
-    def _run(self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns) -> dict[str, Pixels]:
-        """`Denoised`'s fields, on a GPU FINITE as well, in as many passes as it takes."""
+    def _run(
+        self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns
+    ) -> dict[str, NDArray[Any]]:
+        """`Denoised`'s fields and FINITE, in as many passes as it takes."""
         count, start = len(pixels), 0
         if not count:
             pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
-        parts: list[dict[str, Pixels]] = []
+        parts: list[dict[str, NDArray[Any]]] = []
         with torch.inference_mode():
             while start < len(pixels):
                 on_gpu = self.device.type == "cuda"
@@ -152,7 +153,7 @@ class Denoiser:
                     if on_gpu:
                         parts.append(self._pass(str(pixels.dtype), dtype, polarity, extras)(part))
                     else:
-                        parts.append(self._on_cpu(part, extras))
+                        parts.append(self._on_cpu(part, dtype, polarity, extras))
                     start += len(part)
                     continue
                 except RuntimeError as error:
@@ -169,10 +170,17 @@ class Denoiser:
             return {name: made[:count] for name, made in parts[0].items()}
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _on_cpu(self, noisy: Pixels, extras: ExtraColumns) -> dict[str, Pixels]:
-        noisy = np.ascontiguousarray(noisy)
+    def _on_cpu(
+        self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
+    ) -> dict[str, NDArray[Any]]:
+        noisy = np.ascontiguousarray(to_model_input(pixels, polarity))
         images = torch.from_numpy(noisy if noisy.flags.writeable else noisy.copy()).view(-1, 1, 28, 28)
-        return {name: value.numpy() for name, value in forward_pass(self.model, extras, images).items()}
+        made: dict[str, NDArray[Any]] = {
+            name: value.numpy() for name, value in forward_pass(self.model, extras, images).items()
+        }
+        # The result's numbers are made of a batch while it is near the core.
+        finite, shown = np.isfinite(made["pixels"]).all(axis=1), from_model_output(made["pixels"], polarity, dtype)
+        return made | {"pixels": shown, FINITE: finite}
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
         """The GPU's pass for pixels of this form, made when it is first asked for."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -20,23 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """How much a unit gives a model at a time.
-
-    Attributes:
-        most_rows: at most, whatever they take.
-        most_bytes: of decoded Parquet and the model's pixels, at most.
-        pixel_bytes: that the model's pixels take in a row.
-    """
-
-    most_rows: int
-    most_bytes: int
-    pixel_bytes: int
-
-
-CPU_CHUNK: Final = Chunk(4096, 12 << 20, 784 * 4 * 3)  # float32 pixels in, out, and one copy
-GPU_CHUNK: Final = Chunk(4096, 16 << 20, 784 * 4)  # pixels out, float32 at most; more rows leave the core's cache
+MOST_ROWS: Final = 4096
+"""That a unit gives a model at a time: more leave the core's cache on their way."""
 
 
 class Forward(Protocol):

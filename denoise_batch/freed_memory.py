@@ -5,14 +5,20 @@ then clears and maps each page anew: for a small network that costs as much time
 computes keeps what it frees.
 
 Each unit also reads and writes in threads of its own. Heaps fill with holes over many units, and a worker grows
-although it holds no more than at its first. So after each unit all of it goes back.
+although it holds no more than at its first. So now and then, between units, all of it goes back.
 """
 
 from __future__ import annotations
 
 import ctypes
+from typing import Final
 
 import pyarrow as pa
+
+ONE_HEAP: Final = {"MALLOC_ARENA_MAX": "1"}
+"""The environment of a process that computes in another thread than its first, as a worker does: from its start all
+threads share the first one's heap. The others consist of pieces of 64 MiB, and a piece that is empty is given back
+whatever glibc is told: at every second batch, where a batch does not fit into one beside what else is there."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _KEPT_BYTES = 64 << 20

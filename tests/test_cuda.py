@@ -242,7 +242,7 @@ def test_a_unit_on_a_gpu(tmp_path: Path, write_images: WriteImages) -> None:
     def forward(pixels: Any, polarity: Polarity, dtype: str) -> Denoised:
         return model.denoise(pixels, polarity, dtype, QUALITY)
 
-    receipt = denoise_unit(Assignment(whole, plan.files[0], 1, "out.parquet"), options, forward, chunk=model.chunk)
+    receipt = denoise_unit(Assignment(whole, plan.files[0], 1, "out.parquet"), options, forward)
     assert isinstance(receipt, Receipt), receipt
     assert (receipt.rows_out, receipt.bad) == (len(images), {"null": 2})
     out = pq.read_table(tmp_path / "out.parquet")

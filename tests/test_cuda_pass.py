@@ -18,7 +18,7 @@ from denoise_batch.bundle import read_bundle
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
-from denoise_batch.forward import GPU_CHUNK, in_float32
+from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity
 from denoise_batch.models.network import DenoisingNetwork
 
@@ -123,7 +123,7 @@ class Halving(DenoisingNetwork):
 @pytest.fixture
 def on_gpu(model_folder: Path) -> Denoiser:
     made = Denoiser(read_bundle(model_folder), device="cpu", threads=1, batch=128)
-    made.model, made.chunk = Halving(), GPU_CHUNK
+    made.model = Halving()
     made.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
     return made
 

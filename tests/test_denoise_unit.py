@@ -291,7 +291,7 @@ def test_a_model_that_gives_nan_is_no_result(tmp_path: Path) -> None:
 
 def test_chunks_are_bounded_by_bytes_not_rows() -> None:
     assert module.chunk_rows(784) > 500
-    assert module.chunk_rows(1 << 20) <= 12
+    assert module.chunk_rows(1 << 20) <= 16
     assert module.chunk_rows(1 << 40) == 1
 
 

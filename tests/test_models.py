@@ -136,6 +136,16 @@ def test_the_noise_tells_its_half_range() -> None:
     assert range_ends(noisy)[:, :2].tolist() == [pytest.approx([0.7, 1.0]), [0.0, 0.0], [0.0, 0.0]]
 
 
+def test_images_within_the_range_get_the_same_ends_alone_as_beside_others() -> None:
+    """Alone they take a shorter way."""
+    within = torch.rand(5, 1, 28, 28).mul_(1.4).sub_(0.2).clamp_(0.0, 1.0)
+    beside = torch.cat([within, torch.randn(3, 1, 28, 28)])
+    assert torch.equal(range_ends(within), range_ends(beside)[:5])
+    assert (range_ends(within)[:, 2:4] > 0).all()
+    within[2, 0, 3, 3] = torch.nan
+    assert range_ends(within)[2].isnan().any()
+
+
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_what_networks_say_beside_the_image(name: str) -> None:
     network = build(name).eval()

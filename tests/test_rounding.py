@@ -189,3 +189,15 @@ def test_cutting_off_what_is_rare_where_the_image_comes_out_better(network: Boun
         choose_integers(network, noisy)
         errors.append(error(network, noisy))
     assert errors[0] < 0.9 * errors[1]
+
+
+@needs_int8
+@torch.inference_mode()
+def test_clipped_images_come_out_the_same_alone_as_beside_others(network: BoundsUNet, noisy: torch.Tensor) -> None:
+    """Alone they take a shorter way to their bounds."""
+    clipped = noisy[:50].clamp(0.0, 1.0)
+    network.to_int8()
+    alone, beside = network(clipped), network(torch.cat([clipped, noisy[50:100]]))[:50]
+    torch.testing.assert_close(alone, beside, rtol=0.0, atol=1e-5)
+    clipped[7, 0, 5, 5] = torch.nan
+    assert network(clipped).isnan().flatten(1).any(dim=1).nonzero().flatten().tolist() == [7]

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
-from denoise_batch.forward import CPU_CHUNK, Chunk
 from denoise_batch.images import BadReason, Polarity, decode, encode
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
@@ -98,7 +97,6 @@ def denoise_unit(
     forward: Forward,
     fingerprint: str | Callable[[], str] = "",
     on_rows: Callable[[int], None] = lambda _: None,
-    chunk: Chunk = CPU_CHUNK,
 ) -> Receipt | Failure:
     """Makes one unit's output file, or says why not; never raises for what data, files or disks do.
 
@@ -106,12 +104,11 @@ def denoise_unit(
         forward: the model, which gives what the extra columns need as well.
         fingerprint: goes into the receipt; asked for at the end, where `forward` may change it.
         on_rows: told the rows denoised so far, now and then.
-        chunk: how much `forward` is given at a time.
     """
     try:
         if storage.is_uri(options.staging):
-            return _denoise_for_store(assignment, options, forward, fingerprint, on_rows, chunk)
-        return _denoise(assignment, options, forward, fingerprint, on_rows, chunk)
+            return _denoise_for_store(assignment, options, forward, fingerprint, on_rows)
+        return _denoise(assignment, options, forward, fingerprint, on_rows)
     except (DataChanged, JobFailed, ResourceExhausted) as error:
         return _failure(assignment, error.message, error)
     except DenoiseBatchError as error:
@@ -157,12 +154,11 @@ def _denoise_for_store(
     forward: Forward,
     fingerprint: str | Callable[[], str],
     on_rows: Callable[[int], None],
-    chunk: Chunk,
 ) -> Receipt:
     """Makes and verifies the files on this machine, then uploads them: the receipt comes after they are there."""
     store = StorePrefix.at(options.staging)
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
-        receipt = _denoise(assignment, replace(options, staging=folder), forward, fingerprint, on_rows, chunk)
+        receipt = _denoise(assignment, replace(options, staging=folder), forward, fingerprint, on_rows)
         begun = time.monotonic()
         for name in receipt.staged:
             store.put(name, Path(folder, name))
@@ -177,7 +173,6 @@ def _denoise(
     forward: Forward,
     fingerprint: str | Callable[[], str],
     on_rows: Callable[[int], None],
-    chunk: Chunk,
 ) -> Receipt:
     unit, started = assignment.unit, time.monotonic()
     clock = dict.fromkeys(_STAGES, 0.0)
@@ -187,7 +182,7 @@ def _denoise(
     target = Path(options.staging, assignment.name)
     with open_parquet(assignment.file.path) as source:
         schema = output_schema(source.schema_arrow, options.output.field, *options.extras.fields(options.output.name))
-        rows = chunk_rows(assignment.file.row_bytes, chunk)
+        rows = chunk_rows(assignment.file.row_bytes)
         images = (options.column, options.output)
         with (
             OutputFile(target, schema, images, compression=options.compression) as file,
@@ -201,7 +196,7 @@ def _denoise(
 
             writing: deque[Future[None]] = deque()
             done = 0
-            for batch in prefetched(read_unit(source, unit, rows, assignment.file.path, chunk), clock, "read"):
+            for batch in prefetched(read_unit(source, unit, rows, assignment.file.path), clock, "read"):
                 columns, codes = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
                 out = [pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)]

@@ -229,9 +229,7 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
 
         def denoise(name: str, most: int) -> Receipt:
             part = replace(unit, rows=min(unit.rows, most))
-            result = denoise_unit(
-                Assignment(part, plan.files[unit.file], 1, name), options, forward, chunk=denoiser.chunk
-            )
+            result = denoise_unit(Assignment(part, plan.files[unit.file], 1, name), options, forward)
             if isinstance(result, Receipt):
                 return result
             raise DenoiseBatchError(f"{storage.redact(plan.files[unit.file].path)}: {result.reason}", hint="")

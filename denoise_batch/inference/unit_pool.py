@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import errors
 from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
-from denoise_batch.forward import GPU_CHUNK
+from denoise_batch.forward import MOST_ROWS
 from denoise_batch.freed_memory import return_freed_memory
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
@@ -48,6 +48,7 @@ _RAY_TENSOR_TYPES = (
 )
 _PROGRESS_SECONDS = 1.0
 _UNITS_FOR_AHEAD = 4  # an actor
+_RETURN_SECONDS = 30.0  # between two times that freed memory goes back: pages that come anew take some 0.1 s
 STUCK_SECONDS = 900.0
 """How long a unit may stand still: a decoder that loops, a file system that does not answer. A chunk takes seconds, and
 closing and verifying a file of 200 MB at most minutes."""
@@ -180,7 +181,7 @@ class DenoiseUnit:
             raise DenoiseBatchError(f"{model.folder} changed since the run was planned", hint="put the model back")
         self._options = options
         # No chunk of rows is larger, and a GPU's buffers are made for whole batches.
-        batch = None if model.batch is None else min(model.batch, GPU_CHUNK.most_rows)
+        batch = None if model.batch is None else min(model.batch, MOST_ROWS)
         self._denoiser = Denoiser(
             bundle, device=model.device, threads=size.threads, batch=batch, precision=model.precision
         )
@@ -189,6 +190,7 @@ class DenoiseUnit:
         # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
         self._thread = ThreadPoolExecutor(1)
         self._metrics = UnitMetrics()
+        self._returned = time.monotonic()
         with contextlib.suppress(OSError):
             if mark:
                 mark.rename(mark.with_suffix(""))
@@ -211,7 +213,6 @@ class DenoiseUnit:
             self._forward,
             self._fingerprint,
             on_rows,
-            self._denoiser.chunk,
         )
         seen, since = done, time.monotonic()
         while not wait([future], timeout=_PROGRESS_SECONDS).done:
@@ -225,7 +226,9 @@ class DenoiseUnit:
                 time.sleep(_PROGRESS_SECONDS)  # for the answer to leave
                 os._exit(1)  # a thread cannot be stopped
         result = future.result()
-        return_freed_memory()
+        if time.monotonic() - self._returned > _RETURN_SECONDS:
+            return_freed_memory()
+            self._returned = time.monotonic()
         self._metrics.end(result)
         yield _answer("receipt" if isinstance(result, Receipt) else "failure", result.to_json())
 

@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.forward import CPU_CHUNK, Chunk
+from denoise_batch.forward import MOST_ROWS
+from denoise_batch.images import PIXELS
 from denoise_batch.inference.pages import check_pages
 from denoise_batch.input_file import check_int96, read_batches
 
@@ -23,26 +24,31 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 
-def chunk_rows(row_bytes: int, chunk: Chunk = CPU_CHUNK) -> int:
+_CHUNK_BYTES = 16 << 20
+"""Of rows worked on at a time: of decoded Parquet and the model's pixels."""
+_PIXEL_BYTES = 4 * PIXELS  # float32 at most
+_WHOLE_PASSES = 1024  # rows; a model takes the rest in a smaller pass, which costs more a row
+
+
+def chunk_rows(row_bytes: int) -> int:
     """Rows worked on at a time, so that one chunk stays within a fixed number of bytes."""
-    return max(1, min(chunk.most_rows, chunk.most_bytes // (row_bytes + chunk.pixel_bytes)))
+    rows = max(1, min(MOST_ROWS, _CHUNK_BYTES // (row_bytes + _PIXEL_BYTES)))
+    return rows - rows % _WHOLE_PASSES if rows > _WHOLE_PASSES else rows
 
 
-def read_unit(
-    source: pq.ParquetFile, unit: Unit, rows: int, path: str = "", chunk: Chunk = CPU_CHUNK
-) -> Iterator[pa.RecordBatch]:
+def read_unit(source: pq.ParquetFile, unit: Unit, rows: int, path: str = "") -> Iterator[pa.RecordBatch]:
     """A unit's rows in order, in batches of at most `rows`.
 
     Args:
+        rows: fewer are read where dictionary entries would make a batch larger.
         path: of the file, whose page headers are checked before anything is decompressed.
-        chunk: fewer rows are read where dictionary entries would make a batch larger.
 
     Raises:
         DenoiseBatchError: the row groups hold fewer or more rows than the footer claims, or a page is too large.
     """
     groups = list(range(unit.first_group, unit.last_group + 1))
     if path:
-        rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups), chunk))
+        rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups)))
         check_int96(path, source, groups)
     skip, left = unit.skip, unit.rows
     whole = unit.skip == 0 and unit.rows == sum(source.metadata.row_group(group).num_rows for group in groups)

@@ -85,7 +85,8 @@ class IntegerPass:
     def __call__(self, noisy: Tensor) -> Passed:
         """(n, 1, 28, 28) float32 → what the network gives."""
         count, pixels, ends = noisy.shape[0], grouped(noisy), range_ends(noisy)
-        read = self._inlet(self._planes(pixels, ends[:, None, :4]))
+        none_beyond = not bool(ends[:, 4:].any())
+        read = self._inlet(self._planes(pixels, ends[:, None, :4], none_beyond=none_beyond))
         fine_in = self._fine_in(read, _copy(read))
         coarse = self._down(fine_in)
         for layer in self._coarse_in:
@@ -106,13 +107,16 @@ class IntegerPass:
         logits = (coarsely + finely).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
         return Passed(logits, whole, coarse, fine, pixels, ends, self._coarse_step, self._fine_step)
 
-    def _planes(self, pixels: Tensor, signs: Tensor) -> Tensor:
+    def _planes(self, pixels: Tensor, signs: Tensor, *, none_beyond: bool) -> Tensor:
         """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""
-        half_range = signs[..., :1]
-        lower, upper = (pixels - half_range).clamp_min_(0.0), (pixels + half_range).clamp_max_(1.0)
-        bounds = (lower.mul_(_BOUNDS_PER_UNIT), upper.mul_(_BOUNDS_PER_UNIT))
-        scaled = (pixels * _PER_UNIT, *bounds, signs * _PER_UNIT)
-        return side_by_side(*(_as_integers(part.add_(_ZERO)) for part in scaled))
+        if none_beyond:  # then there is no half range, and both bounds are the pixel
+            lower = upper = _as_integers((pixels * _BOUNDS_PER_UNIT).add_(_ZERO))
+        else:
+            half_range = signs[..., :1]
+            lower = _as_integers((pixels - half_range).clamp_min_(0.0).mul_(_BOUNDS_PER_UNIT).add_(_ZERO))
+            upper = _as_integers((pixels + half_range).clamp_max_(1.0).mul_(_BOUNDS_PER_UNIT).add_(_ZERO))
+        read, signs = (_as_integers((part * _PER_UNIT).add_(_ZERO)) for part in (pixels, signs))
+        return side_by_side(read, lower, upper, signs)
 
 
 class _Conv:

@@ -135,6 +135,9 @@ def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
     try:
         with _running([sys.executable, "-c", _INFER, str(joined), *command]) as process:
             _until(process, lambda: len({parent(pid) for pid in actors(nodes.session)}) == 3, "actors on three nodes")
+            assert all(
+                b"MALLOC_ARENA_MAX=1\0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in actors(nodes.session)
+            )
             _until(process, lambda: _committed(out), "a receipt")
             known = set(nodes.raylets)
             nodes.tell(f"kill {nodes.victims()[0]}")

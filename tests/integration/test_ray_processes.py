@@ -34,7 +34,7 @@ def commands():
 
 class Double:
     def __call__(self, batch):
-        return {"id": batch["id"] * 2}
+        return {"id": batch["id"] * 2, "heaps": [os.environ.get("MALLOC_ARENA_MAX")] * len(batch["id"])}
 
 
 with connect(cpus=2, data_workers=1):
@@ -45,15 +45,17 @@ with connect(cpus=2, data_workers=1):
     doubled = ray.data.range(10, override_num_blocks=2).map_batches(Double, compute=pool, num_cpus=0.9)
     rows = iter(doubled.iter_rows())
     first, during = next(rows), commands()
-    ids = sorted([first["id"], *(row["id"] for row in rows)])
-print(json.dumps([ids, during, commands()]))
+    rest = list(rows)
+    ids = sorted(row["id"] for row in [first, *rest])
+print(json.dumps([ids, first["heaps"], during, commands()]))
 """
 
 
 def test_one_run_starts_only_what_it_uses_and_leaves_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", DRIVER], capture_output=True, text=True, timeout=150, check=True)
-    ids, during, after = json.loads(done.stdout.splitlines()[-1])
+    ids, heaps, during, after = json.loads(done.stdout.splitlines()[-1])
     assert ids == list(range(0, 20, 2))
+    assert heaps == "1"
     kinds = ("gcs_server", "raylet", "agent_stand_in", "ray::")
     counted = [next((kind for kind in kinds if kind in command.partition(" --")[0]), command) for command in during]
     assert {kind: counted.count(kind) for kind in counted if kind != "ray::"} == {

@@ -26,7 +26,6 @@ from denoise_batch.bundle import BundleCard, save_bundle
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.extra_columns import Denoised
-from denoise_batch.forward import CPU_CHUNK
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import manifest, unit_pool
@@ -83,7 +82,6 @@ def _dying(
         """Stands in for the model, which takes seconds to load."""
 
         fingerprint = "half"
-        chunk = CPU_CHUNK
 
         def __init__(self, *_: object, **__: object) -> None:
             if loading:
