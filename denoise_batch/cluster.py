@@ -36,7 +36,7 @@ from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _UNSAFE_PREFIX = "RAY_DATA_AUTOLOAD_"
 """Ray 2.60 has _PYEXTENSIONTYPE, _CLOUDPICKLE_TENSOR_METADATA and _PICKLE_OBJECT_SCALAR: each lets Ray unpickle what a
@@ -63,6 +63,18 @@ def refuse_unsafe_switches() -> None:
             raise FlagError(
                 f"{name} is set: Ray would run code found in data files", hint=f"unset {name}, then run again"
             )
+
+
+@contextlib.contextmanager
+def environment(names: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set, for as long as it lasts."""
+    added = {name: value for name, value in names.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -103,16 +115,17 @@ def connect(
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     if local:
         os.environ.setdefault(*_SOON_WITHOUT_DRIVER)
-    if local and data_workers is not None:
-        os.environ.update({name: value for name, value in ONE_HEAP.items() if name not in os.environ})
-    elif data_workers is not None:
-        here["runtime_env"] = {"env_vars": ONE_HEAP}
+    # What stands in the environment already may come from the job's own `runtime_env`, and Ray takes no name twice.
+    workers_have = {} if data_workers is None or ONE_HEAP.keys() & os.environ.keys() else ONE_HEAP
+    if workers_have and not local:
+        here["runtime_env"] = {"env_vars": workers_have}
     # A hook of the user's may give workers an environment of their own, which one of the agents left out would make.
     lean = local and data_workers is not None and "RAY_RUNTIME_ENV_HOOK" not in os.environ
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     _adopt_orphans()
     try:
         with _muted(not verbose), _no_secrets_in_job(), _private_token(), contextlib.ExitStack() as stack:
+            stack.enter_context(environment(workers_have))  # what is started here hands it on
             if lean:
                 lean = stack.enter_context(lean_ray.only_what_is_used(data_workers or 1, show_logs=verbose))
             if lean:

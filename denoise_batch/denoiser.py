@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
 
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
-INTEGER_BATCH = 1024  # a quarter as large
+INTEGER_BATCH = 1024  # whose activations take a quarter of the bytes
 CUDA_BATCH = MOST_ROWS  # fills a GPU
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
@@ -144,16 +144,20 @@ class Denoiser:
         count, start = len(pixels), 0
         if not count:
             pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
-        parts: list[dict[str, NDArray[Any]]] = []
+        made: dict[str, NDArray[Any]] = {}
         with torch.inference_mode():
             while start < len(pixels):
                 on_gpu = self.device.type == "cuda"
                 part = pixels[start:] if on_gpu else pixels[start : start + self.batch]
                 try:
                     if on_gpu:
-                        parts.append(self._pass(str(pixels.dtype), dtype, polarity, extras)(part))
+                        answer = self._pass(str(pixels.dtype), dtype, polarity, extras)(part)
                     else:
-                        parts.append(self._on_cpu(part, dtype, polarity, extras))
+                        answer = self._on_cpu(part, dtype, polarity, extras)
+                    if len(part) == len(pixels):
+                        made = answer
+                    else:
+                        _fill(made, answer, start, len(pixels))
                     start += len(part)
                     continue
                 except RuntimeError as error:
@@ -166,9 +170,7 @@ class Denoiser:
                 self.batch = tried // 2
                 self._passes.clear()
                 torch.cuda.empty_cache()
-        if len(parts) == 1:
-            return {name: made[:count] for name, made in parts[0].items()}
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: value[:count] for name, value in made.items()}
 
     def _on_cpu(
         self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
@@ -178,8 +180,10 @@ class Denoiser:
         made: dict[str, NDArray[Any]] = {
             name: value.numpy() for name, value in forward_pass(self.model, extras, images).items()
         }
-        # The result's numbers are made of a batch while it is near the core.
-        finite, shown = np.isfinite(made["pixels"]).all(axis=1), from_model_output(made["pixels"], polarity, dtype)
+        finite = np.isfinite(made["pixels"]).all(axis=1)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused in the end
+            # The column's numbers are made of a batch while it is near the core.
+            shown = from_model_output(made["pixels"], polarity, dtype)
         return made | {"pixels": shown, FINITE: finite}
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
@@ -212,6 +216,14 @@ def forward_pass(model: DenoisingNetwork, extras: ExtraColumns, images: Tensor) 
             "noise_level": quality[:, 1].clamp_min(0.0),
         }
     return {"pixels": model(images).reshape(-1, 784)}
+
+
+def _fill(whole: dict[str, NDArray[Any]], part: dict[str, NDArray[Any]], start: int, count: int) -> None:
+    """Puts a part's rows where they belong in arrays of `count` rows, which the first part makes."""
+    for name, rows in part.items():
+        if name not in whole:
+            whole[name] = np.empty((count, *rows.shape[1:]), rows.dtype)
+        whole[name][start : start + len(rows)] = rows
 
 
 def lower_precision(model: DenoisingNetwork, precision: Precision, device: torch.device) -> None:

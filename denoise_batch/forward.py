@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 MOST_ROWS: Final = 4096
-"""That a unit gives a model at a time: more leave the core's cache on their way."""
+"""Of the rows that a unit gives a model at a time: more would leave the core's cache on their way."""
 
 
 class Forward(Protocol):

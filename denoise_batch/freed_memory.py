@@ -1,4 +1,4 @@
-"""What the C library does with memory that a process has freed: kept while it computes, given back between units.
+"""What the C library does with memory that a process has freed: kept while it computes, given back now and then.
 
 A network's layers take and free megabytes for every batch. glibc hands such blocks back to the machine at once, which
 then clears and maps each page anew: for a small network that costs as much time as its products. So a process that
@@ -17,8 +17,8 @@ import pyarrow as pa
 
 ONE_HEAP: Final = {"MALLOC_ARENA_MAX": "1"}
 """The environment of a process that computes in another thread than its first, as a worker does: from its start all
-threads share the first one's heap. The others consist of pieces of 64 MiB, and a piece that is empty is given back
-whatever glibc is told: at every second batch, where a batch does not fit into one beside what else is there."""
+threads share the first one's heap. Other heaps consist of pieces of 64 MiB, and a piece that has become empty is given
+back whatever glibc is told. Where a batch takes more than what is left of one piece, that is so at every batch."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _KEPT_BYTES = 64 << 20

@@ -1,8 +1,9 @@
-"""Why Ray does not start here, as far as it can be told without starting it."""
+"""How Ray is started, and why it does not start here, as far as it can be told without starting it."""
 
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import shutil
 import subprocess
@@ -10,12 +11,12 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from denoise_batch import capacity, cluster
-from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.inference import worker_watch
 from denoise_batch.inference.pool_size import PoolSize
 
@@ -55,6 +56,30 @@ def test_what_keeps_ray_from_starting_is_named(error: Exception, kind: type[Exce
     assert type(found) is kind
     assert words in found.message
     assert found.hint
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+@pytest.mark.parametrize("before", ["", "2"])
+def test_workers_have_one_heap_unless_their_job_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, before: str
+) -> None:
+    """Ray refuses a driver that names what the job's own `runtime_env` names."""
+    given: list[tuple[Any, str | None]] = []
+
+    def init(**named: Any) -> None:
+        given.append((named.get("runtime_env"), os.environ.get("MALLOC_ARENA_MAX")))
+        raise RuntimeError("enough")
+
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if before:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", before)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(DenoiseBatchError, match="enough"), cluster.connect(address=address, data_workers=1):
+        pass
+    handed = {"env_vars": {"MALLOC_ARENA_MAX": "1"}} if address and not before else None
+    assert given == [(handed, before or "1")]  # what is started here hands its own environment on
+    assert os.environ.get("MALLOC_ARENA_MAX", "") == before
 
 
 @pytest.mark.usefixtures("folder")

@@ -12,7 +12,7 @@ import torch
 from denoise_batch import models
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.denoiser import Denoiser
-from denoise_batch.errors import ResourceExhausted
+from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
@@ -52,6 +52,33 @@ def small_denoiser(model_folder: Path, room: int, batch: int) -> tuple[Denoiser,
     denoiser = Denoiser(read_bundle(model_folder), device="cpu", threads=1, batch=batch)
     denoiser.model = small = Small(room)
     return denoiser, small
+
+
+@pytest.mark.parametrize("polarity", [Polarity.LIGHT_ON_DARK, Polarity.DARK_ON_LIGHT])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("count", [0, 7, 30])
+def test_a_column_in_several_passes(model_folder: Path, polarity: Polarity, dtype: str, count: int) -> None:
+    denoiser, small = small_denoiser(model_folder, 8, 8)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 784), np.uint8)
+    made = denoiser.denoise(pixels, polarity, dtype).pixels
+    ink = pixels / 255 if polarity is Polarity.LIGHT_ON_DARK else 1 - pixels / 255
+    shown = ink / 2 if polarity is Polarity.LIGHT_ON_DARK else 1 - ink / 2
+    assert made.dtype == np.dtype(dtype)
+    assert made.shape == (count, 784)
+    np.testing.assert_allclose(
+        made, shown * 255 if dtype == "uint8" else shown, atol=0.51 if dtype == "uint8" else 1e-6
+    )
+    assert sum(small.seen) == max(1, count)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_pixel_that_is_not_a_number_is_refused(model_folder: Path, dtype: str) -> None:
+    denoiser, _ = small_denoiser(model_folder, 8, 8)
+    pixels = np.zeros((20, 784), np.float32)
+    pixels[13, 5] = np.nan
+    with pytest.raises(DenoiseBatchError, match="not a number"):
+        denoiser.denoise(pixels, Polarity.LIGHT_ON_DARK, dtype)
 
 
 def test_the_batch_is_halved_until_it_fits_and_stays_so(model_folder: Path) -> None:

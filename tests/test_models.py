@@ -144,6 +144,7 @@ def test_images_within_the_range_get_the_same_ends_alone_as_beside_others() -> N
     assert (range_ends(within)[:, 2:4] > 0).all()
     within[2, 0, 3, 3] = torch.nan
     assert range_ends(within)[2].isnan().any()
+    assert range_ends(within[:0]).shape == (0, 8)
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))

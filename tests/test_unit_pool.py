@@ -8,7 +8,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,7 +76,7 @@ def test_who_uses_an_answer_is_not_disturbed(watch: Condemned) -> None:
 def test_a_unit_that_stands_still_is_a_failure_and_its_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, ended = threading.Event(), list[int]()
 
-    def denoise_unit(_assignment: Any, _options: Any, _forward: Any, _fingerprint: Any, on_rows: Any, _: Any) -> None:
+    def denoise_unit(_assignment: Any, _options: Any, _forward: Any, _fingerprint: Any, on_rows: Any) -> None:
         on_rows(128)
         stuck.wait()
 
@@ -86,7 +85,7 @@ def test_a_unit_that_stands_still_is_a_failure_and_its_worker_ends(monkeypatch: 
     monkeypatch.setattr(unit_pool, "STUCK_SECONDS", 0.2)
     monkeypatch.setattr(os, "_exit", ended.append)
     actor = unit_pool.DenoiseUnit.__new__(unit_pool.DenoiseUnit)
-    actor._options, actor._denoiser = None, SimpleNamespace(chunk=None)
+    actor._options = None  # type: ignore[assignment]
     actor._metrics = UnitMetrics()
     actor._thread = ThreadPoolExecutor(1)
     file = PlannedFile("a.parquet", "", 1, 1, 256, 784)

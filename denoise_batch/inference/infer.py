@@ -318,7 +318,7 @@ class _Job:
         unit = self.run.plan.unit(index)
         path = storage.redact(self.run.plan.files[unit.file].path)
         failures = self.run.ledger.failures.get(index)
-        reason = failures[-1].reason if failures else "every node that worked on it was lost"
+        reason = failures[-1].reason if failures else f"it was given out {ASSIGNMENTS} times and had no answer"
         return f"unit {index} ({path}, rows {unit.start}–{unit.start + unit.rows - 1}): {reason}"
 
     def _report(self, phase: str, *, waiting: str = "") -> None:

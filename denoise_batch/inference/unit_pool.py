@@ -48,7 +48,8 @@ _RAY_TENSOR_TYPES = (
 )
 _PROGRESS_SECONDS = 1.0
 _UNITS_FOR_AHEAD = 4  # an actor
-_RETURN_SECONDS = 30.0  # between two times that freed memory goes back: pages that come anew take some 0.1 s
+_RETURN_SECONDS = 30.0
+"""Between two times that freed memory goes back, with the end of a unit: taken anew it costs some 0.05 s."""
 STUCK_SECONDS = 900.0
 """How long a unit may stand still: a decoder that loops, a file system that does not answer. A chunk takes seconds, and
 closing and verifying a file of 200 MB at most minutes."""

@@ -115,8 +115,8 @@ class IntegerPass:
             half_range = signs[..., :1]
             lower = _as_integers((pixels - half_range).clamp_min_(0.0).mul_(_BOUNDS_PER_UNIT).add_(_ZERO))
             upper = _as_integers((pixels + half_range).clamp_max_(1.0).mul_(_BOUNDS_PER_UNIT).add_(_ZERO))
-        read, signs = (_as_integers((part * _PER_UNIT).add_(_ZERO)) for part in (pixels, signs))
-        return side_by_side(read, lower, upper, signs)
+        read, told = (_as_integers((part * _PER_UNIT).add_(_ZERO)) for part in (pixels, signs))
+        return side_by_side(read, lower, upper, told)
 
 
 class _Conv:

@@ -48,7 +48,9 @@ def range_ends(noisy: Tensor) -> Tensor:
 
 
 def _none_beyond(pixels: Tensor) -> bool:
-    """Whether all lie in 0..1, as those of uint8 columns do; False where one is not a number."""
+    """Whether all lie in 0..1, as those of uint8 columns do; False where one is not a number, or there is none."""
+    if not pixels.numel():
+        return False
     lowest, highest = torch.aminmax(pixels)
     return bool(lowest >= 0.0) and bool(highest <= 1.0)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import threading
 from dataclasses import fields
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.bundle import Bundle, read_bundle, save_bundle
-from denoise_batch.cluster import connect
+from denoise_batch.cluster import connect, environment
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
 from denoise_batch.shared_files import check_seen_by_nodes
 from denoise_batch.training.card import card_of
@@ -310,7 +309,7 @@ def _fit(
         ),
     )
     watch = WorkerWatch(place, folder / "progress.json", progress, waiting)
-    with _sigint_kept(), _environment(_RAY_TRAIN), watch:
+    with _sigint_kept(), environment(_RAY_TRAIN), watch:
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so
@@ -340,18 +339,6 @@ def _failure(folder: Path) -> errors.DenoiseBatchError | None:
         return None
     kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], JobFailed)
     return kind(fields["message"], hint=fields["hint"])
-
-
-@contextlib.contextmanager
-def _environment(names: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables that are not set, for as long as it lasts."""
-    added = {name: value for name, value in names.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
