@@ -13,8 +13,6 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-import pyarrow as pa
-
 ONE_HEAP: Final = {"MALLOC_ARENA_MAX": "1"}
 """The environment of a process that computes in another thread than its first, as a worker does: from its start all
 threads share the first one's heap. Other heaps consist of pieces of 64 MiB, and a piece that has become empty is given
@@ -40,6 +38,8 @@ def keep_freed_memory() -> None:
 
 def return_freed_memory() -> None:
     """Gives freed memory of Arrow's pool and of the C library back, where these can (glibc)."""
+    import pyarrow as pa  # here, because the command line knows this module before it knows what it needs
+
     pa.default_memory_pool().release_unused()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
