@@ -58,8 +58,10 @@ def test_scaled_channels_change_no_bit(noisy: torch.Tensor, blocks: tuple[int, i
     assert torch.equal(after[1], before[1])
 
 
+@pytest.mark.slow
 @needs_int8
 def test_channels_of_very_unlike_scale_are_balanced(noisy: torch.Tensor, network: BoundsUNet) -> None:
+    noisy = noisy[:100]
     well = error(network, noisy)
     unlike = 2.0 ** torch.arange(-8.0, 8.0)
     network.scale_channels(unlike.repeat(2), unlike.flip(0).repeat(4))
@@ -164,7 +166,9 @@ def test_nothing_is_integer_before_all_of_it_is_chosen(network: BoundsUNet) -> N
         assert not made.computes_in_integers
 
 
+@pytest.mark.slow
 def test_cutting_off_what_is_rare_where_the_image_comes_out_better(network: BoundsUNet, noisy: torch.Tensor) -> None:
+    noisy = noisy[:100]
     peaks: list[float] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, made: peaks.append(float(made.max())))
