@@ -52,6 +52,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _FULL_BYTES = 1 << 20
 CALLS_RAY = "calls-ray-"
 """How the names of our own threads begin that call Ray, and may do so still when their work is over."""
+_SLEEPS_FOR_EVER = "Prefetcher"
+"""A thread of Ray Data's that waits for blocks to fetch, of which `infer` asks for none."""
 _THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
 
 
@@ -279,11 +281,7 @@ def _callers_ended() -> bool:
     """Lets threads end that call Ray: one that does so after its shutdown ends this process, code 1, without a word."""
     import ray
 
-    threads = [
-        thread
-        for thread in threading.enumerate()
-        if type(thread).__module__.startswith("ray.data.") or thread.name.startswith(CALLS_RAY)
-    ]
+    threads = [thread for thread in threading.enumerate() if _may_call_ray(thread)]
     for thread in threads:
         thread.join(_THREAD_SECONDS)
     if any(thread.is_alive() for thread in threads) and not ray_died():
@@ -294,6 +292,15 @@ def _callers_ended() -> bool:
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
     return not any(thread.is_alive() for thread in threads)
+
+
+def _may_call_ray(thread: threading.Thread) -> bool:
+    """Whether it is one of ours that does, or one of Ray Data's, of which some have a class and some a function."""
+    if thread.name.startswith(CALLS_RAY):
+        return True
+    target = getattr(thread, "_target", None)  # gone, like all that a thread was given, once it has ended
+    from_data = any(str(getattr(made, "__module__", "")).startswith("ray.data.") for made in (type(thread), target))
+    return from_data and thread.name != _SLEEPS_FOR_EVER
 
 
 @contextlib.contextmanager

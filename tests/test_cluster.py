@@ -123,3 +123,25 @@ def test_ray_is_not_shut_down_while_the_watch_may_call_it(monkeypatch: pytest.Mo
     until = time.monotonic() + 10
     while not cluster._callers_ended():
         assert time.monotonic() < until
+
+
+@pytest.mark.parametrize(("name", "waited_for"), [("iter_threaded", True), ("Prefetcher", False)])
+def test_ray_is_not_shut_down_while_a_thread_of_ray_data_may_call_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, waited_for: bool
+) -> None:
+    """Ray Data leaves the thread that takes answers behind where nobody takes them any more."""
+    answer = threading.Event()
+
+    def take() -> None:
+        answer.wait(10)
+
+    take.__module__ = "ray.data._internal.block_batching.util"
+    monkeypatch.setattr(cluster, "_THREAD_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "_KILLED_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "ray_died", lambda: True)  # nothing of it is asked
+    thread = threading.Thread(target=take, name=name, daemon=True)
+    thread.start()
+    assert cluster._callers_ended() is not waited_for
+    answer.set()
+    thread.join(10)
+    assert cluster._callers_ended()
