@@ -69,7 +69,7 @@ class Watch:
         self._verdict: DenoiseBatchError | None = None
         self._starts = 0
         self._base = 0  # starts when a unit was last answered
-        self._restarts: int | None = None  # when the silence was first noticed
+        self._restarts: int | None = None  # of those that left no mark, when the silence was first noticed
         self._last = time.monotonic()
         self._under_way: dict[int, tuple[int, float]] = {}
         self._before: Any = None
@@ -145,11 +145,12 @@ class Watch:
         if now - self._last > (_SOON_SECONDS if self._told else _ROOM_SECONDS):
             self._tell_of_room()
         if now - self._last > _SILENCE_SECONDS:
-            restarts, lost = _restarts(), capacity.lost_nodes()
+            # Of those that left a mark is judged below: a death is known before the next one's mark.
+            restarts, lost = _restarts() - self._starts, capacity.lost_nodes()
             if self._restarts is None or lost != self._lost:  # a lost machine's workers die for no fault of their own
                 self._restarts, self._lost = restarts, lost
             if restarts - self._restarts >= _DEATHS:
-                return self._killed(f"{restarts} times before they could begin")
+                return self._killed(f"{restarts - self._restarts} times before they could begin")
         else:
             self._restarts = None
         dead = self._starts - self._base - self._actors
