@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from denoise_batch import lean_ray
+from denoise_batch.environment import environment, refuse_unsafe_switches
 from denoise_batch.errors import (
     DenoiseBatchError,
-    FlagError,
     JobFailed,
     RequestError,
     ResourceExhausted,
@@ -36,13 +36,7 @@ from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-_UNSAFE_PREFIX = "RAY_DATA_AUTOLOAD_"
-"""Ray 2.60 has _PYEXTENSIONTYPE, _CLOUDPICKLE_TENSOR_METADATA and _PICKLE_OBJECT_SCALAR: each lets Ray unpickle what a
-Parquet file holds, which runs code of whoever made the file. A later Ray may have more of them."""
-
-_UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
+    from collections.abc import Iterator
 
 _SOON_WITHOUT_DRIVER = ("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
 """Where the driver is killed, its Ray's own service goes with it; processes left behind would wait a minute for it to
@@ -55,28 +49,6 @@ CALLS_RAY = "calls-ray-"
 _SLEEPS_FOR_EVER = "Prefetcher"
 """A thread of Ray Data's that waits for blocks to fetch, of which `infer` asks for none."""
 _THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
-
-
-def refuse_unsafe_switches() -> None:
-    """Raises FlagError where the environment lets Ray run code that data carry; to be asked in workers as well."""
-    for name, value in sorted(os.environ.items()):
-        unsafe = name.startswith(_UNSAFE_PREFIX) or name in _UNSAFE_SWITCHES
-        if unsafe and value.lower() not in {"", "0", "false"}:
-            raise FlagError(
-                f"{name} is set: Ray would run code found in data files", hint=f"unset {name}, then run again"
-            )
-
-
-@contextlib.contextmanager
-def environment(names: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables that are not set, for as long as it lasts."""
-    added = {name: value for name, value in names.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

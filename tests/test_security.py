@@ -27,11 +27,11 @@ import pytest
 from PIL import Image
 
 import denoise_batch
-from denoise_batch import cluster, console, publishing, redaction, storage
+from denoise_batch import cluster, console, environment, publishing, redaction, storage
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.cli import run
-from denoise_batch.cluster import refuse_unsafe_switches
 from denoise_batch.digits import Split, load_mnist, mnist
+from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import (
     ColumnError,
     DenoiseBatchError,
@@ -918,7 +918,9 @@ def test_ray_has_no_unsafe_switch_that_we_do_not_know() -> None:
             if word.startswith("RAY_DATA_") and any(part in word for part in ("AUTOLOAD", "UNSAFE", "PICKLE", "TRUST")):
                 found.add(word.split("=")[0].strip("(),.:'"))
     found.discard("RAY_DATA_ARROW_EXTENSION_SERIALIZATION_CLOUDPICKLE")  # how Ray writes its own types; we write none
-    known = {name for name in found if name.startswith(cluster._UNSAFE_PREFIX) or name in cluster._UNSAFE_SWITCHES}
+    known = {
+        name for name in found if name.startswith(environment._UNSAFE_PREFIX) or name in environment._UNSAFE_SWITCHES
+    }
     assert known
     assert found == known
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.bundle import Bundle, find_bundle
-from denoise_batch.cluster import refuse_unsafe_switches
+from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import FlagError, OutputExists
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import Polarity

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors
-from denoise_batch.cluster import refuse_unsafe_switches
+from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.forward import MOST_ROWS
 from denoise_batch.freed_memory import return_freed_memory

@@ -25,7 +25,7 @@ from torch import distributed
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow, history_csv
 from denoise_batch.capacity import threads_here
-from denoise_batch.cluster import refuse_unsafe_switches
+from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe

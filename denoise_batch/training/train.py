@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.bundle import Bundle, read_bundle, save_bundle
-from denoise_batch.cluster import connect, environment
+from denoise_batch.cluster import connect
+from denoise_batch.environment import environment
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
 from denoise_batch.shared_files import check_seen_by_nodes
 from denoise_batch.training.card import card_of
