@@ -310,7 +310,7 @@ def _fit(
         ),
     )
     watch = WorkerWatch(place, folder / "progress.json", progress, waiting)
-    with _sigint_kept(), environment(_RAY_TRAIN), watch:
+    with _sigint_kept(), environment(_RAY_TRAIN), _no_cleaner_without_dashboard(), watch:
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so
@@ -340,6 +340,29 @@ def _failure(folder: Path) -> errors.DenoiseBatchError | None:
         return None
     kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], JobFailed)
     return kind(fields["message"], hint=fields["hint"])
+
+
+@contextlib.contextmanager
+def _no_cleaner_without_dashboard() -> Iterator[None]:
+    """While it lasts, Ray Train starts no actor that removes what a dead controller leaves, where it could not work.
+
+    That actor asks the dashboard whether the controller lives. Without a dashboard each question waits ten seconds for
+    an answer, and at the end of a training the controller waits for the last one. A Ray that was started for the
+    training ends with it, so there is nothing to remove.
+    """
+    from ray._private import worker
+    from ray.train.v2._internal.execution import callback
+    from ray.train.v2.api import data_parallel_trainer as trainer
+
+    name, before = "PlacementGroupCleanerCallback", getattr(trainer, "PlacementGroupCleanerCallback", None)
+    if before is None or worker.get_dashboard_url():
+        yield
+        return
+    setattr(trainer, name, callback.ControllerCallback)
+    try:
+        yield
+    finally:
+        setattr(trainer, name, before)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Real runs killed at random moments: a sample of `benchmarks/kill_sweep.py`, in a process with Rays of its own.
 
-Nodes are killed in `test_clusters`, two runs race in `test_infer`.
+Drivers are killed in `test_infer` and `test_store_infer`, nodes in `test_clusters`; two runs race in `test_infer`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ MUST_BE_ZERO = ("rows_lost", "rows_doubled", "byte_differences", "incomplete_sig
 
 @pytest.mark.timeout(300)
 def test_kills_lose_nothing_double_nothing_and_show_nothing_incomplete(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--kills", "2", "--kinds", "driver,midwrite"]
+    command = [sys.executable, str(SCRIPT), "--kills", "2", "--kinds", "midwrite"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "figures.json")], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [tally["kind"] for tally in figures["kills"]] == ["driver", "midwrite"]
+    assert [tally["kind"] for tally in figures["kills"]] == ["midwrite"]
     for tally in figures["kills"]:
         assert tally["kills"] >= 1
         assert {name: tally[name] for name in MUST_BE_ZERO if tally[name]} == {}

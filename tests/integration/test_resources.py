@@ -28,6 +28,7 @@ from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.extra_columns import Denoised
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
+from denoise_batch.inference import infer as infer_module
 from denoise_batch.inference import manifest, unit_pool
 from denoise_batch.inference.infer import InferSettings, infer
 from denoise_batch.inference.ledger import Ledger
@@ -64,13 +65,13 @@ def _to(settings: InferSettings, out: Path) -> InferSettings:
 def _dying(
     *,
     units: set[int] | None = None,
-    begun: bool = False,
+    begun: set[int] | None = None,
     loading: bool = False,
     error: Callable[[str], BaseException] | None = None,
 ) -> type[Any]:
     """A DenoiseUnit that is killed in some units (None: in all), or while it loads its model; or raises an error.
 
-    Where `begun`, after it has said that it began the unit.
+    In those `begun`, after it has said that it began them.
     """
 
     def die(*_: object, **__: object) -> None:
@@ -100,12 +101,12 @@ def _dying(
             super().__init__(*arguments, **named)
 
         def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
-            doomed = json.loads(str(batch["assignment"][0]))["unit"]["index"] in (units or ())
-            if doomed and not begun:
+            unit = json.loads(str(batch["assignment"][0]))["unit"]["index"]
+            if unit in (units or ()):
                 die()
             answers = super().__call__(batch)
             yield next(answers)
-            if doomed:
+            if unit in (begun or ()):
                 time.sleep(1)  # for the answer to leave
                 die()
             yield from answers
@@ -115,11 +116,11 @@ def _dying(
 
 
 def _stops(settings: InferSettings, kind: type[DenoiseBatchError]) -> DenoiseBatchError:
-    """The error that the run ends with, soon."""
+    """The error that the run ends with, soon: alone on the machine in a fifth of the time."""
     begun = time.monotonic()
     with pytest.raises(kind) as caught:
         infer(settings)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 90
     assert "\n" not in caught.value.message
     assert caught.value.hint
     assert not Path(settings.output).exists()
@@ -134,21 +135,22 @@ def _completes(settings: InferSettings, resumed: int) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_unit_that_kills_its_workers_is_named_after_three_and_the_others_finish(
-    tmp_path: Path, settings: InferSettings, monkeypatch: pytest.MonkeyPatch, begun: bool
+def test_units_that_kill_their_workers_are_named_and_the_others_finish(
+    tmp_path: Path, settings: InferSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = _to(settings, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(unit_pool, "DenoiseUnit", _dying(units={2}, begun=begun))
+        patch.setattr(unit_pool, "DenoiseUnit", _dying(units={2}, begun={6}))
+        patch.setattr(infer_module, "ATTEMPTS", 2)  # each takes seconds; that there are three, `test_failed_units` says
         error = _stops(settings, JobFailed)
-    assert f"1 of {UNITS} units failed: unit 2 (" in error.message
+    assert f"2 of {UNITS} units failed: unit 2 (" in error.message
     assert "out of memory" in error.message
     with Ledger(work_folder(tmp_path / "out") / "ledger") as ledger:
-        assert sorted(ledger.receipts) == [unit for unit in range(UNITS) if unit != 2]
-        assert [failure.attempt for failure in ledger.failures.pop(2)] == [1, 2, 3]
-        assert not ledger.failures  # those that waited behind it are not charged for it
-    _completes(settings, UNITS - 1)
+        assert sorted(ledger.receipts) == [unit for unit in range(UNITS) if unit not in {2, 6}]
+        for unit in (2, 6):
+            assert [failure.attempt for failure in ledger.failures.pop(unit)] == [1, 2]
+        assert not ledger.failures  # those that waited behind them are not charged for it
+    _completes(settings, UNITS - 2)
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -21,6 +21,7 @@ import pytest
 
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
+from denoise_batch.capacity import own_actors
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import FlagError, JobFailed, OutputError, ResumeError
 from denoise_batch.models.int8 import weight_steps
@@ -149,6 +150,9 @@ def test_the_model_folder_is_complete(undisturbed: list[EpochRow], settings: Tra
     names = {path.name for path in settings.output.iterdir()}
     assert names == {"model.safetensors", "model.json", "history.csv", "curves.png", "README.md", "tensorboard"}
     assert [path.name for path in settings.output.parent.iterdir()] == ["model"]  # no training folder is left
+    # It would have had the end wait for 12 s: it asks a dashboard, and there is none.
+    assert own_actors("TrainController")
+    assert own_actors("PlacementGroupCleaner") == []
     assert undisturbed[-1].val_psnr_noisy > undisturbed[0].val_psnr_noisy
     with pytest.raises(OutputError, match="exists"):
         train(settings, lambda _: None)
