@@ -9,8 +9,9 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.models import build, rounding
 from denoise_batch.models.bounds_unet import BoundsUNet
+from denoise_batch.models.channel_scales import Chain, Reader, balance_channels, factors
 from denoise_batch.models.int8 import INT8, plane_steps, rounded_planes, weight_steps
-from denoise_batch.models.rounding import balance_channels, choose_cutoffs, choose_integers, nearest_integers
+from denoise_batch.models.rounding import choose_cutoffs, choose_integers, nearest_integers
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 from denoise_batch.training.recipes import RECIPES
@@ -92,6 +93,20 @@ def test_balancing_moves_nothing_twice_and_leaves_gradients_alone(noisy: torch.T
         assert torch.equal(parameter.grad, torch.ones_like(parameter))
 
 
+def test_a_channel_is_scaled_for_the_weights_that_read_it_as_well() -> None:
+    largest = torch.ones(6, 4)
+    largest[:, 2] = 8.0  # which all others' weights would be rounded as coarsely as
+    reader = Reader(largest, taps=9, read=torch.ones(4), sensitive=torch.ones(6))
+    indifferent = Chain(torch.zeros(3, 4, 104), [reader])
+    chosen = factors(indifferent)
+    assert chosen[2] >= 4.0 * chosen[[0, 1, 3]].max()
+    assert indifferent.cost(chosen.log2().long()) < 0.3 * indifferent.cost(torch.zeros(4, dtype=torch.long))
+    costly = torch.zeros(3, 4, 104)
+    costly[:, 2] = 1e3 * torch.arange(104).flip(0)  # the earlier the channel ends, the more is cut off
+    costly[:, [0, 1, 3]] = 1e3 * torch.arange(104)[None, None]
+    assert torch.equal(factors(Chain(costly, [])), factors(Chain(costly, [reader])))  # where these cost next to nothing
+
+
 @pytest.mark.timeout(60)
 def test_pixels_that_are_no_numbers_are_an_error_or_pass(network: BoundsUNet, noisy: torch.Tensor) -> None:
     broken = noisy[:40].clone()
@@ -119,6 +134,24 @@ def test_nearest_integers_err_less_together_than_one_by_one() -> None:
     whole = weight.round().clamp(-127, 127)
     assert torch.equal(nearest_integers(whole, gram), whole)
     assert torch.equal(nearest_integers(weight, torch.zeros_like(gram)), weight.round())  # nothing was seen
+
+
+def test_outputs_that_go_together_make_good_for_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn((40, 40), generator=generator) @ torch.randn((40, 900), generator=generator)
+    towards = torch.randn((3, 12), generator=generator) + 0.1 * torch.randn((900, 12), generator=generator)[:3]
+    gram, together = inputs @ inputs.T / 900, towards.T @ towards
+    weight = 20.0 * torch.randn((12, 40), generator=generator)
+
+    def wrong(integers: torch.Tensor) -> float:
+        return float((towards @ (weight - integers) @ inputs).square().mean())
+
+    alone, chosen = nearest_integers(weight, gram), nearest_integers(weight, gram, together)
+    assert torch.equal(chosen, chosen.round())
+    assert wrong(chosen) < 0.6 * wrong(alone)
+    assert float(nearest_integers(1000.0 * weight, gram, together).abs().max()) == 127.0
+    # Outputs that have nothing to do with each other stand alone.
+    torch.testing.assert_close(nearest_integers(weight, gram, torch.eye(12)), alone)
 
 
 @needs_int8
@@ -154,8 +187,29 @@ def test_weights_are_as_they_were_when_integers_are_chosen(
 
 def test_planes_are_rounded_to_steps_of_their_own() -> None:
     planes = torch.full((1, 16, 1, 1), 0.014)
-    assert rounded_planes(planes).flatten().tolist() == pytest.approx([0.02] * 4 + [1 / 75] * 8 + [0.02] * 4)
-    assert rounded_planes(planes - 9.0).flatten().tolist() == pytest.approx([-2.0] * 4 + [-2 / 3] * 8 + [-2.0] * 4)
+    pixels, finer, half_range, others = [0.02] * 4, [1 / 75] * 8, [0.02], [1 / 75] * 3
+    assert rounded_planes(planes).flatten().tolist() == pytest.approx(pixels + finer + half_range + others)
+    lowest = [-2.0] * 4 + [-2 / 3] * 8 + [-2.0] + [-2 / 3] * 3
+    assert rounded_planes(planes - 9.0).flatten().tolist() == pytest.approx(lowest)
+
+
+@needs_int8
+def test_integers_of_other_weights_are_not_used(network: BoundsUNet) -> None:
+    """They would make other pictures, which nobody would notice."""
+    layers = network.rounded_layers()
+    kept = {name: value.clone() for name, value in network.state_dict().items()}
+    for layer in layers:
+        network.load_state_dict(kept)
+        layer.weight.data = layer.weight.roll(1, 0)
+        network.to_int8()
+        assert not network.computes_in_integers
+    network.load_state_dict(kept)
+    network.inlet.weight.data[:, 13:] *= 3.0  # as if the steps of these planes had been others
+    network.to_int8()
+    assert not network.computes_in_integers
+    network.load_state_dict(kept)
+    network.to_int8()
+    assert network.computes_in_integers
 
 
 def test_nothing_is_integer_before_all_of_it_is_chosen(network: BoundsUNet) -> None:

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from denoise_batch.models.channel_scales import balance_channels
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
 from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of, works
-from denoise_batch.models.int8 import INT8, IntegerPass
+from denoise_batch.models.int8 import INT8, IntegerPass, plane_steps, stands_for
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
-from denoise_batch.models.rounding import balance_channels, choose_cutoffs, choose_integers
+from denoise_batch.models.rounding import choose_cutoffs, choose_integers
 from denoise_batch.models.two_scales import PLANES, Passed, TwoScales
 
 if TYPE_CHECKING:
@@ -105,6 +106,11 @@ class BoundsUNet(TwoScales):
         fine = [self.inlet, self.fine_in, self.join, self.fine_out]
         return [fine, [self.down, *self.coarse_in, self.expand, *self.coarse_out]]
 
+    def readers(self) -> list[list[Any]]:
+        """Layers whose rounded weights read the channels of each chain. `squeeze` does as well, but has so many inputs
+        that it hardly matters how finely they are rounded."""
+        return [[self.fine_in, self.down, self.fine_out], [*self.coarse_in, *self.coarse_out, self.up]]
+
     @torch.no_grad()
     def scale_channels(self, fine: Tensor, coarse: Tensor) -> None:
         """Multiplies what `chains` give, channel by channel, by factors above 0, and divides all weights that read it.
@@ -120,11 +126,10 @@ class BoundsUNet(TwoScales):
                 outputs = factors.repeat(len(layer.bias) // len(factors))  # `expand` has one for each place
                 layer.weight.mul_(outputs.view(-1, *[1] * (layer.weight.ndim - 1)))
                 layer.bias.mul_(outputs)
-        for layer, factors in (
-            *((layer, fine) for layer in (self.fine_in, self.down, self.fine_out, self.outlet, self.quality.feature)),
-            *((layer, coarse) for layer in (*self.coarse_in, *self.coarse_out, self.up)),
-        ):
-            layer.weight.div_(factors.view(1, -1, *[1] * (layer.weight.ndim - 2)))
+        of_fine, of_coarse = self.readers()
+        for factors, layers in ((fine, [*of_fine, self.outlet, self.quality.feature]), (coarse, of_coarse)):
+            for layer in layers:
+                layer.weight.div_(factors.view(1, -1, *[1] * (layer.weight.ndim - 2)))
         self.squeeze.weight[:, : 49 * len(coarse)].div_(coarse.repeat(49))
         # Its last inputs: means of the features at 7×7 and at 14×14, and the range's ends.
         means = self.quality.hidden.weight[:, -(len(coarse) + len(fine) + RANGE_ENDS) : -RANGE_ENDS]
@@ -139,9 +144,18 @@ class BoundsUNet(TwoScales):
         choose_integers(self, noisy)
 
     def to_int8(self) -> None:
-        chosen = bool(self.largest.all()) and all(bool(layer.integers.any()) for layer in self.rounded_layers())
-        if INT8 and chosen:
+        if INT8 and self._integers_are_chosen():
             self._integers = IntegerPass(self)
+
+    def _integers_are_chosen(self) -> bool:
+        """Whether all are, and for these weights: of others', or of other steps, they would make other pictures."""
+        first, *others = self.rounded_layers()
+        return (
+            bool(self.largest.all())
+            and all(bool(layer.integers.any()) for layer in (first, *others))
+            and stands_for(first, plane_steps(first.weight.device))
+            and all(map(stands_for, others))
+        )
 
     @property
     def computes_in_integers(self) -> bool:

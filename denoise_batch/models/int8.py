@@ -39,14 +39,32 @@ LEVELS = 255
 LARGEST_WEIGHT = 127
 """The largest of a weight's."""
 
-# The first layer's input: pixels and the range's ends in fiftieths, -2 to 3.1; bounds, mostly 0 to 1, in finer steps.
-_ZERO, _PER_UNIT, _BOUNDS_PER_UNIT = 100, 50.0, 150.0
+# The first layer's input: pixels and r̂ in fiftieths, -2 to 3.1; what lies in 0 to 1, or mostly does, in finer steps:
+# the bounds, and what else the range's ends say.
+_ZERO, _PER_UNIT, _FINE_PER_UNIT = 100, 50.0, 150.0
+_SIGNS_PER_UNIT = (_PER_UNIT, _FINE_PER_UNIT, _FINE_PER_UNIT, _FINE_PER_UNIT)
+
+_NEAR = 0.15
+"""Of a layer's weights: how far its integers may be from them. Chosen ones are within a twentieth."""
 
 
 def plane_steps(device: torch.device | None = None) -> Tensor:
     """What 1 stands for in each of the first layer's planes, (1, 16, 1, 1)."""
-    per_unit = torch.tensor([_PER_UNIT] * 4 + [_BOUNDS_PER_UNIT] * 8 + [_PER_UNIT] * 4, device=device)
+    per_unit = torch.tensor([_PER_UNIT] * 4 + [_FINE_PER_UNIT] * 8 + [*_SIGNS_PER_UNIT], device=device)
     return (1.0 / per_unit).view(1, -1, 1, 1)
+
+
+def stands_for(layer: nn.Module, scale: Tensor | float = 1.0) -> bool:
+    """Whether a layer's integers were chosen for the weights that it has, with the steps that these have now.
+
+    Args:
+        layer: with `integers`, which may be of the first so many inputs alone.
+        scale: of the weights, as `_Conv` has it.
+    """
+    integers, weight = layer.get_buffer("integers"), layer.get_parameter("weight").detach()
+    weight = (weight[:, : integers.shape[1]] * scale).flatten(1)
+    away = integers.flatten(1) * weight_steps(weight)[:, None] - weight
+    return bool(torch.linalg.vector_norm(away) <= _NEAR * torch.linalg.vector_norm(weight))
 
 
 def rounded_planes(planes: Tensor) -> Tensor:
@@ -73,6 +91,7 @@ class IntegerPass:
         self._coarse_in = _chain(network.coarse_in, coarse_in)
         self._squeeze = _Linear(network.squeeze, coarse_in[-1], None)
         flat = network.squeeze.get_buffer("integers").shape[1]  # what comes behind these are the range's ends
+        self._signs_per_unit = torch.tensor(_SIGNS_PER_UNIT)
         self._squeeze_ends = network.squeeze.weight[:, flat:].T.contiguous()
         self._whole = network.whole
         self._expand = _Linear(network.expand, whole, expand, coarse_in[-1])
@@ -110,12 +129,13 @@ class IntegerPass:
     def _planes(self, pixels: Tensor, signs: Tensor, *, none_beyond: bool) -> Tensor:
         """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""
         if none_beyond:  # then there is no half range, and both bounds are the pixel
-            lower = upper = _as_integers((pixels * _BOUNDS_PER_UNIT).add_(_ZERO))
+            lower = upper = _as_integers((pixels * _FINE_PER_UNIT).add_(_ZERO))
         else:
             half_range = signs[..., :1]
-            lower = _as_integers((pixels - half_range).clamp_min_(0.0).mul_(_BOUNDS_PER_UNIT).add_(_ZERO))
-            upper = _as_integers((pixels + half_range).clamp_max_(1.0).mul_(_BOUNDS_PER_UNIT).add_(_ZERO))
-        read, told = (_as_integers((part * _PER_UNIT).add_(_ZERO)) for part in (pixels, signs))
+            lower = _as_integers((pixels - half_range).clamp_min_(0.0).mul_(_FINE_PER_UNIT).add_(_ZERO))
+            upper = _as_integers((pixels + half_range).clamp_max_(1.0).mul_(_FINE_PER_UNIT).add_(_ZERO))
+        read = _as_integers((pixels * _PER_UNIT).add_(_ZERO))
+        told = _as_integers((signs * self._signs_per_unit).add_(_ZERO))
         return side_by_side(read, lower, upper, told)
 
 
