@@ -107,6 +107,7 @@ def test_a_channel_is_scaled_for_the_weights_that_read_it_as_well() -> None:
     assert torch.equal(factors(Chain(costly, [])), factors(Chain(costly, [reader])))  # where these cost next to nothing
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_pixels_that_are_no_numbers_are_an_error_or_pass(network: BoundsUNet, noisy: torch.Tensor) -> None:
     broken = noisy[:40].clone()
@@ -164,6 +165,7 @@ def test_integers_of_the_model_that_ships_are_better_than_the_nearest(network: B
     assert chosen < 0.8 * error(network, noisy)
 
 
+@pytest.mark.slow
 def test_weights_are_as_they_were_when_integers_are_chosen(
     network: BoundsUNet, noisy: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

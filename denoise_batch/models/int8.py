@@ -121,7 +121,7 @@ class IntegerPass:
         # (n, 7, 7, (2, 2, width)) → (n, 14, 14, width)
         up = up.view(count, 7, 7, 2, -1).transpose(2, 3).reshape(count, 14, 14, -1)
         joined = self._join(up.permute(0, 3, 1, 2), fine_in)
-        fine = self._fine_out(joined, _copy(joined))
+        fine = self._fine_out(joined, _another(joined, fine_in))
         coarsely, finely = self._outlet(fine).chunk(2, dim=1)
         logits = (coarsely + finely).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
         return Passed(logits, whole, coarse, fine, pixels, ends, self._coarse_step, self._fine_step)
@@ -140,7 +140,7 @@ class IntegerPass:
 
 
 class _Conv:
-    """relu(conv(x)) of uint8, or relu(other + conv(x)), which takes other's place.
+    """relu(conv(x)) of uint8, or relu(other + conv(x)), which `other` is turned into, too.
 
     Args:
         layer: in float32, with `integers`.
@@ -233,6 +233,14 @@ def _twofold(layer: nn.Conv2d) -> nn.Conv2d:
 def weight_steps(weight: Tensor) -> Tensor:
     """(channels out, …) float32 → what 1 stands for in each channel's weights, (channels out,)."""
     return weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / LARGEST_WEIGHT
+
+
+def _another(made: Tensor, other: Tensor) -> Tensor:
+    """A tensor of its own that holds what `made` does, which came of an addition to `other`.
+
+    That is `other` itself: the operation writes its result there, as its declaration says, and returns a copy.
+    """
+    return _copy(made) if made.data_ptr() == other.data_ptr() else other
 
 
 def _copy(x: Tensor) -> Tensor:
