@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 96 << 20  # of Arrow memory; bounds what a writer holds
-_READ_BLOCK = 8 << 20
+_READ_BLOCK = 256 << 10
 _SLACK = 64 << 10
 
 
@@ -197,9 +197,10 @@ def _row_groups(table: pa.Table) -> list[pa.Table]:
 def file_digest(path: Path) -> str:
     """The xxh3-128 of a file's bytes, hexadecimal."""
     digest = xxhash.xxh3_128()
+    block = memoryview(bytearray(_READ_BLOCK))  # one for all of the file: a cache holds it, and its memory is there
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_READ_BLOCK):
-            digest.update(block)
+        while count := file.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -148,7 +148,7 @@ class BoundsUNet(TwoScales):
             self._integers = IntegerPass(self)
 
     def _integers_are_chosen(self) -> bool:
-        """Whether all are, and for these weights: of others', or of other steps, they would make other pictures."""
+        """Whether all are, and not for plainly other weights or other steps: they would make other pictures."""
         first, *others = self.rounded_layers()
         return (
             bool(self.largest.all())

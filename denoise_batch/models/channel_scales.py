@@ -22,7 +22,6 @@ _TRIED = 320  # images, about, on which costs are measured
 _PER_OCTAVE, _REACH = 4, (-40, 64)  # largest values from 2^-10 to 2^16 that are weighed
 _OCTAVES = 6  # channels are multiplied by 2^-6 to 2^6
 _FALLS = 1.0 - 1e-5  # a cost that falls by less does not
-_STAYS = 0.3  # of the error of weights rounded to the nearest: what is left where they make good for each other
 
 
 def balance_channels(network: BoundsUNet, noisy: Tensor) -> None:
@@ -50,7 +49,7 @@ class Reader:
         largest: of the absolute weights of each output that read each channel, (outputs, channels).
         taps: weights of each output that read one channel.
         read: mean square of each channel, (channels,).
-        sensitive: sum of the squared gradients of the images towards each output, (outputs,).
+        sensitive: sum of the squared gradients of the images towards each output before its ReLU, (outputs,).
     """
 
     largest: Tensor
@@ -59,9 +58,9 @@ class Reader:
     sensitive: Tensor
 
     def cost(self, scales: Tensor) -> float:
-        """What rounding the weights costs once the channels are multiplied by `scales`."""
+        """What rounding the weights to the nearest costs once the channels are multiplied by `scales`."""
         steps = (self.largest / scales).amax(dim=1) / LARGEST_WEIGHT
-        noise = _STAYS * steps.square() / 12.0 * self.taps * float((scales.square() * self.read).sum())
+        noise = steps.square() / 12.0 * self.taps * float((scales.square() * self.read).sum())
         return float((self.sensitive * noise).sum())
 
 
@@ -122,10 +121,10 @@ def _measured(network: BoundsUNet, noisy: Tensor) -> list[Chain]:
     width = {layer: len(layer.bias) for layers in readers for layer in layers}
     width |= {layer: len(chain[0].bias) for chain in chains for layer in chain}  # `expand` has as many at each place
     zeros = functools.partial(torch.zeros, device=noisy.device)
-    sensitive = {layer: zeros(count) for layer, count in width.items()}
     beyond = {layer: zeros(width[layer], len(limits)) for chain in chains for layer in chain}
-    alive = {layer: zeros(width[layer]) for layer in beyond}
+    alive, sensitive = ({layer: zeros(width[layer]) for layer in beyond} for _ in range(2))
     read = {layer: zeros(layer.weight.shape[1]) for layers in readers for layer in layers}
+    sensitive_before_relu = {layer: zeros(width[layer]) for layer in read}
     made_at, read_at = dict.fromkeys(width, 0), dict.fromkeys(read, 0)
 
     def look(layer: Any, values: Tensor) -> None:
@@ -138,10 +137,12 @@ def _measured(network: BoundsUNet, noisy: Tensor) -> list[Chain]:
             hooked.enter_context(on_input(layer, functools.partial(look, layer)))
         for made, towards in gradients(network, list(width), noisy):
             for layer, values, gradient in zip(width, made, towards, strict=True):
-                sensitive[layer] += by_channel(layer, gradient, width[layer]).square().sum(dim=0)
+                values, gradient = (by_channel(layer, part, width[layer]) for part in (values, gradient))
+                if layer in read:
+                    sensitive_before_relu[layer] += (gradient * (values > 0)).square().sum(dim=0)
                 if layer not in beyond:
                     continue
-                values = by_channel(layer, values, width[layer])
+                sensitive[layer] += gradient.square().sum(dim=0)
                 alive[layer] += (values > 0).sum(dim=0)
                 for place, limit in enumerate(limits):
                     beyond[layer][:, place] += (values - limit).clamp_min_(0.0).square_().sum(dim=0)
@@ -153,7 +154,7 @@ def _measured(network: BoundsUNet, noisy: Tensor) -> list[Chain]:
 
     def reader(layer: Any) -> Reader:
         weight = layer.weight.detach().flatten(2) if layer.weight.ndim == 4 else layer.weight.detach()[:, :, None]
-        measured = weight.abs().amax(dim=2), read[layer] / read_at[layer], sensitive[layer]
+        measured = weight.abs().amax(dim=2), read[layer] / read_at[layer], sensitive_before_relu[layer]
         largest, squares, towards = (values.cpu() for values in measured)
         return Reader(largest, weight.shape[2], squares, towards)
 

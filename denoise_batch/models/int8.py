@@ -44,7 +44,7 @@ LARGEST_WEIGHT = 127
 _ZERO, _PER_UNIT, _FINE_PER_UNIT = 100, 50.0, 150.0
 _SIGNS_PER_UNIT = (_PER_UNIT, _FINE_PER_UNIT, _FINE_PER_UNIT, _FINE_PER_UNIT)
 
-_NEAR = 0.15
+_NEAR = 0.1
 """Of a layer's weights: how far its integers may be from them. Chosen ones are within a twentieth."""
 
 
@@ -55,7 +55,9 @@ def plane_steps(device: torch.device | None = None) -> Tensor:
 
 
 def stands_for(layer: nn.Module, scale: Tensor | float = 1.0) -> bool:
-    """Whether a layer's integers were chosen for the weights that it has, with the steps that these have now.
+    """Whether a layer's integers can have been chosen for the weights that it has, with the steps that these have now.
+
+    Those of a network that was trained on from here, or of another version's steps, are far away; it is no checksum.
 
     Args:
         layer: with `integers`, which may be of the first so many inputs alone.

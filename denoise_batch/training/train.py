@@ -350,15 +350,19 @@ def _no_cleaner_without_dashboard() -> Iterator[None]:
     an answer, and at the end of a training the controller waits for the last one. A Ray that was started for the
     training ends with it, so there is nothing to remove.
     """
-    from ray._private import worker
-    from ray.train.v2._internal.execution import callback
-    from ray.train.v2.api import data_parallel_trainer as trainer
+    name = "PlacementGroupCleanerCallback"
+    try:  # beneath Ray's public interface: another version may have none of it
+        from ray._private import worker
+        from ray.train.v2._internal.execution.callback import ControllerCallback
+        from ray.train.v2.api import data_parallel_trainer as trainer
 
-    name, before = "PlacementGroupCleanerCallback", getattr(trainer, "PlacementGroupCleanerCallback", None)
-    if before is None or worker.get_dashboard_url():
+        before, dashboard = getattr(trainer, name), worker._global_node.webui_url
+    except (ImportError, AttributeError):
+        dashboard = "unknown"
+    if dashboard:
         yield
         return
-    setattr(trainer, name, callback.ControllerCallback)
+    setattr(trainer, name, ControllerCallback)
     try:
         yield
     finally:
