@@ -74,15 +74,14 @@ def test_an_image_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("useless", [math.nan, math.inf, -1e30])
-def test_what_is_not_a_number_does_not_become_a_digit(useless: float, dtype: torch.dtype) -> None:
+def test_what_is_not_a_number_does_not_become_a_digit(dtype: torch.dtype) -> None:
     """Where ReLUs and integers lose it, `infer` could not tell."""
     network = lowered("bounds-unet", dtype)
-    noisy = torch.rand((3, 1, 28, 28))
-    noisy[1, 0, 5, 6] = useless
+    noisy = torch.rand((5, 1, 28, 28))
+    noisy[1, 0, 5, 6], noisy[2, 0, 5, 6], noisy[4, 0, 5, 6] = math.nan, math.inf, -1e30
     with torch.inference_mode():
         found = network(noisy).isnan().flatten(1).all(dim=1)
-    assert found.tolist() == [False, True, False]
+    assert found.tolist() == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
