@@ -13,6 +13,8 @@ process (raylet). Left out here are
 
 Workers import what they will need as soon as they are started, while the driver still connects.
 
+`train` needs the agents, and leaves out one actor of Ray Train's alone, which could not work without a dashboard.
+
 All of this is beneath Ray's public interface, so it is done with the versions that it was tried with alone; any other
 Ray starts as it comes.
 """
@@ -194,4 +196,28 @@ def data_of_one_machine() -> Iterator[None]:
             (pool, "get_actor_locations", lambda _: {}),  # then it takes what each actor said when it was ready
         ):
             stack.enter_context(_replaced(owner, name, instead))
+        yield
+
+
+@contextlib.contextmanager
+def training_without_dashboard() -> Iterator[None]:
+    """While it lasts, Ray Train starts no actor that removes what a dead controller leaves, where it could not work.
+
+    That actor asks the dashboard whether the controller lives. Without a dashboard each question waits ten seconds for
+    an answer, and at the end of a training the controller waits for the last one. A Ray that was started for the
+    training ends with it, so there is nothing to remove.
+    """
+    try:
+        from ray._private import worker
+        from ray.train.v2._internal.execution.callback import ControllerCallback
+        from ray.train.v2.api import data_parallel_trainer as trainer
+
+        dashboard = worker._global_node.webui_url
+    except (ImportError, AttributeError):
+        dashboard = "unknown"
+    with (
+        contextlib.nullcontext()
+        if dashboard
+        else _replaced(trainer, "PlacementGroupCleanerCallback", ControllerCallback)
+    ):
         yield

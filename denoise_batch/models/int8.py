@@ -57,7 +57,7 @@ def plane_steps(device: torch.device | None = None) -> Tensor:
 def stands_for(layer: nn.Module, scale: Tensor | float = 1.0) -> bool:
     """Whether a layer's integers can have been chosen for the weights that it has, with the steps that these have now.
 
-    Those of a network that was trained on from here, or of another version's steps, are far away; it is no checksum.
+    Those of another version's steps, or of weights that were trained on for long, are far away; it is no checksum.
 
     Args:
         layer: with `integers`, which may be of the first so many inputs alone.
@@ -88,12 +88,12 @@ class IntegerPass:
         coarse_out, (up, join, fine_out) = [expand, *steps[:-3]], steps[-3:]
         self._coarse_step, self._fine_step, self._whole_step = coarse_out[-1], fine_out, whole
         self._inlet = _Conv(network.inlet, 1.0, inlet, zero=_ZERO, scale=plane_steps())
+        self._signs_per_unit = torch.tensor(_SIGNS_PER_UNIT)
         self._fine_in = _Conv(network.fine_in, inlet, fine_in)
         self._down = _Conv(network.down, fine_in, down)
         self._coarse_in = _chain(network.coarse_in, coarse_in)
         self._squeeze = _Linear(network.squeeze, coarse_in[-1], None)
         flat = network.squeeze.get_buffer("integers").shape[1]  # what comes behind these are the range's ends
-        self._signs_per_unit = torch.tensor(_SIGNS_PER_UNIT)
         self._squeeze_ends = network.squeeze.weight[:, flat:].T.contiguous()
         self._whole = network.whole
         self._expand = _Linear(network.expand, whole, expand, coarse_in[-1])

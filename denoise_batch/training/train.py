@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import capacity, errors, publishing, storage
+from denoise_batch import capacity, errors, lean_ray, publishing, storage
 from denoise_batch.bundle import Bundle, read_bundle, save_bundle
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
@@ -310,7 +310,7 @@ def _fit(
         ),
     )
     watch = WorkerWatch(place, folder / "progress.json", progress, waiting)
-    with _sigint_kept(), environment(_RAY_TRAIN), _no_cleaner_without_dashboard(), watch:
+    with _sigint_kept(), environment(_RAY_TRAIN), lean_ray.training_without_dashboard(), watch:
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so
@@ -340,33 +340,6 @@ def _failure(folder: Path) -> errors.DenoiseBatchError | None:
         return None
     kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], JobFailed)
     return kind(fields["message"], hint=fields["hint"])
-
-
-@contextlib.contextmanager
-def _no_cleaner_without_dashboard() -> Iterator[None]:
-    """While it lasts, Ray Train starts no actor that removes what a dead controller leaves, where it could not work.
-
-    That actor asks the dashboard whether the controller lives. Without a dashboard each question waits ten seconds for
-    an answer, and at the end of a training the controller waits for the last one. A Ray that was started for the
-    training ends with it, so there is nothing to remove.
-    """
-    name = "PlacementGroupCleanerCallback"
-    try:  # beneath Ray's public interface: another version may have none of it
-        from ray._private import worker
-        from ray.train.v2._internal.execution.callback import ControllerCallback
-        from ray.train.v2.api import data_parallel_trainer as trainer
-
-        before, dashboard = getattr(trainer, name), worker._global_node.webui_url
-    except (ImportError, AttributeError):
-        dashboard = "unknown"
-    if dashboard:
-        yield
-        return
-    setattr(trainer, name, ControllerCallback)
-    try:
-        yield
-    finally:
-        setattr(trainer, name, before)
 
 
 @contextlib.contextmanager
