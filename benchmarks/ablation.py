@@ -199,7 +199,7 @@ def psnr(network: DenoisingNetwork, clean: Tensor, noise: NoiseRecipe) -> float:
         float((network(part[:, None])[:, 0] - truth).square().sum())
         for part, truth in zip(noisy.split(500), clean.split(500), strict=True)
     )
-    return -10 * math.log10(error / clean.numel())
+    return -10 * math.log10(max(error / clean.numel(), 1e-12))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from pipelines import ONE_ACTOR, OURS, draw, machine, timed
+from pipelines import ONE_ACTOR, OURS, Case, draw, machine, timed
 
 DRAWN = 1_000_000
 GIVEN = ("binary", "zstd")
@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from denoise_batch.bundle import find_bundle
 
-    model = find_bundle(None).folder.absolute()
+    case = Case(find_bundle(None).folder.absolute(), *GIVEN, others="alike")
     measured: dict[str, dict[int, float]] = {OURS: {}, ONE_ACTOR: {}, "loop": {}}
     with tempfile.TemporaryDirectory(prefix="cost-") as folder:
         drawn = Path(folder, "drawn")
@@ -40,9 +40,9 @@ def main() -> None:
             rows = _input(source, drawn, wanted)
             for name, found in measured.items():
                 if name == OURS or rows <= arguments.most:
-                    found[rows], _ = timed(name, source, Path(folder, "out"), rows, model, *GIVEN)
+                    found[rows], _ = timed(name, source, Path(folder, "out"), rows, case)
                     print(f"{rows:,} rows, {name}: {found[rows]:.1f} s", flush=True)
-    print(f"\n{GIVEN[0]}, {GIVEN[1]}; model {model.name}; {machine()}; seconds of whole runs\n")
+    print(f"\n{GIVEN[0]}, {GIVEN[1]}; model {case.model.name}; {machine()}; seconds of whole runs\n")
     counts = sorted(measured[OURS])
     print(f"| | {' | '.join(f'{rows:,} rows' for rows in counts)} | to start, s | a row, µs |")
     print("|---" * (len(counts) + 3) + "|")

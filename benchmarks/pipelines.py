@@ -2,13 +2,16 @@
 
     python benchmarks/pipelines.py --rows 1000000 --repeats 3
     python benchmarks/pipelines.py --rows 100000 --layout list --compression none --only loop "denoise-batch infer"
+    python benchmarks/pipelines.py --others plain
 
 Prints a table: seconds and images/s of each run as a whole and with start-up apart (for `infer`: from the first
 unit's start to the last receipt), the share of the raw forward pass, and how much faster `infer` is over the whole
-run; medians. All compute alike, in such numbers as `infer` does, so that pipelines are compared and not networks. Each
-run is a process of its own; the contenders take turns, so that a machine whose speed drifts treats all alike. Above it
-stands the raw forward pass, no file read or written: as `infer` computes (a process a core, one thread each), and as
-PyTorch comes (one process, contiguous, float32).
+run; medians. By default all compute alike, in such numbers as `infer` does, so that pipelines are compared and not
+networks. `--others` has the others call the same network as one would without this project: `plain`, as PyTorch comes
+(float32), or `bfloat16`, under its autocast, channels last. Each run is a process of its own; the contenders take
+turns, so that a machine whose speed drifts treats all alike. Above it stands the raw forward pass, no file read or
+written: as `infer` computes (a process a core, one thread each), and as PyTorch comes (one process, contiguous,
+float32).
 
 Daft takes part where it is installed (`pip install daft`, for this alone).
 """
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,24 @@ from typing import Any
 ROW_GROUP = 65_536
 BATCH = 256
 CORES = os.cpu_count() or 1
+
+OTHERS = {"alike": "as infer does", "plain": "as PyTorch comes", "bfloat16": "under bfloat16 autocast, channels last"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all contenders are given.
+
+    Attributes:
+        model: model folder.
+        layout, compression: of the files.
+        others: how those beside `infer` compute.
+    """
+
+    model: Path
+    layout: str
+    compression: str
+    others: str
 
 
 # --- what a user would write -----------------------------------------------------------------------------------------
@@ -79,35 +101,37 @@ def _type(layout: str) -> Any:
     return {"binary": pa.binary(784), "list": pa.list_(pa.uint8()), "encoded": pa.binary()}[layout]
 
 
-def _denoised(network: Any, noisy: Any) -> Any:
+def _denoised(network: Any, noisy: Any, others: str) -> Any:
     """(n, 784) float32 → (n, 784) uint8."""
     import torch
 
-    with torch.inference_mode():
-        # Fastest for passes in integers and in float32.
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=others == "bfloat16"):
+        # Fastest for passes in integers and in others.
         batch = 1024 if network.computes_in_integers else BATCH
         parts = torch.from_numpy(noisy).view(-1, 1, 28, 28).split(batch)
-        clean = torch.cat([network(part.contiguous(memory_format=torch.channels_last)) for part in parts])
+        if others != "plain":
+            parts = [part.contiguous(memory_format=torch.channels_last) for part in parts]
+        clean = torch.cat([network(part) for part in parts])
         return (clean * 255).round().to(torch.uint8).reshape(-1, 784).numpy()
 
 
-def loop(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
+def loop(source: Path, out: Path, case: Case) -> dict[str, float]:
     """What a user would write first: pyarrow → model → pyarrow, one process, all cores in torch."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    network = _network(model)
+    network = _network(case)
     begun = time.monotonic()
     rows = 0
     out.mkdir()
     for path in sorted(source.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow.append(pa.field("denoised", _type(layout)))
-            options = {"compression": compression, "use_dictionary": ["label"]}
+            schema = file.schema_arrow.append(pa.field("denoised", _type(case.layout)))
+            options = {"compression": case.compression, "use_dictionary": ["label"]}
             with pq.ParquetWriter(out / path.name, schema, **options) as writer:
                 for batch in file.iter_batches(8192):
-                    pixels = _denoised(network, pixels_of(batch["image"], layout))
-                    columns = [*batch.columns, column_of(pixels, layout)]
+                    pixels = _denoised(network, pixels_of(batch["image"], case.layout), case.others)
+                    columns = [*batch.columns, column_of(pixels, case.layout)]
                     writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
                     rows += batch.num_rows
     return {"rows": rows, "denoising": time.monotonic() - begun}
@@ -116,18 +140,19 @@ def loop(source: Path, out: Path, model: Path, layout: str, compression: str) ->
 class StockDenoiser:
     """The actor of the stock pipeline, as Ray's documentation shows it, with Arrow batches and one thread."""
 
-    def __init__(self, model: str, layout: str) -> None:
+    def __init__(self, case: Case) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self.network, self.layout = _network(Path(model)), layout
+        self.network, self.case = _network(case), case
 
     def __call__(self, table: Any) -> Any:
-        pixels = _denoised(self.network, pixels_of(table["image"].combine_chunks(), self.layout))
-        return table.append_column("denoised", column_of(pixels, self.layout))
+        pixels = pixels_of(table["image"].combine_chunks(), self.case.layout)
+        denoised = _denoised(self.network, pixels, self.case.others)
+        return table.append_column("denoised", column_of(denoised, self.case.layout))
 
 
-def stock(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
+def stock(source: Path, out: Path, case: Case) -> dict[str, float]:
     """read_parquet → map_batches → write_parquet, tuned fairly: one footer actor, Arrow batches, an actor a core."""
     os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "1"
     import ray
@@ -138,19 +163,19 @@ def stock(source: Path, out: Path, model: Path, layout: str, compression: str) -
     begun = time.monotonic()
     data = ray.data.read_parquet(str(source)).map_batches(
         StockDenoiser,
-        fn_constructor_args=(str(model), layout),
+        fn_constructor_args=(case,),
         batch_size=8192,
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(size=CORES),
     )
-    data.write_parquet(str(out), compression=compression, use_dictionary=["label"])
+    data.write_parquet(str(out), compression=case.compression, use_dictionary=["label"])
     denoising = time.monotonic() - begun
     return {"rows": _rows(out), "denoising": denoising}
 
 
-def daft(source: Path, out: Path, model: Path, layout: str, compression: str) -> dict[str, float]:
+def daft(source: Path, out: Path, case: Case) -> dict[str, float]:
     """read_parquet → a class UDF over batches, a process a core → write_parquet."""
     import daft as daft_library
 
@@ -160,7 +185,7 @@ def daft(source: Path, out: Path, model: Path, layout: str, compression: str) ->
         "binary": daft_library.DataType.fixed_size_binary(784),
         "list": daft_library.DataType.list(daft_library.DataType.uint8()),
         "encoded": binary,
-    }[layout]
+    }[case.layout]
 
     @daft_library.udf(return_dtype=kind, batch_size=8192, concurrency=CORES)
     class Denoise:
@@ -168,28 +193,28 @@ def daft(source: Path, out: Path, model: Path, layout: str, compression: str) ->
             import torch
 
             torch.set_num_threads(1)
-            self.network = _network(model)
+            self.network = _network(case)
 
         def __call__(self, images: Any) -> Any:
-            array = images.to_arrow()
-            return column_of(_denoised(self.network, pixels_of(array.cast(_type(layout)), layout)), layout)
+            pixels = pixels_of(images.to_arrow().cast(_type(case.layout)), case.layout)
+            return column_of(_denoised(self.network, pixels, case.others), case.layout)
 
     frame = daft_library.read_parquet(f"{source}/*.parquet")
     frame = frame.with_column("denoised", Denoise(frame["image"]))
-    frame.write_parquet(str(out), compression=compression)
+    frame.write_parquet(str(out), compression=case.compression)
     return {"rows": _rows(out), "denoising": time.monotonic() - begun}
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def ours(
-    source: Path, out: Path, model: Path, layout: str, compression: str, workers: int | None = None
-) -> dict[str, float]:
+def ours(source: Path, out: Path, case: Case, workers: int | None = None) -> dict[str, float]:
     from denoise_batch.inference.infer import InferSettings, infer
 
-    del layout  # found
-    report = infer(InferSettings((str(source),), str(out), model=model, compression=compression, workers=workers))
+    settings = InferSettings(
+        (str(source),), str(out), model=case.model, compression=case.compression, workers=workers
+    )  # the layout is found
+    report = infer(settings)
     return {"rows": report.rows_out, "denoising": report.denoising_seconds}
 
 
@@ -198,7 +223,7 @@ CONTENDERS = {"loop": loop, "stock Ray Data": stock, "Daft": daft, OURS: ours}
 RUNS = {**CONTENDERS, ONE_ACTOR: partial(ours, workers=1)}
 
 
-def _network(folder: Path) -> Any:
+def _network(case: Case) -> Any:
     import torch
 
     from denoise_batch.bundle import read_bundle
@@ -206,10 +231,13 @@ def _network(folder: Path) -> Any:
     from denoise_batch.freed_memory import keep_freed_memory
     from denoise_batch.precision import Precision
 
-    keep_freed_memory()
-    network = read_bundle(folder).load("cpu")
-    lower_precision(network, Precision.AUTO, torch.device("cpu"))
-    return network.to(memory_format=torch.channels_last)
+    network = read_bundle(case.model).load("cpu")
+    if case.others == "plain":
+        return network
+    if case.others == "alike":
+        keep_freed_memory()
+        lower_precision(network, Precision.AUTO, torch.device("cpu"))
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _rows(out: Path) -> int:
@@ -279,11 +307,10 @@ def forward_rate(name: str, model: Path) -> float:
     return sum(float(json.loads(answer.splitlines()[-1])["rate"]) for answer in answers)
 
 
-def timed(
-    name: str, source: Path, out: Path, rows: int, model: Path, layout: str, compression: str
-) -> tuple[float, float]:
+def timed(name: str, source: Path, out: Path, rows: int, case: Case) -> tuple[float, float]:
     """Seconds of a contender's whole run in a process of its own, and without its start-up; `out` is deleted again."""
-    options = ["--layout", layout, "--compression", compression, "--model", str(model)]
+    options = ["--layout", case.layout, "--compression", case.compression, "--others", case.others]
+    options += ["--model", str(case.model)]
     command = [sys.executable, __file__, "--run", name, *options, "--paths", str(source), str(out)]
     begun = time.monotonic()
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -301,6 +328,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("binary", "list", "encoded"), default="binary")
     parser.add_argument("--compression", choices=("zstd", "lz4", "snappy", "none"), default="zstd")
     parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=list(CONTENDERS), help="of the contenders")
+    parser.add_argument("--others", choices=OTHERS, default="alike", help="how they compute")
     parser.add_argument("--model", type=Path, help="model folder; default: the one that ships")
     parser.add_argument("--run", choices=[*RUNS, *FORWARDS], help=argparse.SUPPRESS)
     parser.add_argument("--paths", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -308,10 +336,10 @@ def main() -> None:
     from denoise_batch.bundle import find_bundle
 
     model = find_bundle(arguments.model).folder.absolute()
-    given = (arguments.layout, arguments.compression)
+    case = Case(model, arguments.layout, arguments.compression, arguments.others)
     if arguments.run:
         run = arguments.run
-        found = FORWARDS[run](model) if run in FORWARDS else RUNS[run](*arguments.paths, model, *given)
+        found = FORWARDS[run](model) if run in FORWARDS else RUNS[run](*arguments.paths, case)
         print(json.dumps(found))
         return
     names = [name for name in CONTENDERS if name in arguments.only]
@@ -319,7 +347,7 @@ def main() -> None:
         names.remove("Daft")
     with tempfile.TemporaryDirectory(prefix="pipelines-") as folder:
         source, out = Path(folder, "in"), Path(folder, "out")
-        draw(source, arguments.rows, *given)
+        draw(source, arguments.rows, case.layout, case.compression)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         denoising: dict[str, list[float]] = {name: [] for name in names}
         raw: dict[str, list[float]] = {name: [] for name in FORWARDS}
@@ -327,12 +355,14 @@ def main() -> None:
             for name in FORWARDS:
                 raw[name].append(forward_rate(name, model))
             for name in names:
-                whole, inner = timed(name, source, out, arguments.rows, model, *given)
+                whole, inner = timed(name, source, out, arguments.rows, case)
                 seconds[name].append(whole)
                 denoising[name].append(inner)
                 print(f"{name}: {seconds[name][-1]:.1f} s, start-up apart {denoising[name][-1]:.1f} s", file=sys.stderr)
     print(
-        f"{arguments.rows:,} digits of uint8, {given[0]} layout, {given[1]}; model {model.name}; {machine()}; ", end=""
+        f"{arguments.rows:,} digits of uint8, {case.layout} layout, {case.compression}; model {model.name}; "
+        f"the others compute {OTHERS[case.others]}; {machine()}; ",
+        end="",
     )
     print(f"medians of {arguments.repeats}")
     rates = ", ".join(f"{name} {statistics.median(found):,.0f} images/s" for name, found in raw.items())

@@ -30,6 +30,7 @@ from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.evaluation.digit_reader import READER_FILE, DigitReader
 from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, degrade_images
 from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.noise import NoiseRecipe
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def print_foreign(model: Denoiser, digits: NDArray[np.uint8], sheet: Path | None
             assert told.psnr is not None
             of_digits = told.psnr if of_digits is None else of_digits
             limit = np.quantile(np.concatenate([of_digits, told.psnr]), 0.1)
-            true = -10 * np.log10(np.maximum(((made - clean) ** 2).mean(axis=(1, 2)), 1e-6))
+            true = -10 * np.log10(np.maximum(((made - clean) ** 2).mean(axis=(1, 2)), 10 ** (-MOST_PSNR / 10)))
             flagged = (
                 ""
                 if name == "digits"

@@ -30,7 +30,7 @@ from denoise_batch.bundle.history import read_history
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.training.objective import Outputs, cross_entropy, quality_loss, weight_of
+from denoise_batch.training.objective import cross_entropy, heads_loss, weight_of
 from denoise_batch.training.optimisation import make_optimiser
 from denoise_batch.training.recipes import RECIPES
 
@@ -74,7 +74,7 @@ def split(pixels: Tensor, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step, medians."""
     torch.manual_seed(0)
     network = models.build(RECIPE.architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average, optimiser, outputs = copy.deepcopy(network), make_optimiser(RECIPE, network), Outputs(network)
+    average, optimiser = copy.deepcopy(network), make_optimiser(RECIPE, network)
     noise, random = NoiseRecipe.from_json(RECIPE.noise_json()), torch.Generator(device).manual_seed(0)
     bfloat16 = RECIPE.precision.bfloat16(device)
     took: dict[str, list[float]] = {}
@@ -86,9 +86,9 @@ def split(pixels: Tensor, device: torch.device) -> dict[str, float]:
         noisy, level = noise.draw(RECIPE.batch, random, device).degrade(clean)
         clock.note("noise")
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            logits, quality = outputs(noisy[:, None])
-        loss = (cross_entropy(logits.float(), clean[:, None]) * weight_of(level, RECIPE.faint_noise)).mean()
-        loss = loss + quality_loss(quality, logits.float(), clean[:, None], level)
+            outputs = network.outputs(noisy[:, None])
+        loss = (cross_entropy(outputs.logits.float(), clean[:, None]) * weight_of(level, RECIPE.faint_noise)).mean()
+        loss = loss + heads_loss(outputs, noisy[:, None], clean[:, None], level)
         clock.note("forward pass and losses")
         loss.backward()
         clock.note("backward pass")

@@ -208,12 +208,12 @@ def forward_pass(model: DenoisingNetwork, extras: ExtraColumns, images: Tensor) 
         clean = torch.sigmoid(model.decode(code).float())
         return {"pixels": clean.reshape(-1, 784), "code": code.flatten(1)}
     if extras.quality:
-        logits, quality = model.logits_and_quality(images)
-        clean = torch.sigmoid(logits.float())
+        outputs = model.outputs(images)
+        assert outputs.quality is not None  # `ExtraColumns.check`
         return {
-            "pixels": clean.reshape(-1, 784),
-            "psnr": quality[:, 0],
-            "noise_level": quality[:, 1].clamp_min(0.0),
+            "pixels": outputs.clean.reshape(-1, 784),
+            "psnr": outputs.quality[:, 0],
+            "noise_level": outputs.quality[:, 1].clamp_min(0.0),
         }
     return {"pixels": model(images).reshape(-1, 784)}
 

@@ -23,7 +23,6 @@ from denoise_batch.training.checkpoint import (
     weights_of,
 )
 from denoise_batch.training.muon import STEPS
-from denoise_batch.training.objective import quality_loss
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES
 
@@ -141,17 +140,3 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         initial_weights(read_bundle(tmp_path / "seed"), RECIPES["default"])
     with pytest.raises(FlagError, match=r"narrow: its tensor '.*' is"):
         initial_weights(read_bundle(tmp_path / "narrow"), RECIPES["default"])
-
-
-def test_the_quality_loss_is_least_at_the_truth() -> None:
-    clean = torch.rand((6, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    logits = torch.randn((6, 1, 28, 28), generator=torch.Generator().manual_seed(1), requires_grad=True)
-    level = torch.linspace(0, 0.8, 6)
-    expected = -10 * (torch.sigmoid(logits) - clean).square().mean(dim=(1, 2, 3)).log10()
-    truth = torch.stack([expected.detach(), level], dim=1).requires_grad_()
-    loss = quality_loss(truth, logits, clean, level)
-    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
-    off = truth.detach() + torch.tensor([3.0, -0.1])
-    assert float(quality_loss(off, logits, clean, level)) == pytest.approx(0.09 + 0.1, rel=1e-3)
-    quality_loss(off.requires_grad_(), logits, clean, level).backward()
-    assert logits.grad is None

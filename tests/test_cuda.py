@@ -28,6 +28,8 @@ from denoise_batch.images import Polarity, decode, output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import Unit, make_plan
+from denoise_batch.models.input_gate import WHOLE_FROM
+from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 
@@ -204,15 +206,38 @@ def test_the_pass_of_our_own_kernels_gives_what_the_layers_give(noisy: tuple[Any
     images[2, 0, 27, 27] = np.inf
     images[3] = 0.0
     with torch.inference_mode():
-        ours, quality = quick.logits_and_quality(images)
-        theirs, expected = exact.logits_and_quality(images)
+        (_, ours, quality, _), (_, theirs, expected, _) = (model.outputs(images) for model in (quick, exact))
         assert ours[1].isnan().all()
         assert ours[2].isnan().all()
-        ours, theirs = (torch.sigmoid(logits)[3:].reshape(-1, 784) for logits in (ours, theirs))
+        ours, theirs = (clean[3:].reshape(-1, 784) for clean in (ours, theirs))
         assert float((ours - theirs).square().mean()) < 10**-4.8
         assert float((quality - expected)[3:, 0].abs().mean()) < 0.1
         assert float((quality - expected)[3:, 1].abs().mean()) < 0.01
         assert torch.equal(quick(images[3:]).reshape(-1, 784), ours)
+
+
+def test_kernels_join_what_came_in_with_what_was_made_as_the_gate_does() -> None:
+    """Of clean, faint and struck images, heavy noise, and one that is no number."""
+    quick = denoiser(precision=Precision.BFLOAT16).model
+    if quick._on_gpu is None:
+        pytest.skip("no Triton, or no bfloat16, here")
+    clean = torch.from_numpy(draw_digits(400, seed=4)[0]).float() / 255
+    noisy = clean + torch.linspace(0.0, 0.4, 400)[:, None, None] * (2 * torch.rand(clean.shape) - 1)
+    noisy[:50] = clean[:50]
+    noisy[50, 14, 14], noisy[51, 2, 2] = torch.nan, 1.0
+    noisy = noisy[:, None].cuda()
+    with torch.inference_mode():
+        made = torch.sigmoid(quick.logits(noisy).float())
+        ends = range_ends(noisy)
+        ours, trust = quick.gate(noisy, made.clone(), ends, quick._kernels)
+        theirs, expected = quick.gate(noisy, made.clone(), ends)
+    torch.testing.assert_close(trust, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-3, equal_nan=True)
+    whole = trust >= WHOLE_FROM
+    assert whole[:50].float().mean() > 0.5
+    assert torch.equal(ours[whole], noisy[whole].clamp(0.0, 1.0))
+    assert (trust == 0.0).any()
+    assert ours[50].isnan().all()
 
 
 @pytest.mark.parametrize("folder", [SHIPPED_FOLDER, SEED_FOLDER], ids=["shipped", "seed"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from denoise_batch.training.objective import cross_entropy, psnr_of, quality_loss, weight_of
+from denoise_batch.training.objective import cross_entropy, gate_loss, psnr_of, quality_loss, weight_of
 
 
 def test_cross_entropy_is_each_images_own() -> None:
@@ -26,13 +26,28 @@ def test_faint_noise_counts_more_and_the_same_alone_as_in_company() -> None:
 
 def test_the_best_answer_about_quality_is_the_truth_and_moves_no_pixel() -> None:
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn((4, 1, 28, 28), generator=generator).requires_grad_()
-    clean, level = torch.rand((4, 1, 28, 28), generator=generator), torch.rand(4, generator=generator)
-    truth = torch.stack([psnr_of(logits.detach(), clean), level], dim=1)
-    assert float(quality_loss(truth, logits, clean, level)) == 0.0
+    clean = torch.rand((4, 1, 28, 28), generator=generator).requires_grad_()
+    digits, level = torch.rand((4, 1, 28, 28), generator=generator), torch.rand(4, generator=generator)
+    truth = torch.stack([psnr_of(clean.detach(), digits), level], dim=1)
+    assert float(quality_loss(truth, clean, digits, level)) == 0.0
     wrong = (truth + torch.tensor([5.0, 0.2])).requires_grad_()
-    loss = quality_loss(wrong, logits, clean, level)
+    loss = quality_loss(wrong, clean, digits, level)
     assert float(loss.detach()) == pytest.approx(0.25 + 0.2, rel=1e-5)
     loss.backward()
-    assert logits.grad is None
+    assert clean.grad is None
     assert wrong.grad is not None
+
+
+def test_what_is_trusted_is_to_be_what_was_clean() -> None:
+    """A clean image is best kept, a noisy one is not, and faint noise counts as much as heavy noise."""
+    generator = torch.Generator().manual_seed(2)
+    digits = torch.rand((2, 1, 28, 28), generator=generator)
+    made = (digits + 0.02 * torch.randn(digits.shape, generator=generator)).clamp(0.01, 0.99)
+    noisy = torch.stack([digits[0], digits[1] + 0.5])  # pixels beyond 1 are cut off there
+    none, first, second = (
+        float(gate_loss(torch.tensor(trust), noisy, made, digits)) for trust in ((0.0, 0.0), (1e4, 0.0), (0.0, 1e4))
+    )
+    assert first < none / 2
+    assert second > 10 * none
+    worse = (digits + 10 * (made - digits)).clamp(0.01, 0.99)
+    assert float(gate_loss(torch.zeros(2), noisy, worse, digits)) == pytest.approx(none, abs=0.05)

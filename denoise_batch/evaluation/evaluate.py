@@ -35,6 +35,7 @@ from denoise_batch.evaluation.protocol import (
 )
 from denoise_batch.evaluation.quality import QualityRow, quality_scores
 from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 FIGURES: Final = ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy", "accuracy")
 """The figures of `Scores`."""
-MOST_PSNR: Final = 60.0
-"""A true PSNR beyond it counts as this much, as in training: of an exact image it would be infinite."""
 
 
 @dataclass(frozen=True)

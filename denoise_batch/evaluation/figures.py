@@ -175,7 +175,7 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
             _mark_levels(axis, levels)
             axis.set_title(title, fontsize=11)
             if field == "pooled_psnr":
-                # A filter that leaves clean images alone reaches 80 dB there: its line may leave the picture.
+                # What leaves clean images alone reaches 50 dB and more there: its line may leave the picture.
                 shown = [value for values in drawn.values() for value in values if value < _HIGHEST_DB]
                 axis.set_ylim(min([*shown, 0.0]) - 1.0, max([*shown, 10.0]) + 2.0)
             else:

@@ -16,7 +16,8 @@ on a core and by what it is worth (docs/training.md), measured one by one:
 - it computes in 8-bit integers where the device multiplies these faster (`int8`), else in bfloat16 where it does that
   (`DenoisingNetwork.to_bfloat16`), on a GPU in a pass of its own (`gpu_pass`).
 
-Beside the image it says how good it takes the image to be (`quality_head`).
+What has hardly any noise it leaves as it is (`input_gate`). Beside the image it says how good it takes the image to be
+(`quality_head`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import nn
 from denoise_batch.models.channel_scales import balance_channels
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
 from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of, works
+from denoise_batch.models.input_gate import InputGate
 from denoise_batch.models.int8 import INT8, IntegerPass, plane_steps, stands_for
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
@@ -36,6 +38,8 @@ from denoise_batch.models.rounding import choose_cutoffs, choose_integers
 from denoise_batch.models.two_scales import PLANES, Passed, TwoScales
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor
 
 
@@ -52,7 +56,7 @@ class BoundsUNet(TwoScales):
         ValueError: one of them is below 1, of the last two below 0.
     """
 
-    float32_parts = ("quality.hidden", "quality.out")
+    float32_parts = ("gate.hidden", "gate.out", "quality.hidden", "quality.out")
 
     def __init__(
         self, width: int = 32, deep: int = 64, bottleneck: int = 256, blocks_in: int = 1, blocks_out: int = 1
@@ -79,6 +83,7 @@ class BoundsUNet(TwoScales):
         self.join = ResidualConv(width)
         self.fine_out = ResidualConv(width)
         self.outlet = nn.Conv2d(width, 4, 1)
+        self.gate = InputGate()
         self.quality = QualityHead(width, bottleneck + deep + width + RANGE_ENDS)
         self._integers: IntegerPass | None = None
         self._on_gpu: GpuPass | None = None
@@ -169,6 +174,10 @@ class BoundsUNet(TwoScales):
     @property
     def computes_in_own_kernels(self) -> bool:
         return self._on_gpu is not None
+
+    @property
+    def _kernels(self) -> ModuleType | None:
+        return None if self._on_gpu is None else self._on_gpu.kernels
 
     def _pass(self, noisy: Tensor) -> Passed:
         if self._integers is not None:

@@ -9,13 +9,16 @@ other, with the same result to rounding. One thing differs: oneDNN's ReLU makes 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
 _OPERATIONS = ("_convolution_pointwise", "_linear_pointwise", "_is_mkldnn_bf16_supported")
@@ -32,6 +35,11 @@ FUSED_CUDNN = hasattr(torch, "cudnn_convolution_relu") and hasattr(torch, "cudnn
 def is_recorded() -> bool:
     """Whether the network is not run but written down, for a compiler or another runtime: plain operations alone."""
     return bool(torch.jit.is_tracing()) or torch.compiler.is_compiling()  # type: ignore[attr-defined,no-untyped-call]
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """For what is not to be in bfloat16 on x's device. What is written down is not anyway."""
+    return contextlib.nullcontext() if is_recorded() else torch.autocast(x.device.type, enabled=False)
 
 
 def _by_cudnn(x: Tensor, layer: nn.Conv2d) -> bool:

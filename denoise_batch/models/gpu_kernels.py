@@ -78,6 +78,24 @@ def outlet(fine: Tensor, layer: Any, ends: Tensor) -> Tensor:
     return made
 
 
+def apart(noisy: Tensor, made: Tensor) -> Tensor:
+    """How far images are from what was made of them: (n, 1, 28, 28) float32 twice → (n, 4) float32.
+
+    Mean square and maximum of |noisy, clipped to 0..1, less made|; mean of made (1 - made); and the mean square of
+    noisy less made in every fourth line, not clipped.
+    """
+    found = torch.empty((noisy.shape[0], 4), dtype=torch.float32, device=noisy.device)
+    _apart[(noisy.shape[0],)](noisy, made, found, num_warps=4)
+    return found
+
+
+def join(noisy: Tensor, made: Tensor, trust: Tensor, whole: float) -> Tensor:
+    """`input_gate.joined` of what `noisy` is when it is clipped to 0..1: (n, 1, 28, 28) float32 twice, (n,) float32."""
+    out = torch.empty_like(made)
+    _join[(noisy.shape[0],)](noisy, made, trust, out, whole, num_warps=4)
+    return out
+
+
 @triton.jit
 def _planes_and_ends(noisy, planes, ends):
     image = tl.program_id(0).to(tl.int64)
@@ -167,3 +185,32 @@ def _outlet(fine, weight, bias, ends, made, positions, WIDTH: tl.constexpr, BLOC
     last = tl.load(ends + position // GROUPS * ENDS + (ENDS - 1), mask=inside, other=0.0)
     total += (last * 0.0)[:, None]
     tl.store(made + position[:, None] * 4 + corner[None, :], total, mask=inside[:, None] & (corner < 4)[None, :])
+
+
+@triton.jit
+def _apart(noisy, made, found):
+    image, place = tl.program_id(0).to(tl.int64), tl.arange(0, 1024)
+    inside = place < PIXELS
+    x = tl.load(noisy + image * PIXELS + place, mask=inside, other=0.0)
+    p = tl.load(made + image * PIXELS + place, mask=inside, other=0.0)
+    far = tl.abs(tl.minimum(tl.maximum(x, 0.0), 1.0) - p)
+    row = found + image * 4
+    tl.store(row, tl.sum(far * far) / PIXELS)
+    tl.store(row + 1, tl.max(far))
+    tl.store(row + 2, tl.sum(p * (1.0 - p)) / PIXELS)
+    line = tl.where((place // 28) % 4 == 1, x - p, 0.0)
+    tl.store(row + 3, tl.sum(line * line) / (7 * 28))
+
+
+@triton.jit
+def _join(noisy, made, trust, out, whole):
+    image, place = tl.program_id(0).to(tl.int64), tl.arange(0, 1024)
+    inside = place < PIXELS
+    x = tl.load(noisy + image * PIXELS + place, mask=inside, other=0.0)
+    p = tl.load(made + image * PIXELS + place, mask=inside, other=0.0)
+    trusted = tl.load(trust + image)
+    weight = p * (1.0 - p) * trusted
+    given = tl.minimum(tl.maximum(x, 0.0), 1.0)
+    joined = p + (given - p) * (weight / (1.0 + weight))
+    joined = tl.where(trusted >= whole, given, tl.where(trusted == 0.0, p, joined))
+    tl.store(out + image * PIXELS + place, joined, mask=inside)

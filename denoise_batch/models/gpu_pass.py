@@ -48,7 +48,8 @@ def works(gpu_pass: GpuPass, network: BoundsUNet) -> bool:
     """
     try:
         with torch.inference_mode():
-            gpu_pass(network, torch.zeros((1, 1, 28, 28), device=network.outlet.weight.device))
+            noisy = torch.zeros((1, 1, 28, 28), device=network.outlet.weight.device)
+            network.gate(noisy, noisy, gpu_pass(network, noisy).ends, gpu_kernels)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
@@ -60,6 +61,8 @@ def works(gpu_pass: GpuPass, network: BoundsUNet) -> bool:
 
 class GpuPass:
     """The pass of a network that is about to become bfloat16, from its weights as they are when this is made."""
+
+    kernels = gpu_kernels
 
     def __init__(self, network: BoundsUNet) -> None:
         self._fine_in = _absorbing(network.fine_in)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,12 +11,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Outputs(NamedTuple):
+    """All that a network gives of n images.
+
+    Attributes:
+        logits: (n, 1, 28, 28), what it has made, before the sigmoid; its weights are trained through these alone.
+        clean: (n, 1, 28, 28) float32, in 0..1: what `forward` gives.
+        quality: (n, 2) float32, the PSNR in dB that it expects of `clean`, and the noisy image's noise level, in units
+            of full ink, as `NoiseDraw.degrade` defines it (an estimate, which may lie below 0); None where it does not
+            say.
+        trust: (n,) float32, by which the noisy image is joined with what was made of it, before it is `decided`
+            (`input_gate`); None where nothing of it is kept.
+    """
+
+    logits: Tensor
+    clean: Tensor
+    quality: Tensor | None = None
+    trust: Tensor | None = None
+
+
 class DenoisingNetwork(nn.Module):
     """A denoiser of 28×28 images.
 
     Attributes:
         parameters_json: the constructor's arguments, as they stand in a model folder.
-        has_quality: whether it says of each image how good its output is: `logits_and_quality` works.
+        has_quality: whether it says of each image how good its output is: `outputs` have it.
         float32_parts: the layers that stay float32 where the rest computes in bfloat16 (`to_bfloat16`); None where
             nothing may.
         code_size: numbers in its bottleneck, which `code` and `decode` lead to and from; 0 without.
@@ -69,14 +88,10 @@ class DenoisingNetwork(nn.Module):
         """(n, 1, 28, 28) float32 noisy → (n, 1, 28, 28) float32 clean, in 0..1."""
         return torch.sigmoid(self.logits(noisy).float())
 
-    def logits_and_quality(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """`logits`, and what the network thinks of each image, in one pass.
-
-        Returns:
-            logits as in `logits`; quality (n, 2) float32: the denoised image's PSNR in dB, and the noisy image's noise
-            level, in units of full ink, as `NoiseDraw.degrade` defines it (an estimate, which may lie below 0).
-        """
-        raise NotImplementedError
+    def outputs(self, noisy: Tensor) -> Outputs:
+        """All that it gives of (n, 1, 28, 28) float32 noisy images, in one pass."""
+        logits = self.logits(noisy)
+        return Outputs(logits, torch.sigmoid(logits.float()))
 
     def code(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → float32, `code_size` numbers an image in any shape (n, …)."""

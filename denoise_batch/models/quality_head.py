@@ -5,24 +5,32 @@ It is trained on the error that the image then has. No gradient goes back from i
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from denoise_batch.models.fused_layers import add_conv_relu
+from denoise_batch.models.fused_layers import add_conv_relu, no_autocast
+from denoise_batch.models.input_gate import WHOLE, WHOLE_FROM, input_weight
 from denoise_batch.models.pixel_groups import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_PSNR = 45.0
+"""What an image of a better PSNR, in dB, counts as: it is off by less than one and a half of 255 grey levels, so that
+nobody sees it, and whether by a half or by none at all is a matter of luck."""
+_LARGEST = math.log(WHOLE)
+
+
 class QualityHead(nn.Module):
     """What the network has made → the image's PSNR in dB and its noise level, (n, 2) float32.
 
     Trained on cross-entropy, a pixel p is the mean of what may be there, so its variance is a share of p (1 - p). That
-    share is read off the features at each pixel; the mean over the image is the squared error that is expected. What
-    the whole image says then corrects it.
+    share is read off the features at each pixel, and less is left where what was given is joined in; the mean over the
+    image is the squared error that is expected. What the whole image says then corrects it.
 
     Args:
         width: channels of the features at 14×14.
@@ -34,28 +42,33 @@ class QualityHead(nn.Module):
         self.feature = nn.Conv2d(width, 8, 1)
         self.pixel = nn.Conv2d(8, 8, 1, bias=False)
         self.share = nn.Conv2d(8, 4, 1)
-        self.hidden = nn.Linear(features + 3, 64)
+        self.hidden = nn.Linear(features + 5, 64)
         self.out = nn.Linear(64, 2)
 
-    def forward(self, noisy: Tensor, logits: Tensor, fine: Tensor, whole: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, logits: Tensor, fine: Tensor, whole: Tensor, trust: Tensor) -> Tensor:
         """What it says of images.
 
         Args:
             noisy, logits: (n, 196, 4), grouped.
             fine: (n, width, 14, 14), the last features there.
             whole: (n, features).
+            trust: (n,), by which what was made is joined with what was given, before it is `decided` (`input_gate`).
         """
         # It is not for autocast: a decibel in bfloat16 has steps of an eighth.
-        with torch.autocast(noisy.device.type, enabled=False):
+        with no_autocast(noisy):
             dtype = self.feature.weight.dtype
-            noisy, logits, fine, whole = (part.detach() for part in (noisy, logits, fine, whole))
+            noisy, logits, fine, whole, trust = (part.detach() for part in (noisy, logits, fine, whole, trust))
             clean = torch.sigmoid(logits.float())
             shown = side_by_side(clean.to(dtype), noisy.to(dtype))
             share = self.share(add_conv_relu(self.feature, fine.to(dtype), self.pixel(shown)))
             share = torch.sigmoid(share.permute(0, 2, 3, 1).reshape(clean.shape).float())
             # Numbers of about one inside, decibels outside.
-            expected = -(share * clean * (1.0 - clean)).mean(dim=(1, 2)).clamp_min(1e-6).log10()
-            residual = (noisy.float() - clean).square().mean(dim=(1, 2)).sqrt()
-            features = torch.cat([torch.stack([expected, clean.mean(dim=(1, 2)), residual], dim=1), whole], dim=1)
+            left = share * clean * (1.0 - clean) * (1.0 - input_weight(clean, trust[:, None, None]))
+            left = torch.where(trust < WHOLE_FROM, left.mean(dim=(1, 2)), 1.0 / trust.clamp_min(1.0))
+            expected = -left.clamp_min(10.0 ** (-MOST_PSNR / 10.0)).log10()
+            apart = noisy.float() - clean
+            residual, most = apart.square().mean(dim=(1, 2)).sqrt(), apart.abs().amax(dim=(1, 2))
+            image = [most, trust.log1p() / _LARGEST, expected, clean.mean(dim=(1, 2)), residual]
+            features = torch.cat([torch.stack(image, dim=1), whole], dim=1)
             correction, level = self.out(torch.relu(self.hidden(features))).unbind(dim=1)
             return torch.stack([10.0 * (expected + correction), level], dim=1)

@@ -52,7 +52,8 @@ def choose_cutoffs(network: BoundsUNet, noisy: Tensor) -> None:
 
     A value as large as any layer gives is rare, mostly stands for a pixel that is beyond doubt, and makes the steps of
     all others coarse. So that share of it is taken with which the image comes out best if this layer alone is rounded:
-    the larger values are cut off.
+    the larger values are cut off. What the gate then does to images (`input_gate`) is left out: it would hide what is
+    made of clean ones, off which it reads what to do.
 
     Args:
         network: in float32.
@@ -67,13 +68,13 @@ def choose_cutoffs(network: BoundsUNet, noisy: Tensor) -> None:
             network(part)
     network.largest.copy_(torch.stack(found).view(-1, len(layers)).amax(dim=0))
     few = noisy[:: -(-len(noisy) // _TRIED)]
-    exact = network(few)
+    exact = torch.sigmoid(network.logits(few))
     for place, layer in enumerate(layers):
         errors: list[float] = []
         for share in _SHARES:
             step = (share * network.largest[place] / LEVELS).clamp_min(1e-9)
             with on_output(layer, lambda made, step=step: after_rounding(made, step)):
-                errors.append(float((network(few) - exact).square_().mean()))
+                errors.append(float((torch.sigmoid(network.logits(few)) - exact).square_().mean()))
             if len(errors) > 2 and min(errors[-2:]) > min(errors):  # finer steps gain less than is cut off
                 break
         network.largest[place] *= _SHARES[errors.index(min(errors))]

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from denoise_batch.models.network import DenoisingNetwork
+from denoise_batch.models.fused_layers import is_recorded
+from denoise_batch.models.network import DenoisingNetwork, Outputs
 from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.models.pixel_groups import grouped, side_by_side, ungrouped
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor, nn
 
+    from denoise_batch.models.input_gate import InputGate
     from denoise_batch.models.quality_head import QualityHead
 
 
@@ -43,17 +47,24 @@ class Passed(NamedTuple):
 
 
 class TwoScales(DenoisingNetwork):
-    """A network whose first layer is `inlet`, whose pass is `_pass` and whose head is `quality`."""
+    """A network whose first layer is `inlet`, whose pass is `_pass`, and whose heads are `gate` and `quality`."""
 
     has_quality = True
     inlet: nn.Conv2d
+    gate: InputGate
     quality: QualityHead
 
     def logits(self, noisy: Tensor) -> Tensor:
         return ungrouped(self._pass(noisy).logits)
 
-    def logits_and_quality(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, noisy: Tensor) -> Tensor:
         passed = self._pass(noisy)
+        return self._joined(noisy, ungrouped(passed.logits), passed.ends)[0]
+
+    def outputs(self, noisy: Tensor) -> Outputs:
+        passed = self._pass(noisy)
+        logits = ungrouped(passed.logits)
+        clean, trust = self._joined(noisy, logits, passed.ends)
         fine = passed.fine
         if not fine.is_floating_point():
             fine = fine.float().mul_(passed.fine_step)
@@ -62,11 +73,25 @@ class TwoScales(DenoisingNetwork):
             fine.mean(dim=(2, 3), dtype=torch.float32),
         ]
         summary = torch.cat([passed.whole.float(), *means, passed.ends], dim=1)
-        quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), fine, summary)
-        return ungrouped(passed.logits), quality
+        quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), fine, summary, trust)
+        return Outputs(logits, clean, quality, trust)
+
+    def _joined(self, noisy: Tensor, logits: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gate gives."""
+        kernels = None if is_recorded() else self._kernels
+        made = torch.sigmoid(logits.float())
+        if kernels is not None:
+            noisy, made = noisy.contiguous(), made.contiguous()
+        joined: tuple[Tensor, Tensor] = self.gate(noisy, made, ends, kernels)
+        return joined
+
+    @property
+    def _kernels(self) -> ModuleType | None:
+        """`gpu_kernels`, where they are to be used."""
+        return None
 
     def _pass(self, noisy: Tensor) -> Passed:
-        """The whole network but for its quality head, of (n, 1, 28, 28)."""
+        """The whole network but for its heads, of (n, 1, 28, 28)."""
         raise NotImplementedError
 
     def _ends(self, noisy: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def gradients(
     network: DenoisingNetwork, layers: list[Any], noisy: Tensor
 ) -> Iterator[tuple[list[Tensor], tuple[Tensor, ...]]]:
-    """What layers give, and the images' gradients towards it, a few images at a time.
+    """What layers give, and the gradients towards it of the images that are made, a few images at a time.
 
     The gradients are those of a sum of the pixels with random signs: their products are, on average, what they are
     summed up over the pixels, one by one.
@@ -38,7 +38,7 @@ def gradients(
             hooked.enter_context(on_output(layer, functools.partial(keep, layer)))
         for part in torch.split(noisy, 32):
             with torch.enable_grad():
-                made = network(part)
+                made = torch.sigmoid(network.logits(part))  # what the gate does to it comes after all layers
                 signs = torch.randint(0, 2, made.shape, generator=generator).to(made.device) * 2.0 - 1.0
                 towards = torch.autograd.grad((made * signs).sum(), [kept[layer] for layer in layers])
             yield [kept[layer].detach() for layer in layers], towards

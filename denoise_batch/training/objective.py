@@ -8,23 +8,39 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from denoise_batch.models.input_gate import input_weight
+from denoise_batch.models.quality_head import MOST_PSNR
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from denoise_batch.models.network import DenoisingNetwork
+    from denoise_batch.models.network import DenoisingNetwork, Outputs
 
 
-class Outputs(nn.Module):
-    """The network as DDP wants it: what is called is `forward`, which gives logits, and quality where there is one."""
+class AllOutputs(nn.Module):
+    """The network as DDP wants it: what is called is `forward`, which gives its `outputs`."""
 
     def __init__(self, network: DenoisingNetwork) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.network.has_quality:
-            return self.network.logits_and_quality(noisy)
-        return self.network.logits(noisy), None
+    def forward(self, noisy: Tensor) -> Outputs:
+        return self.network.outputs(noisy)
+
+
+def heads_loss(outputs: Outputs, noisy: Tensor, truth: Tensor, level: Tensor) -> Tensor:
+    """How wrong a network's heads are, about what to keep and about its own images; 0 where it has none.
+
+    Args:
+        noisy, truth: (n, 1, 28, 28).
+        level: (n,), the true noise levels.
+    """
+    loss = truth.new_zeros(())
+    if outputs.trust is not None:
+        loss = loss + gate_loss(outputs.trust, noisy, torch.sigmoid(outputs.logits.detach().float()), truth)
+    if outputs.quality is not None:
+        loss = loss + quality_loss(outputs.quality, outputs.clean, truth, level)
+    return loss
 
 
 def cross_entropy(logits: Tensor, clean: Tensor) -> Tensor:
@@ -41,22 +57,39 @@ def weight_of(level: Tensor, exponent: float) -> Tensor:
     return ((level + 0.1) / 0.6) ** -exponent
 
 
-def quality_loss(quality: Tensor, logits: Tensor, clean: Tensor, level: Tensor) -> Tensor:
+def gate_loss(trust: Tensor, noisy: Tensor, made: Tensor, truth: Tensor) -> Tensor:
+    """How much worse or better images become by what is kept of the noisy ones.
+
+    Args:
+        trust: (n,), in the noisy images.
+        noisy, made, truth: (n, 1, 28, 28), the noisy images, what the network makes of them, and what it should.
+
+    Returns:
+        The mean over the images of their squared error in units of what it is if nothing is kept, so that faint noise
+        and heavy noise count alike; and a little of its logarithm, without which exact images were never exact.
+    """
+    share = input_weight(made, trust[:, None, None, None])
+    error = (made + share * (noisy.clamp(0.0, 1.0) - made) - truth).square().mean(dim=(1, 2, 3))
+    ratio = (error + 1e-7) / ((made - truth).square().mean(dim=(1, 2, 3)) + 1e-5)
+    return (ratio + 0.1 * ratio.log()).mean()
+
+
+def quality_loss(quality: Tensor, clean: Tensor, truth: Tensor, level: Tensor) -> Tensor:
     """How wrong a network is about its own images.
 
     Args:
-        quality: (n, 2), as `DenoisingNetwork.logits_and_quality` gives it.
-        logits, clean: (n, 1, 28, 28); no gradient goes to the logits.
+        quality: (n, 2), as `Outputs` has it.
+        clean, truth: (n, 1, 28, 28), what it gives and what it should; no gradient goes to the former.
         level: (n,), the true noise levels.
 
     Returns:
         The mean over the images of the squared error of the PSNR in units of 10 dB, whose best answer is the mean and
         so free of bias, and of the absolute error of the noise level, to which small levels matter as much as large.
     """
-    psnr = psnr_of(logits.detach(), clean)
+    psnr = psnr_of(clean.detach(), truth)
     return functional.mse_loss(quality[:, 0] / 10.0, psnr / 10.0) + functional.l1_loss(quality[:, 1], level)
 
 
-def psnr_of(logits: Tensor, clean: Tensor) -> Tensor:
-    """Each image's PSNR in dB, at most 60: (n, 1, 28, 28) twice → (n,)."""
-    return -10.0 * (torch.sigmoid(logits) - clean).square().mean(dim=(1, 2, 3)).clamp_min(1e-6).log10()
+def psnr_of(clean: Tensor, truth: Tensor) -> Tensor:
+    """Each image's PSNR in dB, at most `MOST_PSNR`: (n, 1, 28, 28) twice → (n,)."""
+    return -10.0 * (clean - truth).square().mean(dim=(1, 2, 3)).clamp_min(10.0 ** (-MOST_PSNR / 10.0)).log10()

@@ -21,7 +21,7 @@ from torch import nn
 from denoise_batch.cuda_pass import end_of_recording, undisturbed
 from denoise_batch.noise import NoiseRecipe, noise_level
 from denoise_batch.training.batches import draw_noise, noise_generator
-from denoise_batch.training.objective import Outputs, cross_entropy, quality_loss, weight_of
+from denoise_batch.training.objective import AllOutputs, cross_entropy, heads_loss, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ class TrainingStep:
         self._device = next(network.parameters()).device
         self._bfloat16 = recipe.precision.bfloat16(self._device)
         self._noise = NoiseRecipe.from_json(recipe.noise_json())
-        self._trained: nn.Module = Outputs(network)
+        self._trained: nn.Module = AllOutputs(network)
         if workers > 1:
             # Buffers hold what is chosen after the training.
             self._trained = nn.parallel.DistributedDataParallel(
@@ -132,11 +132,10 @@ class TrainingStep:
             clean = noisy = torch.zeros((1, *batch.clean.shape[1:]), device=self._device)
             level = torch.zeros(1, device=self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
-            logits, quality = self._trained(noisy[:, None])
-        losses = cross_entropy(logits.float(), clean[:, None])
+            outputs = self._trained(noisy[:, None])
+        losses = cross_entropy(outputs.logits.float(), clean[:, None])
         objective = (losses * weight_of(level, self._recipe.faint_noise)).mean()
-        if quality is not None:
-            objective = objective + quality_loss(quality, logits.float(), clean[:, None], level)
+        objective = objective + heads_loss(outputs, noisy[:, None], clean[:, None], level)
         # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
         (objective * (rows * self._workers / batch.total)).backward()
         self._optimiser.step()

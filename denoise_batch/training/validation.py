@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from denoise_batch.training.batches import share, to_unit
-from denoise_batch.training.objective import Outputs, cross_entropy, psnr_of
+from denoise_batch.training.objective import AllOutputs, cross_entropy, psnr_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,18 +65,17 @@ class Validation:
     def errors(self, network: DenoisingNetwork, bfloat16: bool) -> Tensor:
         """Sums over this worker's images, (4,) float64: loss, squared error on noisy ones, squared error on clean ones,
         squared error in dB of the PSNR predicted of noisy ones."""
-        outputs, device = Outputs(network), self.clean.device
+        outputs_of, device = AllOutputs(network), self.clean.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         batch = _GPU_BATCH if device.type == "cuda" else _BATCH
         for start in range(0, len(self.clean), batch):
             clean = self.clean[start : start + batch, None]
             for place, shown in ((1, self.noisy[start : start + batch, None]), (2, clean)):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    logits, quality = outputs(shown)
-                logits = logits.float()
-                if place == 1 and quality is not None:
-                    sums[3] += (quality[:, 0] - psnr_of(logits, clean)).square().sum()
+                    outputs = outputs_of(shown)
+                if place == 1 and outputs.quality is not None:
+                    sums[3] += (outputs.quality[:, 0] - psnr_of(outputs.clean, clean)).square().sum()
                 if place == 1:
-                    sums[0] += cross_entropy(logits, clean).sum()
-                sums[place] += functional.mse_loss(torch.sigmoid(logits), clean) * len(clean)
+                    sums[0] += cross_entropy(outputs.logits.float(), clean).sum()
+                sums[place] += functional.mse_loss(outputs.clean, clean) * len(clean)
         return sums
