@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(240)
 
-UNITS, ROWS, POISON = 10, 1500, 5
+UNITS, ROWS, POISON = 14, 1500, 5
 WAIT_S = 100.0
 
 # One attempt, and once Ray has noticed the lost node (15 s later) no long wait for another: it would cost the test its
