@@ -33,7 +33,7 @@ from denoise_batch.models.bounds_unet import BoundsUNet, Passed
 from denoise_batch.models.watched_layers import on_input
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import ResidentBatches, draw_noise, noise_generator
-from denoise_batch.training.objective import heads_loss, psnr_of
+from denoise_batch.training.objective import heads_loss, loss_about, psnr_of
 from denoise_batch.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ SETTLED, EPOCHS = 500_000, 6
 EXPECTED = 2  # which of the numbers about an image is the expected PSNR
 HELD_OUT, BATCH, RATE, AVERAGE = 5000, 512, 2e-3, 0.999
 HEADS = ("gate", "quality")
-HISTORY_FILE = "history.csv"
 
 
 class HeadsAlone(BoundsUNet):
@@ -83,7 +82,7 @@ def main() -> None:
     whole.prepare_int8(held.all_shown[:, None])
     fields = {name: model[name] for name in ("architecture", "parameters", "noise", "recipe", "command", "data")}
     fields["data"] |= {"heads": {"script": "benchmarks/heads.py", "images": images}}
-    history = tuple(read_history(options.folder / HISTORY_FILE))
+    history = tuple(read_history(options.folder / "history.csv"))
     save_bundle(options.out, whole, BundleCard(**fields, metrics=model["metrics"] | metrics, history=history))
     saved = json.loads((options.out / MODEL_FILE).read_text(encoding="utf-8"))
     saved |= {name: model[name] for name in ("versions", "created")}  # of the training
@@ -133,7 +132,7 @@ def settle(network: BoundsUNet, noise: NoiseRecipe, faint: NoiseRecipe, clean: T
             images = clean[torch.randint(len(clean), (BATCH,), generator=random)].float() / 255
             noisy, level = (noise if step % 2 else faint).draw(BATCH, random).degrade(images)
             psnr = psnr_of(network.outputs(noisy[:, None]).clean, images[:, None])
-            truths.append(torch.stack([psnr / 10.0, level], dim=1))
+            truths.append(torch.stack([psnr, level], dim=1))
     features, truth = torch.cat(given), torch.cat(truths)
     layers = torch.nn.ModuleList([network.quality.hidden, network.quality.out])
     optimiser, taken = torch.optim.AdamW(layers.parameters(), weight_decay=0.0), 0
@@ -143,9 +142,8 @@ def settle(network: BoundsUNet, noise: NoiseRecipe, faint: NoiseRecipe, clean: T
             for group in optimiser.param_groups:
                 group["lr"] = 1.5 * RATE * min(1.0, 50.0 * share) * 0.5 * (1.0 + math.cos(math.pi * share))
             correction, level = layers[1](torch.relu(layers[0](features[chosen]))).unbind(dim=1)
-            psnr = features[chosen, EXPECTED] + correction
-            wanted = truth[chosen]
-            (functional.mse_loss(psnr, wanted[:, 0]) + functional.l1_loss(level, wanted[:, 1])).backward()
+            said = torch.stack([10.0 * (features[chosen, EXPECTED] + correction), level], dim=1)
+            loss_about(said, *truth[chosen].unbind(dim=1)).backward()
             optimiser.step()
             optimiser.zero_grad()
             taken += len(chosen)

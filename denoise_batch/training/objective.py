@@ -86,7 +86,11 @@ def quality_loss(quality: Tensor, clean: Tensor, truth: Tensor, level: Tensor) -
         The mean over the images of the squared error of the PSNR in units of 10 dB, whose best answer is the mean and
         so free of bias, and of the absolute error of the noise level, to which small levels matter as much as large.
     """
-    psnr = psnr_of(clean.detach(), truth)
+    return loss_about(quality, psnr_of(clean.detach(), truth), level)
+
+
+def loss_about(quality: Tensor, psnr: Tensor, level: Tensor) -> Tensor:
+    """`quality_loss` of images whose true PSNR, (n,), is known."""
     return functional.mse_loss(quality[:, 0] / 10.0, psnr / 10.0) + functional.l1_loss(quality[:, 1], level)
 
 
