@@ -111,7 +111,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
     if not session.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        with _terminated_by_sigterm():
+        with _ended_by_signals():
             before()
             # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
             command = typer.main.get_command(app)
@@ -230,16 +230,23 @@ def _after_interruption() -> str:
 
 
 @contextlib.contextmanager
-def _terminated_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Terminated, so that what is half done is cleaned up. Ray replaces the handler: see `cluster`."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM raises Terminated, so that what is half done is cleaned up. Ray replaces the handler: see `cluster`.
+
+    Ctrl-C raises KeyboardInterrupt, as it does anyway, but is never lost; a second one interrupts the cleaning up. What
+    a shell started in the background ignores it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    terminate = Insistent(lambda: Terminated("stopped by SIGTERM", hint="start again"))
-    before = signal.signal(signal.SIGTERM, terminate)
+    handlers = {signal.SIGTERM: Insistent(lambda: Terminated("stopped by SIGTERM", hint="start again"))}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handlers[signal.SIGINT] = Insistent(KeyboardInterrupt, twice=True)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        terminate.close()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in handlers.items():
+            handler.close()
+            signal.signal(number, before[number])

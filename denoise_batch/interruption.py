@@ -1,7 +1,8 @@
 """A handler for a signal that is to end the process, whatever the main thread was about when it came.
 
 An exception that is raised by a signal's handler is lost where the main thread happens to be inside a destructor or a
-weak reference's callback, which Python lets no exception out of, or inside foreign code that passes over all of them.
+weak reference's callback, which Python lets no exception out of (imports have some), or inside foreign code that passes
+over all of them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ class Insistent:
 
     Args:
         error: makes the exception.
+        twice: a second signal, not sent from here, interrupts what cleans up after the first.
 
     Attributes:
         came: whether the signal came.
     """
 
-    def __init__(self, error: Callable[[], BaseException]) -> None:
+    def __init__(self, error: Callable[[], BaseException], *, twice: bool = False) -> None:
         self.came = False
         self._error = error
+        self._twice = twice
+        self._sent_from_here = False
         self._raised: BaseException | None = None
         self._timer: threading.Timer | None = None
         self._closed = False
@@ -37,8 +41,9 @@ class Insistent:
 
     def __call__(self, number: int, _frame: object) -> None:
         self.came = True
+        again, self._sent_from_here = self._sent_from_here, False
         self._arm(number)
-        if not self._being_handled():
+        if not self._being_handled() or (self._twice and not again):
             self._raised = self._error()
             raise self._raised
 
@@ -61,6 +66,7 @@ class Insistent:
         with self._lock:
             main: Any = threading.main_thread().ident
             if not self._closed:
+                self._sent_from_here = True
                 signal.pthread_kill(main, number)
 
     def _being_handled(self) -> bool:

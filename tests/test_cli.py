@@ -348,6 +348,29 @@ def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_in_a_destructor_is_not_lost(
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def deaf_then_long(*_: object) -> None:
+        deaf = Deaf()
+        del deaf
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    monkeypatch.setattr("denoise_batch.digits.make_digits", deaf_then_long)
+    before = signal.getsignal(number)
+    begun = time.monotonic()
+    assert cli.run(["digits", str(tmp_path / "drawn.parquet")]) == code
+    assert time.monotonic() - begun < 5
+    assert signal.getsignal(number) is before
+
+
 def test_a_reader_that_goes_away(files: Path) -> None:
     program = "import sys; from denoise_batch import cli; sys.exit(cli.run(sys.argv[1:]))"
     with subprocess.Popen(

@@ -80,6 +80,30 @@ def test_what_cleans_up_is_not_disturbed(handler: Insistent, other: bool) -> Non
     assert cleaned
 
 
+def test_a_second_signal_from_outside_may_interrupt_what_cleans_up() -> None:
+    handler = Insistent(StoppedError, twice=True)
+    before = signal.signal(signal.SIGTERM, handler)
+    cleaned = 0
+
+    def work() -> None:
+        nonlocal cleaned
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            wait(1.3)  # its own repetitions leave it alone
+            cleaned += 1
+            signal.raise_signal(signal.SIGTERM)
+            cleaned += 1
+
+    try:
+        with pytest.raises(StoppedError):
+            work()
+    finally:
+        handler.close()
+        signal.signal(signal.SIGTERM, before)
+    assert cleaned == 1
+
+
 def test_nothing_comes_once_it_is_closed(handler: Insistent) -> None:
     with pytest.raises(StoppedError):
         signal.raise_signal(signal.SIGTERM)

@@ -90,7 +90,7 @@ def follow(cluster: Cluster, job_id: str, progress: Progress, *, verbose: bool) 
     again = f"{PROGRAM} submit --address {redact(cluster.url)}"
     on = f"follow it with: {again} --follow {job_id}; stop it with: {again} --stop {job_id}"
     try:
-        ended = _until_terminated(_follow(cluster, job_id, transcript))
+        ended = _until_stopped(_follow(cluster, job_id, transcript))
     except (KeyboardInterrupt, Interrupted) as error:
         kind = Terminated if isinstance(error, Terminated) else Interrupted
         raise kind(f"no longer followed; {job_id} goes on", hint=on) from error
@@ -117,28 +117,40 @@ def _check_ending(ended: JobState, transcript: Transcript) -> None:
     raise error
 
 
-def _until_terminated(work: Coroutine[Any, Any, JobState]) -> JobState:
-    """Runs it. SIGTERM cancels it: a handler that raises would do so in whatever task runs, where nobody looks.
+def _until_stopped(work: Coroutine[Any, Any, JobState]) -> JobState:
+    """Runs it. A signal cancels it: a handler that raises would do so in whatever task runs, where nobody looks.
 
     Raises:
         Terminated: SIGTERM came.
+        KeyboardInterrupt: Ctrl-C came.
     """
     if threading.current_thread() is not threading.main_thread():
         return asyncio.run(work)
+    came: list[signal.Signals] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     async def run() -> JobState:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def stop(number: signal.Signals) -> None:
+            came.append(number)
+            task.cancel()
+
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, stop, number)
         return await work
 
-    before = signal.getsignal(signal.SIGTERM)
     try:
         return asyncio.run(run())
     except asyncio.CancelledError as error:
+        if came[0] is signal.SIGINT:
+            raise KeyboardInterrupt from error
         raise Terminated("stopped by SIGTERM", hint="") from error
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobState:
