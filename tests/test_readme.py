@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import typer
 
 import denoise_batch
 from denoise_batch import cli
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +57,17 @@ def test_inline_commands_parse() -> None:
     assert found
     for line in found:
         parse(shlex.split(line))
+
+
+def test_python_runs(digits: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    truth = digits[0][:20].reshape(-1, 784) / np.float32(255)
+    noisy = truth + np.random.default_rng(0).uniform(-0.5, 0.5, truth.shape).astype(np.float32)
+    names: dict[str, Any] = {"noisy": noisy}
+    exec(code, names)
+    assert np.square(names["clean"] - truth).mean() < 0.1 * np.square(noisy - truth).mean()
+    assert np.array_equal(names["found"].pixels, names["clean"])
+    assert len(names["found"].psnr) == len(names["found"].noise_level) == 20
 
 
 def test_make_targets_exist() -> None:

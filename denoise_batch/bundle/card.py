@@ -189,7 +189,7 @@ def _decibels(value: float | None) -> str:
 
 def _limits(model: dict[str, Any]) -> str:
     noise = model["noise"]
-    lines = ["- It has seen single digits alone: of anything else it makes something that looks like a digit."]
+    lines = ["- It has seen single digits alone: other images may come out as something else."]
     if "sigma" in noise:
         lines.append(
             f"- Blur beyond σ = {noise['sigma'][1]:g} or noise beyond r = {noise['half_range'][1]:g} is extrapolation, "

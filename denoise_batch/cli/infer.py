@@ -100,14 +100,14 @@ def infer(
         str | None,
         typer.Option(
             metavar="N|A:B",
-            help="Ray actors: at most N, or A to B. Default: one a core, at most 8 a GPU, as machines come and go.",
+            help="Ray actors: at most N, or A to B. Default: one a core, at most 16 a GPU, as machines come and go.",
         ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="Share of a GPU for each actor: 0.5 puts two on each. Default: one a core, 8 at most.",
+            help="Share of a GPU for each actor: 0.5 puts two on each. Default: an actor a core, 16 at most.",
         ),
     ] = None,
     device: Device = "auto",
