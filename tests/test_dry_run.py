@@ -54,7 +54,7 @@ def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: P
     }
     assert found.estimate is not None
     assert (found.estimate.sampled_rows, found.estimate.bad_rows) == (300, {"null": 3})
-    assert found.estimate.seconds == pytest.approx(10 + 600 / found.estimate.rate, rel=0.01)
+    assert found.estimate.seconds == pytest.approx(6 + 600 / found.estimate.rate, rel=0.01)
     assert found.estimate.output_bytes > 1000
     text = "\n".join(found.lines())
     assert "600 rows in 2 files" in text
