@@ -11,10 +11,12 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import resource
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -42,6 +44,9 @@ _SOON_WITHOUT_DRIVER = ("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
 """Where the driver is killed, its Ray's own service goes with it; processes left behind would wait a minute for it to
 come back, as it may in a cluster."""
 
+_HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>\[[^\]]+\]|[^/:\[\]]+):(?P<port>[0-9]{1,5})")
+_REACHED_SECONDS = 10.0
+_CHECK_ADDRESS = "check --address and RAY_ADDRESS, and that the cluster runs the same Ray version"
 _PR_SET_CHILD_SUBREAPER = 36
 _FULL_BYTES = 1 << 20
 CALLS_RAY = "calls-ray-"
@@ -87,6 +92,8 @@ def connect(
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
     if local and full_ray_disk():
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
+    if not local:
+        _check_reachable(address)
     if local:
         os.environ.setdefault(*_SOON_WITHOUT_DRIVER)
     # What stands in the environment already may come from the job's own `runtime_env`, and Ray takes no name twice.
@@ -117,8 +124,7 @@ def connect(
         if local:
             raise _not_started(error) from error
         raise RequestError(
-            f"Ray at {address} cannot be used: {str(error).strip().splitlines()[0]}",
-            hint="check --address and RAY_ADDRESS, and that the cluster runs the same Ray version",
+            f"Ray at {address} cannot be used: {str(error).strip().splitlines()[0]}", hint=_CHECK_ADDRESS
         ) from error
     try:
         with (
@@ -130,6 +136,37 @@ def connect(
             yield ray.cluster_resources()
     finally:
         _shut_down(orphans=lean)
+
+
+def _check_reachable(address: str) -> None:
+    """Tries the address for some seconds: Ray would for a quarter of an hour, without a word.
+
+    Raises:
+        RequestError: nothing listens there.
+    """
+    found = _HOST_AND_PORT.fullmatch(address)
+    if found is None:
+        return  # Ray knows what it means, or says at once that it does not
+    host, port = found["host"].strip("[]"), int(found["port"])
+    until, error = time.monotonic() + _REACHED_SECONDS, OSError()
+    hosts = [host]
+    if host in {"localhost", "127.0.0.1"}:  # Ray takes that for this machine's own address, where alone it may listen
+        from ray.util import get_node_ip_address
+
+        hosts.append(get_node_ip_address())
+    while True:
+        for name in hosts:
+            try:
+                socket.create_connection((name, port), timeout=3.0).close()
+            except (OSError, OverflowError) as failed:
+                error = failed if isinstance(failed, OSError) else OSError(str(failed))
+            else:
+                return
+        if time.monotonic() > until:
+            raise RequestError(
+                f"Ray at {redact(address)} cannot be reached: {error.strerror or error}", hint=_CHECK_ADDRESS
+            ) from error
+        time.sleep(0.5)
 
 
 def full_ray_disk() -> str | None:

@@ -195,7 +195,8 @@ def _explained(error: Exception) -> DenoiseBatchError:
     # Typer's usage errors have moved between modules over its versions; their interface has not.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
-        message = str(format_message()).rstrip(".").replace("Value error, ", "")  # pydantic's words
+        message = _missing_arguments(error) or str(format_message()).rstrip(".")
+        message = message.replace("Value error, ", "")  # pydantic's words
         path = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
         return FlagError(message[:1].lower() + message[1:], hint=f"see {path} --help")
     if isinstance(error, OSError) and error.errno is not None:
@@ -211,6 +212,14 @@ def _explained(error: Exception) -> DenoiseBatchError:
         f"unexpected {type(error).__name__}{f': {text[0]}' if text else ''}",
         hint="run the same command with -v for the traceback; it is a bug, please report it",
     )
+
+
+def _missing_arguments(error: Any) -> str | None:
+    """What a command takes, where one of its arguments is several paths: of `infer IN` the IN would count as OUT."""
+    if getattr(getattr(error, "param", None), "nargs", 1) != -1:
+        return None
+    arguments = [parameter for parameter in error.ctx.command.params if parameter.param_type_name == "argument"]
+    return f"missing argument: give {' and '.join(parameter.metavar for parameter in arguments)}"
 
 
 def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import publishing, storage
-from denoise_batch.errors import ColumnError, DataChanged, FlagError
+from denoise_batch.errors import ColumnError, DataChanged, FlagError, ran_out
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.input_file import open_parquet, read_batches
@@ -75,6 +75,7 @@ class CorruptReport:
     Attributes:
         bad_rows: rows without a readable image; they stay, with a null image and null levels.
         bytes: size of the output.
+        keys_left_out: of the input's folders `key=value`: one file has none.
     """
 
     output: str
@@ -87,6 +88,7 @@ class CorruptReport:
     sigma: tuple[float, float]
     half_range: tuple[float, float]
     seed: int
+    keys_left_out: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -105,12 +107,13 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
 
     Raises:
         RequestError: the request cannot be met; nothing was written.
+        ResourceExhausted: the disk is full.
         DataChanged: a file gave another number of rows than its footer promised.
     """
     started = time.monotonic()
     publishing.check_output_file(settings.output, overwrite=settings.overwrite)
     if not 0 <= settings.seed < 2**63:
-        raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number of at least 0")
+        raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
     listing = storage.list_inputs(settings.inputs)
     publishing.check_apart(settings.output, listing)
     # White noise and blur are the same for dark ink on white as for light on dark, so the polarity may stay what it is.
@@ -122,11 +125,17 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
 
     recipe = NoiseRecipe(settings.sigma, settings.half_range)
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{settings.output.name}.", dir=settings.output.parent) as folder:
-        built = Path(folder) / settings.output.name
-        bad_rows = _write(built, plan, schema, recipe, settings, progress)
-        size = _verified_size(built, plan.rows)
-        publishing.publish(built, settings.output, overwrite=settings.overwrite)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{settings.output.name}.", dir=settings.output.parent) as folder:
+            built = Path(folder) / settings.output.name
+            bad_rows = _write(built, plan, schema, recipe, settings, progress)
+            size = _verified_size(built, plan.rows)
+            publishing.publish(built, settings.output, overwrite=settings.overwrite)
+    except OSError as error:
+        exhausted = ran_out(error, settings.output)
+        if exhausted is None:
+            raise
+        raise exhausted from error
     return CorruptReport(
         str(settings.output),
         plan.rows,
@@ -138,6 +147,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         settings.sigma,
         settings.half_range,
         settings.seed,
+        listing.keys,
     )
 
 

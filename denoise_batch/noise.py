@@ -236,7 +236,7 @@ class NoiseRecipe:
             if not 0.0 <= low <= high <= 1000.0:
                 raise FlagError(
                     f"{flag} {low:g}:{high:g} is not a range of levels",
-                    hint="give LOW:HIGH with 0 <= LOW <= HIGH, or one number for a fixed level",
+                    hint="give LOW:HIGH with 0 <= LOW <= HIGH <= 1000, or one number for a fixed level",
                 )
         if not 0.0 <= self.clipped <= 1.0:
             raise FlagError(

@@ -77,7 +77,7 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
     if is_uri(str(output)):
         raise OutputError(f"{redact(str(output))} is not a local path", hint="write a local file, then copy it")
     if output.is_dir():
-        raise OutputError(f"{output} is a folder", hint="give the name of a file, such as noisy.parquet")
+        raise OutputError(f"{output} is a folder", hint="give the name of a file")
     if output.exists() and not overwrite:
         raise output_exists(output)
     check_parent(output)
@@ -171,11 +171,16 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
     mode = 0o600 if private else 0o666  # less the umask
     # A new file or none: what somebody else puts there at this moment, a link to another file, is not written to.
     new = os.O_EXCL | os.O_NOFOLLOW
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | new, mode)) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | new, mode)) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -34,7 +34,8 @@ class InputFile:
 
     Attributes:
         path: absolute local path, or a URI.
-        folder: the hive folders it lies in, `year=2024/month=05`, or an empty string.
+        folder: the hive folders it lies in, `year=2024/month=05`, or an empty string: those below a folder or in a
+            glob, and those right above what was named.
         size: bytes.
         mtime_ns: time of the last change, in nanoseconds since 1970.
     """
@@ -60,6 +61,14 @@ class Listing:
     single_file: bool
     skipped: tuple[str, ...]
     folders: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the hive folders, where the files lie in several or more than one file was asked for: `year`, `month`."""
+        if self.single_file:
+            return []
+        parts = (part for file in self.files for part in file.folder.split("/") if part)
+        return list(dict.fromkeys(part.partition("=")[0] for part in parts))
 
 
 def is_uri(path: str) -> bool:
@@ -186,13 +195,14 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
     local = locate(given)[1] if is_uri(given) else given
     path = Path(local)
     if path.is_dir():
-        return _list_folder(path, skipped)
+        return _list_folder(path, skipped, _hive_above(path.absolute().parts))
     if path.exists():
-        return [_local_file(path, "")]
+        return [_local_file(path, _hive_above(path.absolute().parts[:-1]))]
     if glob.has_magic(local):
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         named = path.relative_to(fixed).parts
         _check_listable(fixed, named)
+        above = _hive_above(fixed.absolute().parts)
         found: list[InputFile] = []
         for match in _matches(local):
             parts = match.relative_to(fixed).parts
@@ -201,9 +211,9 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
             if any(map(_hidden, parts)) and not any(map(_hidden, named)):
                 continue  # as below a folder, unless the pattern asks for them
             if match.is_dir():
-                found += _list_folder(match, skipped, _hive_folder(parts, str(match)))
+                found += _list_folder(match, skipped, _joined(above, _hive_folder(parts, str(match))))
             else:
-                found.append(_local_file(match, _hive_folder(parts[:-1], str(match))))
+                found.append(_local_file(match, _joined(above, _hive_folder(parts[:-1], str(match)))))
         return found
     raise MissingFileError(
         f"{redact(given)} does not exist", hint="check the path; relative paths start at the current folder"
@@ -241,8 +251,7 @@ def _list_folder(root: Path, skipped: list[str], above: str = "") -> list[InputF
         if real in visited:
             continue
         visited.add(real)
-        below = _hive_folder(Path(parent).relative_to(root).parts, parent)
-        hive = "/".join(part for part in (above, below) if part)
+        hive = _joined(above, _hive_folder(Path(parent).relative_to(root).parts, parent))
         for name in names:
             if _hidden(name):
                 continue
@@ -263,8 +272,9 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     authority = given[len(prefix) :].split("/", 1)[0]
     user = authority.rpartition("@")[0] + "@" if "@" in authority else ""
     info = _ask_about(filesystem, inner, given)
+    place = tuple(inner.rstrip("/").split("/"))
     if info.is_file:
-        return [InputFile(given, "", info.size, info.mtime_ns or 0)]
+        return [InputFile(given, _hive_above(place[:-1]), info.size, info.mtime_ns or 0)]
     if info.type == fs.FileType.NotFound:
         raise MissingFileError(f"{redact(given)} does not exist", hint="check the bucket, the path and the credentials")
     found: list[InputFile] = []
@@ -283,7 +293,8 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
             continue
         uri = f"{prefix}{user}{urllib.parse.quote(entry.path, safe='/=')}{query}"
         if _looks_like_parquet(parts[-1]):
-            found.append(InputFile(uri, _hive_folder(tuple(parts[:-1]), redact(uri)), entry.size, entry.mtime_ns or 0))
+            hive = _joined(_hive_above(place), _hive_folder(tuple(parts[:-1]), redact(uri)))
+            found.append(InputFile(uri, hive, entry.size, entry.mtime_ns or 0))
         else:
             skipped.append(redact(uri))
     return sorted(found, key=lambda file: file.path)
@@ -325,6 +336,16 @@ def _hive_folder(parts: tuple[str, ...], shown: str) -> str:
         if not _safe_partition(part):
             raise ParquetError(f"{shown}: partition folder {part!r} is not safe", hint="rename the folder")
     return "/".join(kept)
+
+
+def _hive_above(parts: tuple[str, ...]) -> str:
+    """The `key=value` folders at the end of a path: `hive/*` and what a shell makes of it are to give the same."""
+    kept = itertools.takewhile(lambda part: _safe_partition(part) and not _hidden(part), reversed(parts))
+    return "/".join(reversed(list(kept)))
+
+
+def _joined(above: str, below: str) -> str:
+    return "/".join(part for part in (above, below) if part)
 
 
 def _safe_partition(part: str) -> bool:

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from denoise_batch import capacity, cluster
-from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
+from denoise_batch.errors import DenoiseBatchError, JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import worker_watch
 from denoise_batch.inference.pool_size import PoolSize
 
@@ -75,11 +76,26 @@ def test_workers_have_one_heap_unless_their_job_says_otherwise(
     if before:
         monkeypatch.setenv("MALLOC_ARENA_MAX", before)
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(cluster, "_check_reachable", lambda _: None)
     with pytest.raises(DenoiseBatchError, match="enough"), cluster.connect(address=address, data_workers=1):
         pass
     handed = {"env_vars": {"MALLOC_ARENA_MAX": "1"}} if address and not before else None
     assert given == [(handed, before or "1")]  # what is started here hands its own environment on
     assert os.environ.get("MALLOC_ARENA_MAX", "") == before
+
+
+def test_an_address_where_nothing_listens_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_REACHED_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        cluster._check_reachable(f"127.0.0.1:{port}")
+        cluster._check_reachable(f"ray://localhost:{port}")
+    begun = time.monotonic()
+    with pytest.raises(RequestError, match=rf"Ray at 127\.0\.0\.1:{port} cannot be reached: Connection refused"):
+        cluster._check_reachable(f"127.0.0.1:{port}")
+    assert time.monotonic() - begun < 10
+    for address in ("auto", "nonsense", "http://head:8265"):
+        cluster._check_reachable(address)  # Ray says what is wrong with it
 
 
 @pytest.mark.usefixtures("folder")

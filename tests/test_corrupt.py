@@ -14,7 +14,15 @@ import torch
 
 from denoise_batch.corrupt import BLOCK, CorruptSettings, corrupt, degrade_rows
 from denoise_batch.digits import draw_digits
-from denoise_batch.errors import ColumnError, DataChanged, FlagError, MissingFileError, OutputError, ParquetError
+from denoise_batch.errors import (
+    ColumnError,
+    DataChanged,
+    FlagError,
+    MissingFileError,
+    OutputError,
+    ParquetError,
+    ResourceExhausted,
+)
 from denoise_batch.images import Layout, decode, find_image_column
 from denoise_batch.noise import NoiseRecipe, blur
 
@@ -202,6 +210,25 @@ def test_requests_that_cannot_be_met(tmp_path: Path, digits: Any, write_images: 
     with pytest.raises(ColumnError, match="'clean'"):
         run(taken, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_keys_of_folders_are_said_to_be_left_out(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    for year in (1, 2):
+        (tmp_path / "in" / f"year={year}").mkdir(parents=True)
+        write_images(tmp_path / "in" / f"year={year}" / "a.parquet", digits[0][:10])
+    whole = corrupt(CorruptSettings((str(tmp_path / "in"),), tmp_path / "out.parquet"))
+    assert whole.keys_left_out == ["year"]
+    one = corrupt(CorruptSettings((str(tmp_path / "in" / "year=1" / "a.parquet"),), tmp_path / "one.parquet"))
+    assert one.keys_left_out == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path, digits: Any, write_images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("denoise_batch.corrupt._write", full)
+    with pytest.raises(ResourceExhausted, match=r"out\.parquet: the disk is full"):
+        run(write_images(tmp_path / "in.parquet", digits[0][:10]), tmp_path / "out.parquet")
 
 
 def test_a_file_that_gives_fewer_rows_than_it_promises(

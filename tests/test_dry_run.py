@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from denoise_batch.errors import OutputError, ParquetError, ResumeError
+from denoise_batch.errors import FlagError, OutputError, ParquetError, ResumeError
 from denoise_batch.images import Polarity
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.dry_run import dry_run
-from denoise_batch.inference.request import InferSettings, look_at
+from denoise_batch.inference.request import InferSettings, OutputShape, look_at
 from denoise_batch.inference.run_folder import open_run
 
 if TYPE_CHECKING:
@@ -82,6 +83,20 @@ def test_what_infer_would_refuse_is_refused(tmp_path: Path, source: Path, model_
         dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder))
     with pytest.raises(OutputError, match="lies inside"):
         dry_run(InferSettings((str(source),), str(source / "out"), model=model_folder))
+    (source / "c.parquet").unlink()
+    (source / "year=2024").mkdir()
+    (source / "a.parquet").rename(source / "year=2024" / "a.parquet")
+    whole = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, shape=OutputShape.SINGLE_FILE)
+    with pytest.raises(FlagError, match=r"--single-file: .* the keys year, which one file cannot keep"):
+        dry_run(whole)
+
+
+@pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, device="cuda")
+    with pytest.raises(FlagError, match="--device cuda"):
+        dry_run(settings)
 
 
 def test_a_sample_that_is_damaged_is_said(tmp_path: Path, source: Path, model_folder: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_run_with_the_columns_is_another_run_than_one_without(tmp_path: Path, 
             return run.resumed
 
     assert (start(QUALITY), start(QUALITY)) == (False, True)
-    with pytest.raises(ResumeError, match=r"quality \(True then, None now\)"):
+    with pytest.raises(ResumeError, match=r"quality \(yes then, not given now\)"):
         start(NO_EXTRAS)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from denoise_batch.errors import ColumnError, FlagError, MissingFileError, RequestError
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, OutputError, RequestError
 from denoise_batch.evaluation.preview import preview
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ def test_requests_that_cannot_be_met(tmp_path: Path, columns: dict[str, pa.Array
         preview(str(tmp_path / "none"), tmp_path / "a.png")
     with pytest.raises(RequestError, match="none of 0 rows"):
         preview(_write(tmp_path / "b.parquet", {"image": columns["image"][:0]}), tmp_path / "a.png")
+    with pytest.raises(OutputError, match="is a folder"):
+        preview(path, tmp_path)
     assert not (tmp_path / "a.png").exists()
 
 

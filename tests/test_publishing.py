@@ -92,4 +92,7 @@ def test_write_file_replaces_whole(tmp_path: Path) -> None:
     publishing.write_file(tmp_path / "a", b"one")
     publishing.write_file(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_bytes() == b"two"
-    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        publishing.write_file(tmp_path / "folder", b"three")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]

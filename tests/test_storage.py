@@ -126,6 +126,27 @@ def test_hive_folders_of_a_glob_are_kept(tmp_path: Path) -> None:
         assert {file.folder for file in listing.files} == folders, pattern
 
 
+def test_hive_folders_are_kept_however_the_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path, "k=v/plain/year=1/m=2/a.parquet", "k=v/plain/year=2/m=2/b.parquet", "c.parquet")
+    top, folders = tmp_path / "k=v" / "plain", ["year=1/m=2", "year=2/m=2"]
+    for named in (
+        [top],
+        [f"{top}/*/*/*.parquet"],
+        [f"{top}/year=*"],
+        [top / "year=1", top / "year=2"],
+        [f"{top}/year=1/m=*", top / "year=2" / "m=2"],
+        [top / "year=1" / "m=2" / "a.parquet", (top / "year=2" / "m=2" / "b.parquet").as_uri()],
+    ):
+        listing = storage.list_inputs([str(given) for given in named])
+        assert [file.folder for file in listing.files] == folders, named
+        assert listing.keys == ["year", "m"]
+    monkeypatch.chdir(top / "year=1")
+    assert [file.folder for file in storage.list_inputs(["."]).files] == ["year=1/m=2"]
+    alone = storage.list_inputs([str(top / "year=1" / "m=2" / "a.parquet")])  # gives one file
+    assert (alone.single_file, alone.keys) == (True, [])
+    assert storage.list_inputs([str(tmp_path / "c.parquet")]).files[0].folder == ""
+
+
 def test_what_is_missing_or_named_twice_is_refused(tmp_path: Path) -> None:
     _touch(tmp_path, "a.parquet")
     with pytest.raises(MissingFileError, match="does not exist"):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
 from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of
 from denoise_batch.training.recipes import TrainSettings
 
@@ -91,6 +91,11 @@ def test_paired_columns_stay_paired(tmp_path: Path) -> None:
     assert got_noisy is not None
     assert numbers(got_clean) == [row for row in range(300) if row not in (5, 9)]
     np.testing.assert_allclose(got_noisy, got_clean / 255 + 1.5, atol=1e-6)  # beyond 1, and not clipped
+
+
+def test_a_column_is_no_pair_with_itself(tmp_path: Path) -> None:
+    with pytest.raises(FlagError, match="--noisy-column image is the column of clean images as well"):
+        opened(write(tmp_path), noisy_column="image")
 
 
 def test_dark_ink_on_light_paper_is_turned(tmp_path: Path) -> None:

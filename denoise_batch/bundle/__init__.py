@@ -305,7 +305,7 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         ModelError: it is missing, damaged, tampered with or of another version; says which file and why.
     """
-    folder = Path(folder)
+    folder = Path(folder) if Path(folder) != Path() else Path.cwd()  # `.` is no name for an error to show
     try:
         kind = folder.stat().st_mode
     except OSError as error:

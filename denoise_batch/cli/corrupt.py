@@ -68,4 +68,6 @@ def corrupt(
     ]
     if report.bad_rows:
         lines.append(f"{report.bad_rows:,} rows have no readable image and stay null")
+    if report.keys_left_out:
+        lines.append(f"note: the input's folders have the keys {', '.join(report.keys_left_out)}; one file has none")
     print_result(report.to_json(), lines, as_json=as_json)

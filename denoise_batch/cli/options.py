@@ -57,7 +57,7 @@ def level_range(flag: str, text: str) -> tuple[float, float]:
     if not 0.0 <= levels[0] <= levels[1] <= 1000.0:
         raise FlagError(
             f"{flag} {text} is not a range of levels",
-            hint="give LOW:HIGH with 0 <= LOW <= HIGH, such as 0:2, or one number for a fixed level",
+            hint="give LOW:HIGH with 0 <= LOW <= HIGH <= 1000, such as 0:2, or one number for a fixed level",
         )
     return levels
 

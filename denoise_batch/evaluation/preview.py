@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
-from denoise_batch import storage
+from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, FlagError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
@@ -139,6 +139,7 @@ def preview(
     worst = count if worst is None else worst
     if not 0 <= worst <= MOST_ROWS:
         raise FlagError(f"--worst {worst} is impossible", hint=f"give a number from 0 to {MOST_ROWS}")
+    publishing.check_output_file(picture, overwrite=True)
     dataset = open_dataset(path)
     columns = _columns(dataset, column, denoised, clean)
     ranked_by = _ranked_by(dataset, columns) if worst else None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
-from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
@@ -138,7 +138,7 @@ def dry_run(settings: InferSettings) -> DryRun:
     """Looks at a request as `infer` would, and tries the model on a sample.
 
     Raises:
-        RequestError: what `infer` would refuse, all bad files named.
+        RequestError: what `infer` would refuse, all bad files named; a device that is not there.
     """
     request = look_at(settings)
     plan = request.plan()
@@ -154,6 +154,8 @@ def dry_run(settings: InferSettings) -> DryRun:
     if len(plan) and request.finished is None:
         try:
             estimate = _estimate(request, plan, plan.rows - done)
+        except FlagError:
+            raise  # the run would refuse it as well
         except DenoiseBatchError as error:
             failed = error.message
     return DryRun(

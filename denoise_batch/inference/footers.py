@@ -46,7 +46,7 @@ class Footer:
             share one, with the metadata of the first.
         row_groups: rows of each row group.
         row_bytes: the largest uncompressed bytes a row takes in any row group.
-        changes: Parquet types that Arrow cannot carry, `column 'x': Interval becomes None`.
+        changes: Parquet types that Arrow cannot carry, `column 'x': Interval becomes 12 bytes`.
     """
 
     schema: bytes
@@ -260,9 +260,14 @@ def _logical(leaf: Any) -> str:
     kind = str(about.get("Type", "None"))
     plain = {"INT32": 32, "INT64": 64}.get(leaf.physical_type)
     if kind == "Int" and about.get("isSigned") and about.get("bitWidth") == plain:
-        return "None"  # said or not, it is the same
-    kind = leaf.converted_type if kind in {"None", "Undefined"} and leaf.converted_type != "NONE" else kind
+        return _physical(leaf)  # said or not, it is the same
+    if kind in {"None", "Undefined"}:
+        kind = _physical(leaf) if leaf.converted_type == "NONE" else leaf.converted_type
     return f"{kind} ({', '.join(f'{key} {value}' for key, value in details.items())})" if details else kind
+
+
+def _physical(leaf: Any) -> str:
+    return f"{leaf.length} bytes" if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else str(leaf.physical_type)
 
 
 def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[str, Any]:

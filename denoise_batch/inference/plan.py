@@ -256,7 +256,7 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
         if name in schema.names:
             raise ColumnError(
                 f"the input has a column {name!r} already",
-                hint="give the new one another name (infer: --output-column), or drop it",
+                hint="give the new one another name (infer: --output-column), or rename or drop that of the input",
             )
 
 

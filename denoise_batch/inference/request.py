@@ -139,6 +139,11 @@ def look_at(settings: InferSettings) -> Request:
     single = not remote and (
         settings.shape is OutputShape.SINGLE_FILE or (settings.shape is OutputShape.AUTO and listing.single_file)
     )
+    if single and listing.keys:
+        raise FlagError(
+            f"--single-file: the input's folders have the keys {', '.join(listing.keys)}, which one file cannot keep",
+            hint="leave it out: an output folder has the same folders",
+        )
     identity = {
         "model_sha256": bundle.sha256,
         "architecture": bundle.architecture,

@@ -273,9 +273,13 @@ def plan_of(
     )
 
 
+def _said(option: Any) -> str:
+    return {None: "not given", True: "yes", False: "no"}.get(option) or repr(option)
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any], plan: Plan, files: Sequence[InputFile]) -> list[str]:
     found = [
-        f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)"
+        f"{key} ({_said(before.get(key))} then, {_said(now.get(key))} now)"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch import input_file, storage
-from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
 from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, to_model_input
 from denoise_batch.inference.footers import Footer, Unreadable, read_footers, read_samples
 
@@ -132,6 +132,11 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
     first = samples[0]
     clean = find_image_column(first.schema, settings.column, first)
     noisy = None if settings.noisy_column is None else find_image_column(first.schema, settings.noisy_column, first)
+    if noisy is not None and noisy.name == clean.name:
+        raise FlagError(
+            f"--noisy-column {noisy.name} is the column of clean images as well",
+            hint="name that of the clean ones: --column",
+        )
     for column in (clean, noisy):
         if column is not None:
             _check_schemas(paths, schemas, column)
