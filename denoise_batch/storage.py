@@ -64,7 +64,7 @@ class Listing:
 
     @property
     def keys(self) -> list[str]:
-        """Of the hive folders, where the files lie in several or more than one file was asked for: `year`, `month`."""
+        """Of the hive folders that the files lie in: `year`, `month`. None where the request named one file."""
         if self.single_file:
             return []
         parts = (part for file in self.files for part in file.folder.split("/") if part)

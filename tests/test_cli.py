@@ -215,6 +215,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train", "--data", "good.parquet", "--lr", "-1", "--out", "OUT"], r"--lr"),
     (["evaluate", "--model", "absent"], r"absent"),
     (["evaluate", "--card"], r"--card, but no --model"),
+    (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is a file"),
     (["evaluate", "--model", "model", "--data", "absent.parquet"], r"absent\.parquet does not exist"),
     (["preview", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),
     (["preview", "good.parquet", "OUT", "--rows", "0"], r"--rows 0"),

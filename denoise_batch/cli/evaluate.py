@@ -73,6 +73,8 @@ def evaluate(
     bundles = [find_bundle(model) for model in (models or (None,))]
     if card and not models:
         raise FlagError("--card, but no --model", hint="name the model folder whose card is to be made")
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise FlagError(f"--figures {figures} is a file", hint="give a folder")
     for bundle in bundles if card else ():
         check_card(bundle)
     if data is not None:

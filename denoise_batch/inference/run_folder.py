@@ -274,7 +274,8 @@ def plan_of(
 
 
 def _said(option: Any) -> str:
-    return {None: "not given", True: "yes", False: "no"}.get(option) or repr(option)
+    words = ((None, "not given"), (True, "yes"), (False, "no"))
+    return next((word for value, word in words if option is value), repr(option))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], plan: Plan, files: Sequence[InputFile]) -> list[str]:

@@ -145,7 +145,7 @@ def _until_stopped(work: Coroutine[Any, Any, JobState]) -> JobState:
     try:
         return asyncio.run(run())
     except asyncio.CancelledError as error:
-        if came[0] is signal.SIGINT:
+        if came[:1] == [signal.SIGINT]:
             raise KeyboardInterrupt from error
         raise Terminated("stopped by SIGTERM", hint="") from error
     finally:
