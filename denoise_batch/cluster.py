@@ -9,11 +9,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import logging
 import os
 import re
 import resource
-import shlex
 import shutil
 import signal
 import socket
@@ -23,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from denoise_batch import lean_ray
+from denoise_batch import lean_ray, quiet_ray
 from denoise_batch.environment import environment, refuse_unsafe_switches
 from denoise_batch.errors import (
     DenoiseBatchError,
@@ -105,7 +103,12 @@ def connect(
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     _adopt_orphans()
     try:
-        with _muted(not verbose), _no_secrets_in_job(), _private_token(), contextlib.ExitStack() as stack:
+        with (
+            quiet_ray.muted(not verbose),
+            quiet_ray.no_secrets_in_job(),
+            quiet_ray.private_token(),
+            contextlib.ExitStack() as stack,
+        ):
             stack.enter_context(environment(workers_have))  # what is started here hands it on
             if lean:
                 lean = stack.enter_context(lean_ray.only_what_is_used(data_workers or 1, show_logs=verbose))
@@ -128,9 +131,9 @@ def connect(
         ) from error
     try:
         with (
-            _ray_messages_off_stdout(verbose),
+            quiet_ray.messages_off_stdout(verbose),
             _terminated_by_sigterm(before),
-            _log_that_cannot_be_written(verbose),
+            quiet_ray.log_that_cannot_be_written(verbose),
             lean_ray.data_of_one_machine() if lean else contextlib.nullcontext(),
         ):
             yield ray.cluster_resources()
@@ -325,81 +328,6 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _log_that_cannot_be_written(verbose: bool) -> Iterator[None]:
-    """Where the disk of Ray's log is full, `logging` would print a traceback for each line of it."""
-    before = logging.raiseExceptions
-    logging.raiseExceptions = verbose
-    try:
-        yield
-    finally:
-        logging.raiseExceptions = before
-
-
-@contextlib.contextmanager
-def _no_secrets_in_job() -> Iterator[None]:
-    """Ray tells the whole cluster the command line of each job: without what is secret in its URIs."""
-    from ray._private import utils
-
-    name_of_job = getattr(utils, "get_entrypoint_name", None)
-    if name_of_job is None:
-        yield
-        return
-    utils.get_entrypoint_name = lambda: shlex.join(map(redact, sys.argv))
-    try:
-        yield
-    finally:
-        utils.get_entrypoint_name = name_of_job
-
-
-@contextlib.contextmanager
-def _private_token() -> Iterator[None]:
-    """The token that lets one into the Ray started here is for its user alone; Ray makes it readable to all."""
-    token = Path("~/.ray/auth_token").expanduser()
-    before = token.exists()
-    yield
-    if not before:
-        with contextlib.suppress(OSError):
-            token.chmod(0o600)
-
-
-@contextlib.contextmanager
-def _muted(muted: bool) -> Iterator[None]:
-    """Drops what C code writes to stderr: Ray's core announces there that its log level was set."""
-    if not muted:
-        yield
-        return
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
-@contextlib.contextmanager
-def _ray_messages_off_stdout(verbose: bool) -> Iterator[None]:
-    """Ray prints cluster events (a worker died, …) to stdout, where the result belongs: to stderr, or not at all."""
-    from ray._private import worker
-
-    printing = getattr(worker, "print_to_stdstream", None)
-
-    def to_stderr(data: dict[str, Any], **_: Any) -> None:
-        if verbose:
-            sys.stderr.writelines(f"{line}\n" for line in data["lines"])
-
-    if printing is not None:
-        worker.print_to_stdstream = to_stderr
-    try:
-        yield
-    finally:
-        if printing is not None:
-            worker.print_to_stdstream = printing
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 import denoise_batch
-from denoise_batch import cluster, console, environment, publishing, redaction, storage
+from denoise_batch import cluster, console, environment, publishing, quiet_ray, redaction, storage
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.cli import run
 from denoise_batch.digits import Split, load_mnist, mnist
@@ -963,12 +963,12 @@ def test_what_is_started_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rays_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     token = tmp_path / ".ray" / "auth_token"
-    with cluster._private_token():
+    with quiet_ray.private_token():
         token.parent.mkdir()
         token.write_text("x")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     token.chmod(0o644)
-    with cluster._private_token():
+    with quiet_ray.private_token():
         pass
     assert stat.S_IMODE(token.stat().st_mode) == 0o644  # it was there: not ours to change
 
