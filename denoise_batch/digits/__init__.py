@@ -7,7 +7,6 @@ Where MNIST's files come from is in `mnist`, how digits are drawn in `drawn_digi
 
 from __future__ import annotations
 
-import errno
 import json
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from denoise_batch import publishing
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.digits.mnist import FOLDER_VARIABLE, MIRRORS, Split, find_mnist, load_mnist
-from denoise_batch.errors import FlagError, OutputError, ResourceExhausted
+from denoise_batch.errors import FlagError, OutputError, ran_out
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -199,10 +198,10 @@ def write_digits(
                 written = file.finish()
             publishing.publish(built, out, overwrite=overwrite)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise ResourceExhausted(f"{out}: {reason}", hint="free some space, or write to another disk") from error
-        raise OutputError(f"{out} cannot be written: {reason}", hint="give another output") from error
+        exhausted = ran_out(error, out)
+        if exhausted is not None:
+            raise exhausted from error
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}", hint="give another output") from error
     return written.bytes
 
 
