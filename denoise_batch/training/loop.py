@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import distributed
 
-from denoise_batch import models, publishing
+from denoise_batch import models
 from denoise_batch.bundle.history import EpochRow, history_csv
 from denoise_batch.capacity import threads_here
 from denoise_batch.environment import refuse_unsafe_switches
-from denoise_batch.errors import DenoiseBatchError, JobFailed
+from denoise_batch.errors import DenoiseBatchError, JobFailed, ran_out
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import (
@@ -44,6 +44,7 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.failure import has_failed, leave_failure
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Recipe
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from denoise_batch.training.batches import Batches
 
 PROGRESS_FILE = "progress.json"
-FAILURE_FILE = "failure.json"
 FINISHED_FOLDER = "finished"
 HISTORY_FILE = "history.csv"
 _PROGRESS_SECONDS = 0.5
@@ -95,24 +95,22 @@ class LoopConfig:
 
 
 def train_worker(arguments: dict[str, LoopConfig]) -> None:
-    """Trains on this worker, as `config` in the arguments says.
-
-    Ray Train starts all workers again after an exception, which helps against dead machines alone. An error of the
-    request or of the data therefore goes to FAILURE_FILE, which ends the next start at once, and the driver raises it.
-    """
+    """Trains on this worker, as `config` in the arguments says; what would only fail again is left (`failure`)."""
     import ray.train
 
     config = arguments["config"]
     torch.set_num_threads(threads_here(config.threads))
-    failure = Path(config.folder, FAILURE_FILE)
-    if failure.exists():
+    folder = Path(config.folder)
+    if has_failed(folder):
         return
     try:
         refuse_unsafe_switches()  # a node's environment may be another than the driver's
         _Worker(config).run()
-    except DenoiseBatchError as error:
-        fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        publishing.write_file(failure, json.dumps(fields).encode())
+    except (DenoiseBatchError, OSError) as error:
+        final = ran_out(error, folder) if isinstance(error, OSError) else error
+        if final is None:
+            raise
+        leave_failure(folder, final)
         if ray.train.get_context().get_world_size() > 1:
             raise  # the other workers wait for this one: only Ray Train can end them
 

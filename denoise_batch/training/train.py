@@ -25,6 +25,7 @@ from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestErr
 from denoise_batch.shared_files import check_seen_by_nodes
 from denoise_batch.training.card import card_of
 from denoise_batch.training.data import held_out_count, open_parquet
+from denoise_batch.training.failure import left_failure, make_room
 from denoise_batch.training.place import choose_place
 from denoise_batch.training.recipes import Recipe
 from denoise_batch.training.worker_watch import WorkerWatch
@@ -193,8 +194,8 @@ def _enter(
             if entry.name != "lock":
                 publishing.remove(entry)
         publishing.write_file(path, json.dumps(identity, indent=1).encode())
-    for name in ("failure.json", "progress.json"):
-        (folder / name).unlink(missing_ok=True)
+    (folder / "progress.json").unlink(missing_ok=True)
+    make_room(folder)
 
 
 def _check_snapshot(path: Path) -> None:
@@ -323,23 +324,13 @@ def _fit(
                 hint="lower --workers; -v shows Ray's log",
             ) from error
         except ray.train.TrainingFailedError as error:
-            raise _failure(folder) or JobFailed(
+            raise left_failure(folder) or JobFailed(
                 f"the training's workers failed {MAX_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}",
                 hint="run the same command again to go on from the last checkpoint; -v shows the workers' log",
             ) from error
-    failure = _failure(folder)
+    failure = left_failure(folder)
     if failure is not None:
         raise failure
-
-
-def _failure(folder: Path) -> errors.DenoiseBatchError | None:
-    """The error of the data or the training that a worker left."""
-    try:
-        fields = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], JobFailed)
-    return kind(fields["message"], hint=fields["hint"])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Runs `denoise-batch infer` on disks that are full, too small or read-only, and looks at how it ends and goes on.
+"""Runs `infer` and `train` on disks that are full, too small or read-only, and looks at how they end and go on.
 
     unshare --mount python tests/integration/small_disks.py FOLDER
 
@@ -188,9 +188,18 @@ def ray_disk(source: Path, folder: Path) -> None:
         completed("Ray's disk with room", command("infer", *infer, RAY_TMPDIR=str(disk)), out, None)
 
 
+def training_disk(source: Path, folder: Path) -> None:
+    """No checkpoint fits: the first attempt says so, not the sixth."""
+    disk = mount(folder / "models", "size=64k")
+    out = disk / "model"
+    train = ("--data", source, "--recipe", "seed", "--max-images", "400", "--epochs", "2", "--workers", "1")
+    stopped("disk full while a model is trained", command("train", *train, "--out", out), out, disk, "the disk is full")
+
+
 def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     source = write_input(folder)
+    training_disk(source, folder)
     output_disk(source, folder)
     ray_disk(source, folder)
 

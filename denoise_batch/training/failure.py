@@ -1,0 +1,54 @@
+"""What ends a training for good, told by a worker to the driver in a file.
+
+Ray Train starts workers again whatever an exception says, which helps against dead machines alone. So an error that
+would only come again is left here; it ends the next start at once, and the driver raises it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from denoise_batch import errors, publishing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FILE = "failure.json"
+_ROOM_FILE, _ROOM = "failure.room", 4096  # a block, which a disk has that is full by then
+
+
+def make_room(folder: Path) -> None:
+    """Forgets the last run's failure, and sees to it that one can be left even once the disk is full."""
+    (folder / _FILE).unlink(missing_ok=True)
+    publishing.write_file(folder / _ROOM_FILE, bytes(_ROOM))
+
+
+def leave_failure(folder: Path, error: errors.DenoiseBatchError) -> None:
+    """Leaves an error for the driver."""
+    fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    content = json.dumps(fields).encode()
+    try:
+        publishing.write_file(folder / _FILE, content)
+    except OSError:
+        with (folder / _ROOM_FILE).open("r+b") as file:
+            file.write(content)
+            file.truncate()
+            os.fsync(file.fileno())
+        (folder / _ROOM_FILE).replace(folder / _FILE)
+
+
+def has_failed(folder: Path) -> bool:
+    """Whether an error was left."""
+    return (folder / _FILE).exists()
+
+
+def left_failure(folder: Path) -> errors.DenoiseBatchError | None:
+    """The error that was left."""
+    try:
+        fields = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], errors.JobFailed)
+    return kind(fields["message"], hint=fields["hint"])

@@ -1,0 +1,36 @@
+"""What ends a training for good reaches the driver, even from a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from denoise_batch import publishing
+from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.training.failure import has_failed, leave_failure, left_failure, make_room
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_error_is_left_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    make_room(tmp_path)
+    assert (has_failed(tmp_path), left_failure(tmp_path)) == (False, None)
+
+    def fails(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        if full:
+            patch.setattr(publishing, "write_file", fails)
+        leave_failure(tmp_path, ResourceExhausted("the disk is full", hint="make room"))
+    assert has_failed(tmp_path)
+    found = left_failure(tmp_path)
+    assert isinstance(found, ResourceExhausted)
+    assert (found.message, found.hint) == ("the disk is full", "make room")
+    leave_failure(tmp_path, JobFailed("again", hint=""))
+    make_room(tmp_path)
+    assert left_failure(tmp_path) is None
