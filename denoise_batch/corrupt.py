@@ -76,6 +76,8 @@ class CorruptReport:
         bad_rows: rows without a readable image; they stay, with a null image and null levels.
         bytes: size of the output.
         keys_left_out: of the input's folders `key=value`: one file has none.
+        skipped_files: files in the input's folders that were left out, since they are not named as Parquet.
+        skipped: the first of them.
     """
 
     output: str
@@ -89,6 +91,8 @@ class CorruptReport:
     half_range: tuple[float, float]
     seed: int
     keys_left_out: list[str]
+    skipped_files: int
+    skipped: list[str]
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -148,6 +152,8 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         settings.half_range,
         settings.seed,
         listing.keys,
+        len(listing.skipped),
+        list(listing.skipped_shown),
     )
 
 

@@ -118,11 +118,12 @@ class Denoiser:
         """Denoises pixels as they stand in a column. Bind `extras`, and it is a `forward.Forward`.
 
         Raises:
+            ValueError: the polarity is AUTO or EACH.
             DenoiseBatchError: the model gave a pixel that is not a number.
             ResourceExhausted: the GPU has no memory for a single image.
         """
-        if polarity is Polarity.AUTO:
-            raise ValueError("the polarity is not found yet: find_polarity")
+        if polarity in (Polarity.AUTO, Polarity.EACH):
+            raise ValueError(f"the images are to be of one polarity, not {polarity.value!r}: find_polarity, turned")
         made = self._run(pixels, polarity, dtype, extras)
         if not made.pop(FINITE).all():
             raise not_a_number()

@@ -11,7 +11,7 @@ import os
 import re
 import urllib.parse
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import FlagError, MissingFileError, ParquetError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+_SKIPPED_SHOWN, _SKIPPED_NAMED = 10, 3
 _UNFINISHED = "_denoise_batch/run/identity.json"
 """Stands below an output in an object store until that is complete."""
 # A path that a program has tidied up, or a person mistyped, has one slash: still not a local path.
@@ -63,12 +64,26 @@ class Listing:
     folders: tuple[str, ...]
 
     @property
+    def skipped_shown(self) -> tuple[str, ...]:
+        """The first of `skipped`, without secrets: enough to see what they are."""
+        return tuple(redact(path) for path in self.skipped[:_SKIPPED_SHOWN])
+
+    @property
     def keys(self) -> list[str]:
         """Of the hive folders that the files lie in: `year`, `month`. None where the request named one file."""
         if self.single_file:
             return []
         parts = (part for file in self.files for part in file.folder.split("/") if part)
         return list(dict.fromkeys(part.partition("=")[0] for part in parts))
+
+
+def skipped_lines(count: int, first: Sequence[str]) -> list[str]:
+    """What is said of `count` files that were left out: a line, none where there are none."""
+    if not count:
+        return []
+    named = ", ".join(PurePath(path).name for path in first[:_SKIPPED_NAMED])
+    more = ", …" if count > _SKIPPED_NAMED else ""
+    return [f"note: {count:,} file{'s' if count != 1 else ''} left out, not named as Parquet: {named}{more}"]
 
 
 def is_uri(path: str) -> bool:

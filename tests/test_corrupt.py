@@ -212,14 +212,16 @@ def test_requests_that_cannot_be_met(tmp_path: Path, digits: Any, write_images: 
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_keys_of_folders_are_said_to_be_left_out(tmp_path: Path, digits: Any, write_images: Any) -> None:
+def test_what_one_file_has_not_is_said(tmp_path: Path, digits: Any, write_images: Any) -> None:
     for year in (1, 2):
         (tmp_path / "in" / f"year={year}").mkdir(parents=True)
         write_images(tmp_path / "in" / f"year={year}" / "a.parquet", digits[0][:10])
+    (tmp_path / "in" / "part-0.snappy").write_bytes(b"PAR1")
     whole = corrupt(CorruptSettings((str(tmp_path / "in"),), tmp_path / "out.parquet"))
     assert whole.keys_left_out == ["year"]
+    assert (whole.skipped_files, whole.skipped) == (1, [str(tmp_path / "in" / "part-0.snappy")])
     one = corrupt(CorruptSettings((str(tmp_path / "in" / "year=1" / "a.parquet"),), tmp_path / "one.parquet"))
-    assert one.keys_left_out == []
+    assert (one.keys_left_out, one.skipped_files, one.skipped) == ([], 0, [])
 
 
 def test_a_full_disk_is_named(tmp_path: Path, digits: Any, write_images: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Layouts in and out, against a slow row-by-row reading; damaged rows, crafted metadata, polarity."""
+"""Layouts in and out, against a slow row-by-row reading; damaged rows, crafted metadata."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from denoise_batch.images import (
     decode,
     encode,
     find_image_column,
-    find_polarity,
     image_column,
     output_column,
     to_model_input,
@@ -756,53 +755,3 @@ def test_noise_and_single_far_rows_pass() -> None:
         check_float_range(encode(noisy, None, column), column)
     check_float_range(array.slice(0, 0), column)
     check_float_range(pa.chunked_array([], column.type), column)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    count=st.integers(20, 60),
-    noise=st.floats(0, 2),
-    flipped=st.booleans(),
-    clipped=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_polarity_is_found_through_noise(count: int, noise: float, flipped: bool, clipped: bool, seed: int) -> None:
-    clean = to_model_input(digits(count, seed), Polarity.LIGHT_ON_DARK)
-    polarity = Polarity.DARK_ON_LIGHT if flipped else Polarity.LIGHT_ON_DARK
-    pixels = to_model_input(clean, polarity)
-    pixels = pixels + np.random.default_rng(seed).uniform(-noise, noise, pixels.shape).astype(np.float32)
-    if clipped:
-        pixels = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
-    assert find_polarity(pixels) is polarity
-
-
-def test_polarity_that_is_not_clear_cut() -> None:
-    light = digits(20)
-    grey = np.full((20, 784), 128, np.uint8)
-    standardised = (light / 255).astype(np.float32) * 2 - 1
-    for pixels in (np.concatenate([light, 255 - light]), grey, standardised):
-        with pytest.raises(ColumnError, match="polarity is not clear-cut") as caught:
-            find_polarity(pixels)
-        assert "--polarity" in caught.value.hint
-
-
-def test_polarity_of_blank_images_and_of_none() -> None:
-    assert find_polarity(np.zeros((3, 784), np.uint8)) is Polarity.LIGHT_ON_DARK
-    assert find_polarity(np.full((3, 784), 255, np.uint8)) is Polarity.DARK_ON_LIGHT
-    assert find_polarity(np.zeros((0, 784), np.float32)) is Polarity.LIGHT_ON_DARK
-
-
-def test_model_input_and_back() -> None:
-    images = digits(3)
-    light = to_model_input(images, Polarity.LIGHT_ON_DARK)
-    dark = to_model_input(255 - images, Polarity.DARK_ON_LIGHT)
-    assert light.dtype == dark.dtype == np.float32
-    assert np.abs(light - dark).max() < 1e-6
-    assert to_model_input(light, Polarity.LIGHT_ON_DARK) is light
-    kept = light.copy()
-    back = to_model_input(light, Polarity.DARK_ON_LIGHT)
-    assert np.array_equal(light, kept)
-    column = output_column(None, "denoised")
-    assert np.array_equal(decode(encode(back, None, column), column).pixels, 255 - images)
-    with pytest.raises(ValueError, match="not found yet"):
-        to_model_input(images, Polarity.AUTO)

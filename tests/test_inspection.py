@@ -38,7 +38,8 @@ def test_a_file_of_images(tmp_path: Path, digits: Any, write_images: Any, kind: 
     assert not found.problems
     assert (found.facts["files"], found.facts["rows"]) == (1, 300)
     assert found.facts["row_groups"] == {"count": 2, "smallest": 100, "largest": 200}
-    image = {"name": "image", "layout": layout, "dtype": dtype, "polarity": "light-on-dark"}
+    image: dict[str, Any] = {"name": "image", "layout": layout, "dtype": dtype, "polarity": "light-on-dark"}
+    image["share_dark_on_light"] = 0.0
     assert found.facts["image_column"] == image
     assert list(found.facts["columns"]) == ["image", "label"]
     assert found.facts["bytes"] == path.stat().st_size

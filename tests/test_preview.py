@@ -138,7 +138,9 @@ def test_requests_that_cannot_be_met(tmp_path: Path, columns: dict[str, pa.Array
         preview(_write(tmp_path / "b.parquet", {"image": columns["image"][:0]}), tmp_path / "a.png")
     with pytest.raises(OutputError, match="is a folder"):
         preview(path, tmp_path)
-    assert not (tmp_path / "a.png").exists()
+    with pytest.raises(FlagError, match=r"a\.jpg: the picture is a PNG"):
+        preview(path, tmp_path / "a.jpg")
+    assert not any((tmp_path / name).exists() for name in ("a.png", "a.jpg"))
 
 
 def test_worst_rows_are_those_the_model_expects_least_of(tmp_path: Path, columns: dict[str, pa.Array]) -> None:

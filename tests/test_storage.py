@@ -50,6 +50,15 @@ def test_other_suffixes_are_reported_not_read(tmp_path: Path) -> None:
     assert sorted(name.rsplit("/", 1)[1] for name in listing.skipped) == ["notes.txt", "part.csv"]
 
 
+def test_files_left_out_are_said_in_a_line() -> None:
+    assert storage.skipped_lines(0, []) == []
+    assert storage.skipped_lines(1, ["x/b.csv"]) == ["note: 1 file left out, not named as Parquet: b.csv"]
+    named = [f"s3://bucket/{name}.txt" for name in "abcde"]
+    assert storage.skipped_lines(1200, named) == [
+        "note: 1,200 files left out, not named as Parquet: a.txt, b.txt, c.txt, …"
+    ]
+
+
 def test_hive_folders_are_kept_and_others_are_not(tmp_path: Path) -> None:
     _touch(tmp_path, "raw/year=2024/month=05/a.parquet", "raw/plain/b.parquet")
     listing = storage.list_inputs([str(tmp_path)])

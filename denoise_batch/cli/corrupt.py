@@ -10,7 +10,7 @@ import typer
 from denoise_batch.cli.options import Column, Json, Overwrite, Verbose, example, level_range
 from denoise_batch.console import print_result, rows_done
 from denoise_batch.progress import Progress, duration
-from denoise_batch.storage import local_path
+from denoise_batch.storage import local_path, skipped_lines
 
 app = typer.Typer()
 
@@ -70,4 +70,5 @@ def corrupt(
         lines.append(f"{report.bad_rows:,} rows have no readable image and stay null")
     if report.keys_left_out:
         lines.append(f"note: the input's folders have the keys {', '.join(report.keys_left_out)}; one file has none")
+    lines += skipped_lines(report.skipped_files, report.skipped)
     print_result(report.to_json(), lines, as_json=as_json)

@@ -41,8 +41,10 @@ Address = Annotated[
     typer.Option(metavar="HOST:PORT", help="Ray cluster to use. Default: RAY_ADDRESS, else Ray on this machine."),
 ]
 PolarityChoice = Annotated[
-    Literal["auto", "light-on-dark", "dark-on-light"],
-    typer.Option(help="Which end of the grey scale is ink; auto finds out and stops where it is not clear."),
+    Literal["auto", "light-on-dark", "dark-on-light", "each"],
+    typer.Option(
+        help="Which end of the grey scale is ink; auto finds out or asks, each looks at every image by itself."
+    ),
 ]
 LayoutChoice = Literal["binary", "list", "tensor", "encoded"]
 

@@ -139,6 +139,8 @@ def preview(
     worst = count if worst is None else worst
     if not 0 <= worst <= MOST_ROWS:
         raise FlagError(f"--worst {worst} is impossible", hint=f"give a number from 0 to {MOST_ROWS}")
+    if picture.suffix.lower() not in ("", ".png"):
+        raise FlagError(f"{picture}: the picture is a PNG", hint=f"name it {picture.with_suffix('.png').name}")
     publishing.check_output_file(picture, overwrite=True)
     dataset = open_dataset(path)
     columns = _columns(dataset, column, denoised, clean)

@@ -9,12 +9,12 @@
     shown = from_model_output(clean, polarity, "uint8")   # or "float32"
     encode(shown, decoded.bad, output_column(column, "denoised"))
 
-How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`.
+How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`, which end of the
+grey scale is ink in `polarity`.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +24,6 @@ from denoise_batch.images.buffers import (
     FAR_OUTSIDE,
     BadReason,
     Decoded,
-    Pixels,
-    as_float,
-    as_numbers,
     chunks_of,
     decode,
     encode,
@@ -45,6 +42,14 @@ from denoise_batch.images.layouts import (
     is_variable_binary,
     output_column,
 )
+from denoise_batch.images.polarity import (
+    Polarity,
+    dark_on_light,
+    find_polarity,
+    from_model_output,
+    to_model_input,
+    turned,
+)
 
 __all__ = [
     "FAR_OUTSIDE",
@@ -56,6 +61,7 @@ __all__ = [
     "Layout",
     "Polarity",
     "check_float_range",
+    "dark_on_light",
     "decode",
     "encode",
     "find_image_column",
@@ -65,21 +71,13 @@ __all__ = [
     "image_column",
     "output_column",
     "to_model_input",
+    "turned",
 ]
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 _SAMPLE = 64  # rows that decide what a variable binary or list column holds
-
-
-class Polarity(StrEnum):
-    """Which end of the grey scale is ink."""
-
-    AUTO = "auto"
-    LIGHT_ON_DARK = "light-on-dark"
-    DARK_ON_LIGHT = "dark-on-light"
 
 
 def image_candidates(schema: pa.Schema, name: str | None = None) -> list[str]:
@@ -158,75 +156,6 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -
             f"column {column.name!r}: values up to {peaks.max():.6g}, but {column.dtype} is taken as 0..1",
             hint="divide the values by 255, or write them as uint8",
         )
-
-
-def find_polarity(pixels: Pixels) -> Polarity:
-    """Tell light digits on dark from dark digits on light by the outermost ring of pixels, which centred digits leave.
-
-    The median of an image's ring is its background's level, through noise as well. Nine images in ten must agree, their
-    common level must be near 0 or 1, and the inner pixels must not say the opposite. No images at all: LIGHT_ON_DARK.
-
-    Args:
-        pixels: (n, 784) uint8 or float, of good rows.
-
-    Raises:
-        ColumnError: it is not clear-cut.
-    """
-    if not len(pixels):
-        return Polarity.LIGHT_ON_DARK
-    images = to_model_input(pixels, Polarity.LIGHT_ON_DARK).reshape(-1, SIDE, SIDE)
-    ring = np.ones((SIDE, SIDE), dtype=np.bool_)
-    ring[1:-1, 1:-1] = False
-    levels = np.median(images[:, ring], axis=1)
-    level, light = float(np.median(levels)), float(np.mean(levels > 0.5))
-    contrast = float(images[:, 8:-8, 8:-8].mean(dtype=np.float64) - images[:, ring].mean(dtype=np.float64))
-    if light <= 0.1 and abs(level) < 0.4 and contrast > -0.05:
-        return Polarity.LIGHT_ON_DARK
-    if light >= 0.9 and abs(level - 1) < 0.4 and contrast < 0.05:
-        return Polarity.DARK_ON_LIGHT
-    raise ColumnError(
-        f"polarity is not clear-cut: borders are at {level:.2f} (0 black, 1 white), {light:.0%} of them light",
-        hint="say it with --polarity light-on-dark or --polarity dark-on-light",
-    )
-
-
-def to_model_input(pixels: Pixels, polarity: Polarity) -> NDArray[np.float32]:
-    """Pixels as the models take them: 0 = background, 1 = ink. The same call turns what a model returns back.
-
-    Args:
-        pixels: (n, 784) uint8 0..255 or float32 0..1.
-        polarity: of the pixels.
-
-    Returns:
-        (n, 784) float32, not clipped; `pixels` itself where nothing is to do.
-
-    Raises:
-        ValueError: the polarity is still AUTO.
-    """
-    if polarity is Polarity.AUTO:
-        raise ValueError("the polarity is not found yet: find_polarity")
-    out = as_float(pixels) if pixels.dtype == np.uint8 else pixels.astype(np.float32, copy=False)
-    if polarity is Polarity.DARK_ON_LIGHT:
-        out = np.subtract(np.float32(1), out, out=None if out is pixels else out)
-    return out
-
-
-def from_model_output(clean: NDArray[np.float32], polarity: Polarity, dtype: str) -> Pixels:
-    """What a model gave as a column's pixels: the way back from `to_model_input`.
-
-    Args:
-        clean: (n, 784) float32, 0 = background, 1 = ink; finite.
-        polarity: of the pixels that are wanted.
-        dtype: `uint8`: rint(255 x), clipped; `float32`: as they are.
-
-    Returns:
-        (n, 784) of that type; `clean` itself where nothing is to do.
-
-    Raises:
-        ValueError: the polarity is still AUTO.
-    """
-    # The same flip that makes a scan light on dark makes the result dark on light again.
-    return as_numbers(to_model_input(clean, polarity), dtype)
 
 
 def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageColumn:

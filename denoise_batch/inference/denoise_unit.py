@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
-from denoise_batch.images import BadReason, Polarity, decode, encode
+from denoise_batch.images import BadReason, Polarity, dark_on_light, decode, encode, turned
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
@@ -75,6 +75,11 @@ class UnitOptions:
         """Of the pixels that the model takes and is to give; float16 and float64 become float32, and are made of it."""
         taken, given = ("uint8" if column.dtype == "uint8" else "float32" for column in (self.column, self.output))
         return taken, given
+
+    @property
+    def model_polarity(self) -> Polarity:
+        """Of the pixels that the model takes and gives: images of both are turned before and after."""
+        return Polarity.LIGHT_ON_DARK if self.polarity is Polarity.EACH else self.polarity
 
 
 @dataclass(frozen=True)
@@ -195,10 +200,11 @@ def _denoise(
                     file.write(batch)
 
             writing: deque[Future[None]] = deque()
-            done = 0
+            done = light = 0
             for batch in prefetched(read_unit(source, unit, rows, assignment.file.path), clock, "read"):
-                columns, codes = _denoise_batch(batch, options, forward, clock)
+                columns, codes, light_here = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
+                light += light_here
                 out = [pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)]
                 if len(found):
                     bad_rows += (unit.start + done + found).tolist()
@@ -239,20 +245,25 @@ def _denoise(
         quarantine_digest=aside.digest if aside else "",
         seconds={stage: round(s, 3) for stage, s in clock.items()} | {"total": round(time.monotonic() - started, 3)},
         fingerprint=fingerprint if isinstance(fingerprint, str) else fingerprint(),
+        dark_on_light=light,
     )
 
 
 def _denoise_batch(
     batch: pa.RecordBatch, options: UnitOptions, forward: Forward, clock: dict[str, float]
-) -> tuple[list[pa.Array], Any]:
-    """The batch's new columns, and the code of every row's fault."""
+) -> tuple[list[pa.Array], Any, int]:
+    """The batch's new columns, the code of every row's fault, and how many good rows are dark on light."""
+    each = options.polarity is Polarity.EACH
     with _timed(clock, "decode"):
         decoded = decode(batch.column(options.column.name), options.column)
+        light = dark_on_light(decoded.pixels) & (decoded.bad == 0)
+        pixels = turned(decoded.pixels, light) if each else decoded.pixels
     with _timed(clock, "forward"):
-        denoised = forward(decoded.pixels, options.polarity, options.pixel_dtypes[1])
+        denoised = forward(pixels, options.model_polarity, options.pixel_dtypes[1])
     with _timed(clock, "encode"):
-        column = encode(denoised.pixels, decoded.bad, options.output)
-        return [column, *options.extras.arrays(denoised, decoded.bad)], decoded.bad
+        shown = turned(denoised.pixels, light) if each else denoised.pixels
+        column = encode(shown, decoded.bad, options.output)
+        return [column, *options.extras.arrays(denoised, decoded.bad)], decoded.bad, int(light.sum())
 
 
 def _between(batch: pa.RecordBatch, rows: Any) -> list[pa.RecordBatch]:

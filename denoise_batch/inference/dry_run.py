@@ -62,6 +62,8 @@ class DryRun:
 
     Attributes:
         columns: the input's, with their types.
+        skipped_files: files in the input's folders that are left out, since they are not named as Parquet.
+        skipped: the first of them.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
         image_column, output_column: name, layout, dtype and Arrow type.
         extra_columns: those beside it, with their types.
@@ -79,6 +81,7 @@ class DryRun:
     files: int
     input_bytes: int
     skipped_files: int
+    skipped: tuple[str, ...]
     rows: int
     units: int
     columns: dict[str, str]
@@ -103,8 +106,7 @@ class DryRun:
             f"input: {self.rows:,} rows in {self.files:,} file{'s' if self.files != 1 else ''}, "
             f"{self.input_bytes / 1e6:,.1f} MB; {self.units:,} unit{'s' if self.units != 1 else ''}",
         ]
-        if self.skipped_files:
-            shown.append(f"  skipped: {self.skipped_files:,} files that are not named as Parquet")
+        shown += storage.skipped_lines(self.skipped_files, self.skipped)
         shown += [
             "columns:",
             *(f"  {name}: {kind}" for name, kind in self.columns.items()),
@@ -167,6 +169,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         files=len(plan.files),
         input_bytes=sum(file.size for file in plan.files),
         skipped_files=len(request.listing.skipped),
+        skipped=request.listing.skipped_shown,
         rows=plan.rows,
         units=len(plan),
         columns={field.name: str(field.type) for field in plan.schema},

@@ -358,6 +358,9 @@ class _Job:
             output_bytes=ledger.bytes,
             stages={stage: round(seconds, 3) for stage, seconds in ledger.seconds.items()},
             types_changed=list(run.plan.changes),
+            dark_on_light=ledger.dark_on_light,
+            skipped_files=len(self.request.listing.skipped),
+            skipped=list(self.request.listing.skipped_shown),
             already_complete=already_complete,
         )
 

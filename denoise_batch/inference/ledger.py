@@ -51,6 +51,7 @@ class Receipt:
         quarantine_file, quarantine_bytes, quarantine_digest: the staged file of rows that were set aside, if any.
         seconds: wall time by stage (read, decode, forward, encode, write, verify) and in total.
         fingerprint: what the pixels depend on beside the plan: device, precision, threads, batch, versions.
+        dark_on_light: good rows that look so (`images.dark_on_light`), whatever they were taken for.
     """
 
     unit: int
@@ -67,6 +68,7 @@ class Receipt:
     quarantine_digest: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    dark_on_light: int = 0
 
     @property
     def staged(self) -> list[str]:
@@ -175,6 +177,11 @@ class Ledger:
     def bytes(self) -> int:
         """Of all committed files."""
         return sum(receipt.bytes for receipt in self.receipts.values())
+
+    @property
+    def dark_on_light(self) -> int:
+        """Good rows of all committed units that look so."""
+        return sum(receipt.dark_on_light for receipt in self.receipts.values())
 
     def bad_rows(self) -> dict[str, int]:
         """Bad rows of all committed units, by reason."""

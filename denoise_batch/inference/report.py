@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from denoise_batch.images.polarity import Polarity
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
+from denoise_batch.storage import skipped_lines
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class InferReport:
         rate: rows a second over `denoising_seconds`.
         stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
+        dark_on_light: good rows that look so, whatever they were taken for.
+        skipped_files: files in the input's folders that were left out, since they are not named as Parquet.
+        skipped: the first of them.
         output_bytes: of the data files, before a single file is joined.
         already_complete: an earlier run of the same request had shown the output; nothing was done.
     """
@@ -72,6 +77,9 @@ class InferReport:
     output_bytes: int
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
+    dark_on_light: int = 0
+    skipped_files: int = 0
+    skipped: list[str] = field(default_factory=list)
     already_complete: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -83,8 +91,9 @@ class InferReport:
         lines = [
             f"{self.output}: {self.rows_out:,} rows from {self.files:,} file{'s' if self.files != 1 else ''}",
             f"model {self.model}",
-            f"column {self.column!r}, {self.polarity}",
+            self._column_line(),
         ]
+        lines += skipped_lines(self.skipped_files, self.skipped)
         if self.already_complete:
             return [*lines, "it is complete already: nothing was left to do"]
         lines.append(f"{self.rows_done:,} rows in {self.seconds:.1f} s, {self.rate:,.0f} images/s once started")
@@ -94,7 +103,28 @@ class InferReport:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
         if self.resumed_units:
             lines.append(f"{self.resumed_units:,} of {self.units:,} units were done by an earlier run")
+        lines += self._polarity_lines()
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
         if self.failed_attempts:
             lines.append(f"{self.failed_attempts:,} of {self.attempts:,} attempts at units failed and were made again")
         return lines
+
+    def _column_line(self) -> str:
+        if self.polarity != Polarity.EACH:
+            return f"column {self.column!r}, {self.polarity}"
+        return f"column {self.column!r}, each image by itself: {self.dark_on_light:,} of them dark on light"
+
+    def _polarity_lines(self) -> list[str]:
+        """A note of rows that look the other way round than they were taken."""
+        others, seen = self.dark_on_light, Polarity.DARK_ON_LIGHT
+        if self.polarity == Polarity.EACH:
+            return []
+        if self.polarity == Polarity.DARK_ON_LIGHT:
+            others, seen = self.rows_in - sum(self.bad_rows.values()) - others, Polarity.LIGHT_ON_DARK
+        if not others:
+            return []
+        look, were = ("rows look", "were") if others != 1 else ("row looks", "was")
+        return [
+            f"note: {others:,} {look} {seen.value}, but {were} taken for {self.polarity}; "
+            f"--polarity each tells images apart"
+        ]

@@ -187,7 +187,7 @@ class DenoiseUnit:
             bundle, device=model.device, threads=size.threads, batch=batch, precision=model.precision
         )
         taken, given = options.pixel_dtypes
-        self._denoiser.prepare(taken, options.polarity, given, options.extras)
+        self._denoiser.prepare(taken, options.model_polarity, given, options.extras)
         # One thread for all units: OpenMP keeps a team of threads for each thread that ever asked for one.
         self._thread = ThreadPoolExecutor(1)
         self._metrics = UnitMetrics()

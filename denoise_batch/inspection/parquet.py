@@ -89,7 +89,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     """The image column, from samples over the whole input; adds what is known of it to the facts."""
     import numpy as np
 
-    from denoise_batch.images import decode, find_image_column, find_polarity
+    from denoise_batch.images import PIXELS, dark_on_light, decode, find_image_column, find_polarity
     from denoise_batch.inference import footers
 
     places = [
@@ -111,9 +111,10 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     except ColumnError as error:
         facts["image_column"] = f"none: {error.message}"
         return None
-    pixels = [decode(table.column(image.name), image).good_pixels for table in samples]
+    found = [decode(table.column(image.name), image).good_pixels for table in samples]
+    pixels = np.concatenate(found) if found else np.zeros((0, PIXELS), np.uint8)
     try:
-        polarity = find_polarity(np.concatenate(pixels)).value if pixels else "no images to tell it from"
+        polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
     except ColumnError as error:
         polarity = error.message.removeprefix("polarity is ")
     facts["image_column"] = {
@@ -121,6 +122,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         "layout": image.layout.value,
         "dtype": image.dtype,
         "polarity": polarity,
+        "share_dark_on_light": round(float(dark_on_light(pixels).mean()), 4) if len(pixels) else None,
     }
     return image
 

@@ -68,6 +68,8 @@ def shortened(problems: list[str]) -> tuple[str, ...]:
 
 
 def _fact_lines(name: str, value: object, indent: str = "  ") -> list[str]:
+    if value is None:  # nothing was said of it
+        return []
     if isinstance(value, dict):
         if not value:
             return [f"{indent}{name}: none"]

@@ -17,7 +17,15 @@ import pyarrow as pa
 
 from denoise_batch import input_file, storage
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
-from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, to_model_input
+from denoise_batch.images import (
+    Polarity,
+    check_float_range,
+    dark_on_light,
+    decode,
+    find_image_column,
+    find_polarity,
+    turned,
+)
 from denoise_batch.inference.footers import Footer, Unreadable, read_footers, read_samples
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ class ParquetImages:
         pieces: its row groups, in file order.
         clean: the column of clean images.
         noisy: the column of noisy images of the same digits, or None.
-        polarity: of both columns, known.
+        polarity: of both columns, never `auto`.
     """
 
     files: tuple[tuple[str, int, int], ...]
@@ -250,25 +258,18 @@ def read_rows(
 
 def _decoded(images: ParquetImages, batch: pa.RecordBatch) -> tuple[Images, Images | None]:
     clean = decode(batch.column(0), images.clean)
-    if images.noisy is None:
-        return _upright(clean.good_pixels, images.polarity, clip=True), None
-    noisy = decode(batch.column(1), images.noisy)
-    good = (clean.bad == 0) & (noisy.bad == 0)
-    return (
-        _upright(clean.pixels[good], images.polarity, clip=True),
-        _upright(noisy.pixels[good], images.polarity, clip=False),
-    )
-
-
-def _upright(pixels: Images, polarity: Polarity, *, clip: bool) -> Images:
-    """(n, 784) as stored → (n, 28, 28) light on dark, uint8 kept uint8."""
-    if pixels.dtype != np.uint8:
-        pixels = to_model_input(pixels, polarity)
-        if clip:
-            pixels = pixels.clip(0.0, 1.0)
-    elif polarity is Polarity.DARK_ON_LIGHT:
-        pixels = 255 - pixels
-    return pixels.reshape(-1, SIDE, SIDE)
+    noisy = None if images.noisy is None else decode(batch.column(1), images.noisy)
+    good = clean.bad == 0 if noisy is None else (clean.bad == 0) & (noisy.bad == 0)
+    shown = clean.pixels[good]
+    if images.polarity is Polarity.EACH:  # the clean one of a pair tells for both
+        light = dark_on_light(shown)
+    else:
+        light = np.full(len(shown), images.polarity is Polarity.DARK_ON_LIGHT)
+    upright = turned(shown, light)
+    if upright.dtype != np.uint8:
+        upright = upright.clip(0.0, 1.0)
+    other = None if noisy is None else turned(noisy.pixels[good], light).reshape(-1, SIDE, SIDE)
+    return upright.reshape(-1, SIDE, SIDE), other
 
 
 def load_rows(images: ParquetImages, pieces: Sequence[Piece]) -> tuple[Images, Images | None]:

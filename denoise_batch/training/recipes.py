@@ -181,7 +181,7 @@ class TrainSettings:
         mnist: the folder of MNIST's IDX files; None looks for it, and downloads it.
         column: the column of clean images; None finds it.
         noisy_column: the column of the same images with the user's own noise; None draws noise.
-        polarity: of Parquet data: `auto`, `light-on-dark` or `dark-on-light`.
+        polarity: of Parquet data, a value of `images.Polarity`.
         init: a model folder whose weights the training starts from, of the recipe's network; None starts afresh.
         max_images: train on the first so many images only (validation images among them).
         architecture, epochs, minutes, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace
@@ -250,10 +250,10 @@ class TrainSettings:
             raise FlagError("--epochs and --minutes both say when to end", hint="leave one of the two out")
         if self.clipped is not None and not 0.0 <= self.clipped <= 1.0:
             raise FlagError(f"--clipped {self.clipped:g} is not a share", hint="give a number from 0 to 1")
-        if self.polarity not in ("auto", "light-on-dark", "dark-on-light"):
-            raise FlagError(
-                f"--polarity {self.polarity} is impossible", hint="give auto, light-on-dark or dark-on-light"
-            )
+        from denoise_batch.images import Polarity  # PyArrow, which the command's help does without
+
+        if self.polarity not in set(Polarity):
+            raise FlagError(f"--polarity {self.polarity} is impossible", hint=f"give one of {', '.join(Polarity)}")
         self._check_data_flags()
         given = {name: getattr(self, name) for name in _REPLACE if getattr(self, name) is not None}
         if self.architecture is not None and self.architecture != RECIPES[self.recipe].architecture:

@@ -178,6 +178,21 @@ def test_zero_rows_give_a_valid_empty_output_without_ray(tmp_path: Path, model: 
         assert manifest.verify(out) == []
 
 
+def test_files_that_are_left_out_are_said(tmp_path: Path, model: Path) -> None:
+    """Their rows are not in OUT: nobody is to take it for the whole folder."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    pq.write_table(_table(0, 0), folder / "a.parquet")
+    pq.write_table(_table(0, 5), folder / "b.snappy")
+    settings = InferSettings((str(folder),), str(out), model=model)
+    note = "note: 1 file left out, not named as Parquet: b.snappy"
+    assert note in infer(settings).summary_lines()
+    assert note in infer(settings).summary_lines()  # complete already
+    saved = json.loads((out / manifest.FOLDER / manifest.REPORT).read_text())
+    assert (saved["skipped_files"], saved["skipped"]) == (1, [str(folder / "b.snappy")])
+    assert not any(line.endswith(": None") for line in inspect(str(out)).lines())
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_damaged_page_costs_its_unit_alone_and_the_next_run_retries_only_it(
     tmp_path: Path, source: Path, model: Path
