@@ -9,9 +9,9 @@ unit's start to the last receipt), the share of the raw forward pass, and how mu
 run; medians. By default all compute alike, in such numbers as `infer` does, so that pipelines are compared and not
 networks. `--others` has the others call the same network as one would without this project: `plain`, as PyTorch comes
 (float32), or `bfloat16`, under its autocast, channels last. Each run is a process of its own; the contenders take
-turns, so that a machine whose speed drifts treats all alike. Above it stands the raw forward pass, no file read or
-written: as `infer` computes (a process a core, one thread each), and as PyTorch comes (one process, contiguous,
-float32).
+turns, so that a machine whose speed drifts treats all alike. Above it stands the raw forward pass of such images, no
+file read or written: as `infer` computes (a process a core, one thread each), and as PyTorch comes (one process,
+contiguous, float32).
 
 Daft takes part where it is installed (`pip install daft`, for this alone).
 """
@@ -257,7 +257,7 @@ def forward(model: Path, seconds: float = 6.0, batch: int | None = None) -> dict
     from denoise_batch.denoiser import Denoiser
 
     denoiser = Denoiser(read_bundle(model), device="cpu", threads=1, batch=batch)
-    noisy = np.random.default_rng(0).random((4096, 784), np.float32)
+    noisy = np.divide(noisy_digits(4096, 0)[0], np.float32(255))
     denoiser(noisy)
     begun, images = time.monotonic(), 0
     while time.monotonic() - begun < seconds:
@@ -280,7 +280,7 @@ def forward_as_it_comes(model: Path, seconds: float = 6.0) -> dict[str, float]:
     from denoise_batch.bundle import read_bundle
 
     network = read_bundle(model).load("cpu")
-    batch = torch.rand(BATCH, 1, 28, 28)
+    batch = torch.from_numpy(noisy_digits(BATCH, 0)[0]).view(-1, 1, 28, 28) / 255
     with torch.inference_mode():
         network(batch)
         begun, images = time.monotonic(), 0
@@ -381,22 +381,27 @@ def main() -> None:
         )
 
 
-def draw(folder: Path, rows: int, layout: str, compression: str) -> None:
-    """Drawn digits with the seed's noise, clipped to 8 bits: files of 131,072 rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def noisy_digits(count: int, start: int) -> tuple[Any, Any]:
+    """Drawn digits with the seed's noise, clipped to 8 bits: (count, 784) uint8, and which digits they are."""
     import torch
 
     from denoise_batch.digits import draw_digits
     from denoise_batch.noise import NoiseRecipe
 
+    clean, labels = draw_digits(count, 0, start)
+    generator = torch.Generator().manual_seed(start)
+    noisy, _, _ = NoiseRecipe(clipped=1.0).apply(torch.from_numpy(clean).float() / 255, generator)
+    return (noisy * 255).round().to(torch.uint8).reshape(-1, 784).numpy(), labels
+
+
+def draw(folder: Path, rows: int, layout: str, compression: str) -> None:
+    """Noisy digits in files of 131,072 rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
     for start in range(0, rows, 131_072):
-        count = min(131_072, rows - start)
-        clean, labels = draw_digits(count, 0, start)
-        noisy, _, _ = NoiseRecipe(clipped=1.0).apply(torch.from_numpy(clean).float() / 255, generator)
-        pixels = (noisy * 255).round().to(torch.uint8).reshape(-1, 784).numpy()
+        pixels, labels = noisy_digits(min(131_072, rows - start), start)
         table = pa.table({"label": pa.array(labels), "image": column_of(pixels, layout)})
         path, options = folder / f"{start:09d}.parquet", {"compression": compression, "use_dictionary": ["label"]}
         pq.write_table(table, path, row_group_size=ROW_GROUP, **options)
