@@ -81,7 +81,7 @@ def skipped_lines(count: int, first: Sequence[str]) -> list[str]:
     """What is said of `count` files that were left out: a line, none where there are none."""
     if not count:
         return []
-    named = ", ".join(PurePath(path).name for path in first[:_SKIPPED_NAMED])
+    named = ", ".join(repr(PurePath(path).name) for path in first[:_SKIPPED_NAMED])  # a name may have line ends
     more = ", …" if count > _SKIPPED_NAMED else ""
     return [f"note: {count:,} file{'s' if count != 1 else ''} left out, not named as Parquet: {named}{more}"]
 

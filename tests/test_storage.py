@@ -52,10 +52,11 @@ def test_other_suffixes_are_reported_not_read(tmp_path: Path) -> None:
 
 def test_files_left_out_are_said_in_a_line() -> None:
     assert storage.skipped_lines(0, []) == []
-    assert storage.skipped_lines(1, ["x/b.csv"]) == ["note: 1 file left out, not named as Parquet: b.csv"]
+    assert storage.skipped_lines(1, ["x/b.csv"]) == ["note: 1 file left out, not named as Parquet: 'b.csv'"]
+    assert len(storage.skipped_lines(1, ["x/b\nnote: all is well"])[0].splitlines()) == 1
     named = [f"s3://bucket/{name}.txt" for name in "abcde"]
     assert storage.skipped_lines(1200, named) == [
-        "note: 1,200 files left out, not named as Parquet: a.txt, b.txt, c.txt, …"
+        "note: 1,200 files left out, not named as Parquet: 'a.txt', 'b.txt', 'c.txt', …"
     ]
 
 

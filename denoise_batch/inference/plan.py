@@ -310,7 +310,7 @@ def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, 
     if total and not len(good):
         raise ColumnError(
             f"column {column.name!r}: none of the rows looked at has a usable image, so its polarity is not known",
-            hint="say it with --polarity light-on-dark or --polarity dark-on-light",
+            hint="say it with --polarity light-on-dark, dark-on-light or each",
         )
     return find_polarity(good)
 
