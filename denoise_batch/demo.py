@@ -277,7 +277,7 @@ class _Steps:
 
         def work() -> str:
             bundle = read_bundle(self.out / "model")
-            images, labels, description = load_clean_images(str(clean), limit=EVALUATED)
+            images, labels, description, _ = load_clean_images(str(clean), limit=EVALUATED)
             update = self.progress.update
             found = evaluate([bundle], images, labels=labels, description=description, device="auto", progress=update)
             draw_evaluation(found, [bundle], images, figures)

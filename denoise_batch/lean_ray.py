@@ -83,18 +83,18 @@ def only_what_is_used(workers: int, *, show_logs: bool = False) -> Iterator[bool
         self._webui_url = ""
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(head, "start_monitor", _nothing))
-        stack.enter_context(_replaced(head, "start_api_server", no_dashboard))
+        stack.enter_context(replaced(head, "start_monitor", _nothing))
+        stack.enter_context(replaced(head, "start_api_server", no_dashboard))
         if not show_logs:
-            stack.enter_context(_replaced(head, "start_log_monitor", _nothing))
-        stack.enter_context(_replaced(services, "start_ray_process", start))
+            stack.enter_context(replaced(head, "start_log_monitor", _nothing))
+        stack.enter_context(replaced(services, "start_ray_process", start))
         # Under `uv run` Ray would make each worker an environment like the driver's. Here they share it.
-        stack.enter_context(_replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False))
+        stack.enter_context(replaced(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False))
         yield True
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Puts something else in the place of a module's or a class's attribute, if it has one of this name."""
     missing = object()
     before = vars(owner).get(name, missing)  # not getattr, which unwraps static methods
@@ -195,7 +195,7 @@ def data_of_one_machine() -> Iterator[None]:
             (pool, "get_or_create_actor_location_tracker", _NobodyListens),
             (pool, "get_actor_locations", lambda _: {}),  # then it takes what each actor said when it was ready
         ):
-            stack.enter_context(_replaced(owner, name, instead))
+            stack.enter_context(replaced(owner, name, instead))
         yield
 
 
@@ -218,6 +218,6 @@ def training_without_dashboard() -> Iterator[None]:
     with (
         contextlib.nullcontext()
         if dashboard
-        else _replaced(trainer, "PlacementGroupCleanerCallback", ControllerCallback)
+        else replaced(trainer, "PlacementGroupCleanerCallback", ControllerCallback)
     ):
         yield

@@ -10,37 +10,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denoise_batch.lean_ray import replaced
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
-@contextlib.contextmanager
-def log_that_cannot_be_written(verbose: bool) -> Iterator[None]:
+def log_that_cannot_be_written(verbose: bool) -> AbstractContextManager[None]:
     """Where the disk of Ray's log is full, `logging` would print a traceback for each line of it."""
-    before = logging.raiseExceptions
-    logging.raiseExceptions = verbose
-    try:
-        yield
-    finally:
-        logging.raiseExceptions = before
+    return replaced(logging, "raiseExceptions", verbose)
 
 
-@contextlib.contextmanager
-def no_secrets_in_job() -> Iterator[None]:
+def no_secrets_in_job() -> AbstractContextManager[None]:
     """Ray tells the whole cluster the command line of each job: without what is secret in its URIs."""
     from ray._private import utils
 
-    name_of_job = getattr(utils, "get_entrypoint_name", None)
-    if name_of_job is None:
-        yield
-        return
-    utils.get_entrypoint_name = lambda: shlex.join(map(redact, sys.argv))
-    try:
-        yield
-    finally:
-        utils.get_entrypoint_name = name_of_job
+    return replaced(utils, "get_entrypoint_name", lambda: shlex.join(map(redact, sys.argv)))
 
 
 @contextlib.contextmanager
@@ -71,21 +58,12 @@ def muted(on: bool) -> Iterator[None]:
         os.close(nothing)
 
 
-@contextlib.contextmanager
-def messages_off_stdout(verbose: bool) -> Iterator[None]:
+def messages_off_stdout(verbose: bool) -> AbstractContextManager[None]:
     """Ray prints cluster events (a worker died, …) to stdout, where the result belongs: to stderr, or not at all."""
     from ray._private import worker
-
-    printing = getattr(worker, "print_to_stdstream", None)
 
     def to_stderr(data: dict[str, Any], **_: Any) -> None:
         if verbose:
             sys.stderr.writelines(f"{line}\n" for line in data["lines"])
 
-    if printing is not None:
-        worker.print_to_stdstream = to_stderr
-    try:
-        yield
-    finally:
-        if printing is not None:
-            worker.print_to_stdstream = printing
+    return replaced(worker, "print_to_stdstream", to_stderr)

@@ -231,7 +231,7 @@ def _write(path: Path, **columns: np.ndarray) -> str:
 
 def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndarray) -> None:
     path = _write(tmp_path / "a.parquet", image=255 - images, clean=images)
-    loaded, _, description = load_clean_images(path)
+    loaded, _, description, _ = load_clean_images(path)
     np.testing.assert_array_equal(loaded, images)
     assert description == f"column 'clean' of {path}"
     named, *_ = load_clean_images(path, "image", limit=5)
@@ -263,6 +263,6 @@ def test_a_large_dataset_is_sampled(tmp_path: Path, images: np.ndarray, monkeypa
     from denoise_batch.evaluation import clean_images as module
 
     monkeypatch.setattr(module, "_DATASET_IMAGES", 5)
-    loaded, _, description = load_clean_images(_write(tmp_path / "a.parquet", image=images))
+    loaded, _, description, _ = load_clean_images(_write(tmp_path / "a.parquet", image=images))
     assert len(loaded) == 5
     assert description.endswith(", a sample")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import ColumnError
+from denoise_batch.evaluation.clean_images import load_clean_images
 from denoise_batch.images import (
     Polarity,
     dark_on_light,
@@ -176,20 +177,40 @@ def test_images_that_look_the_other_way_round_are_counted(
     assert sum(receipt.dark_on_light for receipt in made.receipts) == 100
 
 
-def _summary(polarity: Polarity, light: int) -> str:
+def _summary(polarity: Polarity, light: int, **changes: Any) -> str:
     numbers = dict.fromkeys(field.name for field in fields(InferReport)) | dict.fromkeys(NUMBERS, 0)
     told = {"rows_in": 1000, "rows_out": 1000, "bad_rows": {"null": 10}, "types_changed": [], "skipped": []}
-    report = InferReport(**numbers | told | {"polarity": polarity.value, "dark_on_light": light})  # type: ignore[arg-type]
+    report = InferReport(**numbers | told | {"polarity": polarity.value, "dark_on_light": light} | changes)  # type: ignore[arg-type]
     return "\n".join(report.summary_lines())
 
 
 def test_the_summary_names_what_was_taken_the_other_way_round() -> None:
     assert "look" not in _summary(Polarity.LIGHT_ON_DARK, 0) + _summary(Polarity.DARK_ON_LIGHT, 990)
-    assert "note: 3 rows look dark-on-light, but were taken for light-on-dark" in _summary(Polarity.LIGHT_ON_DARK, 3)
-    assert "note: 1 row looks light-on-dark, but was taken for dark-on-light" in _summary(Polarity.DARK_ON_LIGHT, 989)
+    assert "note: 3 rows look dark-on-light, but are taken for light-on-dark" in _summary(Polarity.LIGHT_ON_DARK, 3)
+    assert "note: 1 row looks light-on-dark, but is taken for dark-on-light" in _summary(Polarity.DARK_ON_LIGHT, 989)
     each = _summary(Polarity.EACH, 400)
-    assert "each image by itself: 400 of them dark on light" in each
+    assert "each image by itself: 400 dark on light" in each
     assert "note" not in each
+
+
+def test_a_finished_run_says_the_same_of_its_output() -> None:
+    again = _summary(Polarity.LIGHT_ON_DARK, 3, already_complete=True)
+    for said in ("note: 3 rows look dark-on-light", "10 bad rows (10 null)", "it is complete already"):
+        assert said in again
+    assert "images/s" not in again
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_an_evaluation_says_what_it_takes_the_other_way(tmp_path: Path, write_images: Any) -> None:
+    light = np.arange(200) % 40 == 1
+    images = turned(draw_digits(200, 1)[0].reshape(200, 784), light).reshape(200, 28, 28)
+    path = str(write_images(tmp_path / "in.parquet", images))
+    (note,) = load_clean_images(path).notes
+    assert note.startswith("note: 5 rows look dark-on-light")
+    each = load_clean_images(path, polarity=Polarity.EACH)
+    assert not each.notes
+    assert each.description.endswith("each image's polarity by itself")
+    assert not dark_on_light(each.images.reshape(200, 784)).any()
 
 
 @pytest.mark.usefixtures("footers_read_here")

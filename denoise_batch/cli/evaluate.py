@@ -107,13 +107,14 @@ def evaluate(
             from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
             drawn = draw_evaluation(evaluation, bundles, clean.images, figures, digit=digit, device=device)
-    content = {**evaluation.to_json(), "figures": [str(path) for path in drawn]}
+    content = {**evaluation.to_json(), "notes": list(clean.notes), "figures": [str(path) for path in drawn]}
     lines = [
         *(
             f"model {bundle.folder}: {model['method']} in the table"
             for bundle, model in zip(bundles, evaluation.models, strict=True)
         ),
         format_table(evaluation),
+        *clean.notes,
         *(f"drawn: {path}" for path in drawn),
     ]
     if card:

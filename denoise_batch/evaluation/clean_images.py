@@ -15,7 +15,15 @@ import numpy as np
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation.sampling import open_dataset, sample_rows
-from denoise_batch.images import Polarity, check_float_range, find_image_column, find_polarity, to_model_input
+from denoise_batch.images import (
+    Polarity,
+    check_float_range,
+    dark_on_light,
+    find_image_column,
+    find_polarity,
+    taken_the_other_way,
+    to_model_input,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,11 +42,13 @@ class CleanImages(NamedTuple):
         images: (n, 28, 28) uint8, 0 = background, n at least 1.
         labels: (n,) uint8, what digits they are, where that is known.
         description: one line that says what they are.
+        notes: lines that say what is odd about them.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8] | None
     description: str
+    notes: tuple[str, ...] = ()
 
 
 def load_clean_images(
@@ -95,7 +105,10 @@ def load_clean_images(
     description = f"column {image.name!r} of {storage.redact(path)}" + (
         ", a sample" if len(sample) < dataset.rows else ""
     )
-    return CleanImages(np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), None, description)
+    if polarity is Polarity.EACH:
+        description += ", each image's polarity by itself"
+    notes = taken_the_other_way(polarity, int(dark_on_light(pixels).sum()), len(pixels))
+    return CleanImages(np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), None, description, tuple(notes))
 
 
 def load_prior_images(mnist_folder: Path | None = None) -> npt.NDArray[np.uint8]:

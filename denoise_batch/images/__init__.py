@@ -47,6 +47,7 @@ from denoise_batch.images.polarity import (
     dark_on_light,
     find_polarity,
     from_model_output,
+    taken_the_other_way,
     to_model_input,
     turned,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "image_candidates",
     "image_column",
     "output_column",
+    "taken_the_other_way",
     "to_model_input",
     "turned",
 ]

@@ -100,6 +100,24 @@ def turned(pixels: Pixels, rows: Bools) -> Pixels:
     return out
 
 
+def taken_the_other_way(polarity: str, light: int, rows: int) -> list[str]:
+    """The note of images that look the other way round than they are taken; none where there are none.
+
+    Args:
+        polarity: what all are taken for, or `each`.
+        light: how many are `dark_on_light`.
+        rows: of so many.
+    """
+    if polarity == Polarity.EACH:
+        return []
+    dark = polarity == Polarity.DARK_ON_LIGHT
+    others, seen = (rows - light, Polarity.LIGHT_ON_DARK) if dark else (light, Polarity.DARK_ON_LIGHT)
+    if not others:
+        return []
+    look, are = ("rows look", "are") if others != 1 else ("row looks", "is")
+    return [f"note: {others:,} {look} {seen}, but {are} taken for {polarity}; --polarity each tells images apart"]
+
+
 def to_model_input(pixels: Pixels, polarity: Polarity) -> NDArray[np.float32]:
     """Pixels as the models take them: 0 = background, 1 = ink.
 

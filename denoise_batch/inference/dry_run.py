@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError
+from denoise_batch.images import taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
@@ -40,6 +41,7 @@ class Estimate:
     Attributes:
         sampled_rows: rows that were denoised for it.
         bad_rows: of the sample, by reason.
+        dark_on_light: good rows of the sample that look so.
         device: the sample ran on it.
         workers: actors that this machine would run.
         rate: images a second of all of them.
@@ -49,6 +51,7 @@ class Estimate:
 
     sampled_rows: int
     bad_rows: dict[str, int]
+    dark_on_light: int
     device: str
     workers: int
     rate: float
@@ -129,6 +132,7 @@ class DryRun:
             reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in guess.bad_rows.items())
             shown += [
                 f"sample: {guess.sampled_rows:,} rows, {bad:,} of them bad{f' ({reasons})' if bad else ''}",
+                *taken_the_other_way(self.polarity, guess.dark_on_light, guess.sampled_rows - bad),
                 f"about {duration(guess.seconds)} with {guess.workers} worker{'s' if guess.workers != 1 else ''} on "
                 f"this machine ({guess.device}): {guess.rate:,.0f} images/s once started",
                 f"about {guess.output_bytes / 1e6:,.1f} MB of output",
@@ -245,6 +249,7 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     return Estimate(
         sampled_rows=receipt.rows_in,
         bad_rows=receipt.bad,
+        dark_on_light=receipt.dark_on_light,
         device=str(denoiser.device),
         workers=size.actors,
         rate=round(rate, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from denoise_batch.images.polarity import Polarity
+from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
 from denoise_batch.storage import skipped_lines
 
@@ -93,18 +93,19 @@ class InferReport:
             f"model {self.model}",
             self._column_line(),
         ]
-        lines += skipped_lines(self.skipped_files, self.skipped)
-        if self.already_complete:
-            return [*lines, "it is complete already: nothing was left to do"]
-        lines.append(f"{self.rows_done:,} rows in {self.seconds:.1f} s, {self.rate:,.0f} images/s once started")
+        if not self.already_complete:
+            lines.append(f"{self.rows_done:,} rows in {self.seconds:.1f} s, {self.rate:,.0f} images/s once started")
         if bad:
             lines.append(f"{bad:,} bad rows ({reasons}), listed in {BAD_ROWS} beside the manifest")
         if self.quarantined:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
+        lines += skipped_lines(self.skipped_files, self.skipped)
+        lines += taken_the_other_way(self.polarity, self.dark_on_light, self.rows_in - bad)
+        lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
+        if self.already_complete:
+            return [*lines, "it is complete already: nothing was left to do"]
         if self.resumed_units:
             lines.append(f"{self.resumed_units:,} of {self.units:,} units were done by an earlier run")
-        lines += self._polarity_lines()
-        lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
         if self.failed_attempts:
             lines.append(f"{self.failed_attempts:,} of {self.attempts:,} attempts at units failed and were made again")
         return lines
@@ -112,19 +113,4 @@ class InferReport:
     def _column_line(self) -> str:
         if self.polarity != Polarity.EACH:
             return f"column {self.column!r}, {self.polarity}"
-        return f"column {self.column!r}, each image by itself: {self.dark_on_light:,} of them dark on light"
-
-    def _polarity_lines(self) -> list[str]:
-        """A note of rows that look the other way round than they were taken."""
-        others, seen = self.dark_on_light, Polarity.DARK_ON_LIGHT
-        if self.polarity == Polarity.EACH:
-            return []
-        if self.polarity == Polarity.DARK_ON_LIGHT:
-            others, seen = self.rows_in - sum(self.bad_rows.values()) - others, Polarity.LIGHT_ON_DARK
-        if not others:
-            return []
-        look, were = ("rows look", "were") if others != 1 else ("row looks", "was")
-        return [
-            f"note: {others:,} {look} {seen.value}, but {were} taken for {self.polarity}; "
-            f"--polarity each tells images apart"
-        ]
+        return f"column {self.column!r}, each image by itself: {self.dark_on_light:,} dark on light"
