@@ -76,7 +76,7 @@ class CorruptReport:
         bad_rows: rows without a readable image; they stay, with a null image and null levels.
         bytes: size of the output.
         keys_left_out: of the input's folders `key=value`: one file has none.
-        skipped_files: files in the input's folders that were left out, since they are not named as Parquet.
+        skipped_files: files in the input's folders that were left out because of their names.
         skipped: the first of them.
     """
 

@@ -54,7 +54,7 @@ class Listing:
     Attributes:
         files: every Parquet file, in input order.
         single_file: whether the request named one file, rather than a folder, a glob or several.
-        skipped: files in the listed folders that are not Parquet by their name.
+        skipped: files in the listed folders that their names leave out: another suffix than Parquet's, or `_x.parquet`.
         folders: the local folders that were listed.
     """
 
@@ -81,9 +81,13 @@ def skipped_lines(count: int, first: Sequence[str]) -> list[str]:
     """What is said of `count` files that were left out: a line, none where there are none."""
     if not count:
         return []
+    files, names = ("files", "their names") if count != 1 else ("file", "its name")
+    return [f"note: {count:,} {files} left out because of {names}: {_named(count, first)}"]
+
+
+def _named(count: int, first: Sequence[str]) -> str:
     named = ", ".join(repr(PurePath(path).name) for path in first[:_SKIPPED_NAMED])  # a name may have line ends
-    more = ", …" if count > _SKIPPED_NAMED else ""
-    return [f"note: {count:,} file{'s' if count != 1 else ''} left out, not named as Parquet: {named}{more}"]
+    return f"{named}, …" if count > _SKIPPED_NAMED else named
 
 
 def is_uri(path: str) -> bool:
@@ -148,9 +152,8 @@ def _ask_about(filesystem: Any, what: Any, given: str) -> Any:
 def list_inputs(inputs: Sequence[str]) -> Listing:
     """Lists the Parquet files that inputs name: files, folders (at every depth), globs, in the order given.
 
-    Files and folders whose name starts with `_` or `.` are skipped below a folder, as every reader does. So are
-    files whose name has another suffix than Parquet's; they are reported in `Listing.skipped`. Files without any
-    suffix count (Hive writes `000000_0`).
+    Files and folders whose name starts with `_` or `.` are skipped below a folder, as every reader does. So are files
+    whose name has another suffix than Parquet's; without any suffix they count (Hive writes `000000_0`).
 
     Raises:
         MissingFileError: an input does not exist, or holds no Parquet file.
@@ -161,9 +164,10 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
     for given in inputs:
         found = _list_one(given, skipped)
         if not found:
+            there = f"; there: {_named(len(skipped), skipped)}" if skipped else ""
             raise MissingFileError(
                 f"no Parquet files in {redact(given)}",
-                hint=f"looked for {', '.join(PARQUET_SUFFIXES)} files; names starting with _ or . are skipped",
+                hint=f"looked for {', '.join(PARQUET_SUFFIXES)} files; names starting with _ or . are skipped{there}",
             )
         files.extend(found)
     seen: set[str] = set()
@@ -223,9 +227,9 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
             parts = match.relative_to(fixed).parts
             for part in parts:
                 _check_not_skipped(part, match)
-            if any(map(_hidden, parts)) and not any(map(_hidden, named)):
-                continue  # as below a folder, unless the pattern asks for them
-            if match.is_dir():
+            if any(map(_hidden, parts)) and not any(map(_hidden, named)):  # unless the pattern asks for them
+                _skip(str(match), parts, skipped)
+            elif match.is_dir():
                 found += _list_folder(match, skipped, _joined(above, _hive_folder(parts, str(match))))
             else:
                 found.append(_local_file(match, _joined(above, _hive_folder(parts[:-1], str(match)))))
@@ -267,13 +271,11 @@ def _list_folder(root: Path, skipped: list[str], above: str = "") -> list[InputF
             continue
         visited.add(real)
         hive = _joined(above, _hive_folder(Path(parent).relative_to(root).parts, parent))
-        for name in names:
-            if _hidden(name):
-                continue
-            if _looks_like_parquet(name):
+        for name in sorted(names):
+            if not _hidden(name) and _looks_like_parquet(name):
                 found.append(_local_file(Path(parent, name), hive))
             else:
-                skipped.append(str(Path(parent, name)))
+                _skip(str(Path(parent, name)), (name,), skipped)
     return sorted(found, key=lambda file: file.path)
 
 
@@ -304,14 +306,14 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
         parts = entry.path[start:].split("/")
         for name in parts[:-1]:
             _check_not_skipped(name, f"{redact(given)}/{entry.path}")
-        if not entry.is_file or any(_hidden(part) for part in parts):
+        if not entry.is_file:
             continue
         uri = f"{prefix}{user}{urllib.parse.quote(entry.path, safe='/=')}{query}"
-        if _looks_like_parquet(parts[-1]):
+        if not any(map(_hidden, parts)) and _looks_like_parquet(parts[-1]):
             hive = _joined(_hive_above(place), _hive_folder(tuple(parts[:-1]), redact(uri)))
             found.append(InputFile(uri, hive, entry.size, entry.mtime_ns or 0))
         else:
-            skipped.append(redact(uri))
+            _skip(redact(uri), parts, skipped)
     return sorted(found, key=lambda file: file.path)
 
 
@@ -326,6 +328,13 @@ def unfinished(shown: str) -> MissingFileError:
 def _hidden(name: str) -> bool:
     # A hive partition column may itself start with an underscore (`_year=2024`); readers skip those too.
     return name.startswith(("_", "."))
+
+
+def _skip(path: str, parts: Sequence[str], skipped: list[str]) -> None:
+    """Notes a file that is left out, unless nobody would miss it: in a hidden folder, or hidden and not Parquet."""
+    *folders, name = parts
+    if not any(map(_hidden, folders)) and (not _hidden(name) or name.lower().endswith(PARQUET_SUFFIXES)):
+        skipped.append(path)
 
 
 def _check_not_skipped(name: str, shown: object) -> None:

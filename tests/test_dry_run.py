@@ -60,7 +60,7 @@ def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: P
     text = "\n".join(found.lines())
     assert "600 rows in 2 files" in text
     assert "3 of them bad (3 null)" in text
-    assert "note: 1 file left out, not named as Parquet: 'notes.txt'" in text
+    assert "note: 1 file left out because of its name: 'notes.txt'" in text
     json.dumps(found.to_json())
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

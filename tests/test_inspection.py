@@ -39,7 +39,7 @@ def test_a_file_of_images(tmp_path: Path, digits: Any, write_images: Any, kind: 
     assert (found.facts["files"], found.facts["rows"]) == (1, 300)
     assert found.facts["row_groups"] == {"count": 2, "smallest": 100, "largest": 200}
     image: dict[str, Any] = {"name": "image", "layout": layout, "dtype": dtype, "polarity": "light-on-dark"}
-    image["share_dark_on_light"] = 0.0
+    image["sampled"] = {"images": 128, "dark_on_light": 0}
     assert found.facts["image_column"] == image
     assert list(found.facts["columns"]) == ["image", "label"]
     assert found.facts["bytes"] == path.stat().st_size
@@ -54,6 +54,15 @@ def test_lines_are_for_people(tmp_path: Path, digits: Any, write_images: Any) ->
     assert "  rows: 300" in lines
     assert "    layout: binary" in lines
     assert lines[-1] == "verified: no problems"
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_a_set_of_both_polarities_is_told_with_the_way_on(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    images = np.concatenate([255 - digits[0][:50], digits[0][50:64]])
+    image = inspect(str(write_images(tmp_path / "in.parquet", images))).facts["image_column"]
+    assert image["polarity"].startswith("mixed: 78% of the images looked at are dark-on-light")
+    assert "--polarity each" in image["polarity"]
+    assert image["sampled"] == {"images": 64, "dark_on_light": 50}
 
 
 @pytest.mark.usefixtures("footers_read_here")
@@ -87,6 +96,7 @@ def test_a_folder_with_a_foreign_file_and_a_damaged_one(tmp_path: Path, digits: 
     write_images(tmp_path / "e.parquet", digits[0], column="other")
     found = inspect(str(tmp_path))
     assert (found.facts["files"], found.facts["rows"], found.facts["skipped_files"]) == (5, 900, 1)
+    assert found.facts["skipped"] == [str(tmp_path / "notes.txt")]
     problems = "\n".join(found.problems)
     assert "c.parquet" in problems
     assert "d.parquet: it is empty (0 bytes)" in problems

@@ -67,10 +67,14 @@ def test_polarity_that_is_not_clear_cut() -> None:
     light = blocks(20)
     grey = np.full((20, 784), 128, np.uint8)
     standardised = (light / 255).astype(np.float32) * 2 - 1
-    for pixels in (np.concatenate([light, 255 - light]), grey, standardised):
-        with pytest.raises(ColumnError, match="polarity is not clear-cut") as caught:
+    for pixels, said in (
+        (np.concatenate([light, 255 - light[:10]]), "mixed: 33% of the images looked at are dark-on-light"),
+        (grey, "not clear-cut"),
+        (standardised, "not clear-cut"),
+    ):
+        with pytest.raises(ColumnError, match=f"polarity is {said}") as caught:
             find_polarity(pixels)
-        assert "--polarity" in caught.value.hint
+        assert "--polarity each" in caught.value.hint
 
 
 def test_polarity_of_blank_images_and_of_none() -> None:
@@ -186,16 +190,17 @@ def _summary(polarity: Polarity, light: int, **changes: Any) -> str:
 
 def test_the_summary_names_what_was_taken_the_other_way_round() -> None:
     assert "look" not in _summary(Polarity.LIGHT_ON_DARK, 0) + _summary(Polarity.DARK_ON_LIGHT, 990)
-    assert "note: 3 rows look dark-on-light, but are taken for light-on-dark" in _summary(Polarity.LIGHT_ON_DARK, 3)
-    assert "note: 1 row looks light-on-dark, but is taken for dark-on-light" in _summary(Polarity.DARK_ON_LIGHT, 989)
+    light, dark = _summary(Polarity.LIGHT_ON_DARK, 3), _summary(Polarity.DARK_ON_LIGHT, 989)
+    assert "note: 3 of 990 rows look dark-on-light, but are taken for light-on-dark" in light
+    assert "note: 1 of 990 rows looks light-on-dark, but is taken for dark-on-light" in dark
     each = _summary(Polarity.EACH, 400)
-    assert "each image by itself: 400 dark on light" in each
+    assert "each image's own polarity: 400 dark-on-light" in each
     assert "note" not in each
 
 
 def test_a_finished_run_says_the_same_of_its_output() -> None:
     again = _summary(Polarity.LIGHT_ON_DARK, 3, already_complete=True)
-    for said in ("note: 3 rows look dark-on-light", "10 bad rows (10 null)", "it is complete already"):
+    for said in ("note: 3 of 990 rows look dark-on-light", "10 bad rows (10 null)", "it is complete already"):
         assert said in again
     assert "images/s" not in again
 
@@ -206,15 +211,15 @@ def test_an_evaluation_says_what_it_takes_the_other_way(tmp_path: Path, write_im
     images = turned(draw_digits(200, 1)[0].reshape(200, 784), light).reshape(200, 28, 28)
     path = str(write_images(tmp_path / "in.parquet", images))
     (note,) = load_clean_images(path).notes
-    assert note.startswith("note: 5 rows look dark-on-light")
+    assert note.startswith("note: 5 of 200 rows look dark-on-light")
     each = load_clean_images(path, polarity=Polarity.EACH)
     assert not each.notes
-    assert each.description.endswith("each image's polarity by itself")
+    assert each.description.endswith("each image's own polarity")
     assert not dark_on_light(each.images.reshape(200, 784)).any()
 
 
 @pytest.mark.usefixtures("footers_read_here")
-def test_training_goes_by_each_pairs_clean_image(tmp_path: Path, write_images: Any) -> None:
+def test_training_goes_by_each_image(tmp_path: Path, write_images: Any) -> None:
     images, light = _mixed(60)
     noisy = images.astype(np.float32) / 255 + np.random.default_rng(0).uniform(-2, 2, images.shape).astype(np.float32)
     path = write_images(tmp_path / "in.parquet", noisy, "list of float32")

@@ -40,7 +40,17 @@ def test_hidden_and_underscore_names_are_skipped_at_every_depth(tmp_path: Path) 
         "x/.y/c.parquet",
         "x/_d.parquet",
     )
-    assert _names(tmp_path, storage.list_inputs([str(tmp_path)])) == ["a.parquet"]
+    listing = storage.list_inputs([str(tmp_path)])
+    assert _names(tmp_path, listing) == ["a.parquet"]
+    # What a user may take for input is said; what readers and writers keep for themselves is not.
+    assert sorted(listing.skipped) == [str(tmp_path / ".b.parquet"), str(tmp_path / "x/_d.parquet")]
+
+
+def test_an_input_without_parquet_names_what_is_there(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.csv", "_b.parquet", "_SUCCESS")
+    with pytest.raises(MissingFileError, match="no Parquet files in") as caught:
+        storage.list_inputs([str(tmp_path)])
+    assert "there: '_b.parquet', 'a.csv'" in caught.value.hint
 
 
 def test_other_suffixes_are_reported_not_read(tmp_path: Path) -> None:
@@ -52,11 +62,11 @@ def test_other_suffixes_are_reported_not_read(tmp_path: Path) -> None:
 
 def test_files_left_out_are_said_in_a_line() -> None:
     assert storage.skipped_lines(0, []) == []
-    assert storage.skipped_lines(1, ["x/b.csv"]) == ["note: 1 file left out, not named as Parquet: 'b.csv'"]
+    assert storage.skipped_lines(1, ["x/b.csv"]) == ["note: 1 file left out because of its name: 'b.csv'"]
     assert len(storage.skipped_lines(1, ["x/b\nnote: all is well"])[0].splitlines()) == 1
     named = [f"s3://bucket/{name}.txt" for name in "abcde"]
     assert storage.skipped_lines(1200, named) == [
-        "note: 1,200 files left out, not named as Parquet: 'a.txt', 'b.txt', 'c.txt', …"
+        "note: 1,200 files left out because of their names: 'a.txt', 'b.txt', 'c.txt', …"
     ]
 
 
@@ -114,11 +124,14 @@ def test_hidden_names_are_skipped_by_globs_unless_asked_for(tmp_path: Path) -> N
     (tmp_path / "_denoise_batch" / "quarantine").mkdir(parents=True)
     for name in ("a.parquet", "_SUCCESS", "_denoise_batch/bad_rows.parquet", "_denoise_batch/quarantine/b.parquet"):
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / "_c.parquet").write_bytes(b"")
 
     def found(pattern: str) -> list[str]:
         return [Path(file.path).name for file in storage.list_inputs([f"{tmp_path}/{pattern}"]).files]
 
     assert found("*") == found("**/*.parquet") == ["a.parquet"]
+    for pattern in ("*", "**/*.parquet"):
+        assert storage.list_inputs([f"{tmp_path}/{pattern}"]).skipped == (str(tmp_path / "_c.parquet"),)
     assert found("_denoise_batch/quarantine/*") == found("_denoise*/quarantine/*.parquet") == ["b.parquet"]
 
 

@@ -79,7 +79,7 @@ def test_cut_is_a_slice_of_the_rows(groups: list[int], start: int, stop: int) ->
 
 def test_paired_columns_stay_paired(tmp_path: Path) -> None:
     clean = digits(300)
-    noisy = clean.astype(np.float32) / 255 + 1.5
+    noisy = clean.astype(np.float32) / 255 + 0.25
     lists = pa.array(list(noisy), pa.list_(pa.float32()))
     lists = pa.array(
         [None if row == 5 else image for row, image in enumerate(lists.to_pylist())], pa.list_(pa.float32())
@@ -90,7 +90,7 @@ def test_paired_columns_stay_paired(tmp_path: Path) -> None:
     got_clean, got_noisy = load_rows(images, images.pieces)
     assert got_noisy is not None
     assert numbers(got_clean) == [row for row in range(300) if row not in (5, 9)]
-    np.testing.assert_allclose(got_noisy, got_clean / 255 + 1.5, atol=1e-6)  # beyond 1, and not clipped
+    np.testing.assert_allclose(got_noisy, got_clean / 255 + 0.25, atol=1e-6)  # beyond 1, and not clipped
 
 
 def test_a_column_is_no_pair_with_itself(tmp_path: Path) -> None:
@@ -103,6 +103,42 @@ def test_dark_ink_on_light_paper_is_turned(tmp_path: Path) -> None:
     images = opened(tmp_path)
     assert images.polarity == "dark-on-light"
     assert numbers(load_rows(images, images.pieces)[0]) == list(range(100))
+
+
+def test_what_is_odd_about_the_data_is_said(tmp_path: Path) -> None:
+    clean = digits(40)
+    clean[3] = 255 - clean[3]
+    pq.write_table(pa.table({"image": binary(clean, (7, 9))}), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("hello")
+    assert opened(tmp_path).notes == (
+        "note: 1 file left out because of its name: 'b.csv'",
+        "note: 2 of 40 sampled rows hold no usable image: such are left out",
+        "note: 1 of 38 sampled rows of column 'image' looks dark-on-light, but is taken for light-on-dark; "
+        "--polarity each tells images apart",
+    )
+    (tmp_path / "b.csv").unlink()
+    assert [note[:7] for note in opened(tmp_path, polarity="each").notes] == ["note: 2"]
+
+
+def test_rows_are_sampled_from_all_over_the_data(tmp_path: Path) -> None:
+    images = digits(600)
+    images[590:] = 255 - images[590:]
+    pq.write_table(pa.table({"image": binary(images)}), tmp_path / "a.parquet", row_group_size=10)
+    (note,) = opened(tmp_path).notes
+    assert note.startswith("note: 10 of 160 sampled rows")
+
+
+def test_a_pair_with_ink_at_opposite_ends(tmp_path: Path) -> None:
+    clean = digits(40)
+    pq.write_table(pa.table({"clean": binary(clean), "scan": binary(255 - clean)}), tmp_path / "a.parquet")
+    with pytest.raises(ColumnError, match="'clean' is light-on-dark, but column 'scan' is dark-on-light") as caught:
+        opened(tmp_path, column="clean", noisy_column="scan")
+    assert "--polarity each" in caught.value.hint
+    images = opened(tmp_path, column="clean", noisy_column="scan", polarity="each")
+    got_clean, got_noisy = load_rows(images, images.pieces)
+    assert got_noisy is not None
+    assert np.array_equal(got_clean, got_noisy)
+    assert numbers(got_clean) == list(range(40))
 
 
 def test_clean_floats_are_clipped_to_targets(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ Address = Annotated[
 PolarityChoice = Annotated[
     Literal["auto", "light-on-dark", "dark-on-light", "each"],
     typer.Option(
-        help="Which end of the grey scale is ink; auto finds out or asks, each looks at every image by itself."
+        help="Which end of the grey scale is ink. auto: what nine in ten of a sample have, else asks. each: what each "
+        "image's own margin says."
     ),
 ]
 LayoutChoice = Literal["binary", "list", "tensor", "encoded"]

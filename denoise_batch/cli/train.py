@@ -140,18 +140,26 @@ def train(
     settings.resolve()
     from denoise_batch.training.train import train as run
 
+    notes: list[str] = []
     with Progress() as progress:
+
+        def noted(note: str) -> None:
+            progress.note(note)  # before minutes or hours of training, which one may want to stop
+            notes.append(note)
+
         bundle = run(
             settings,
             lambda now: progress.update(*training_line(now)),
+            noted=noted,
             starting=lambda: progress.note("train: starting Ray and the workers"),
             waiting=lambda missing: progress.update(f"train: waiting for {missing}"),
         )
     print_result(
-        {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics},
+        {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics, "notes": notes},
         [
             f"{bundle.folder}: {bundle.architecture}",
             *(f"  {key}: {_short(value)}" for key, value in bundle.metrics.items()),
+            *notes,
         ],
         as_json=as_json,
     )

@@ -106,8 +106,12 @@ def load_clean_images(
         ", a sample" if len(sample) < dataset.rows else ""
     )
     if polarity is Polarity.EACH:
-        description += ", each image's polarity by itself"
-    notes = taken_the_other_way(polarity, int(dark_on_light(pixels).sum()), len(pixels))
+        description += ", each image's own polarity"
+    notes = list(dataset.notes)
+    bad = int(np.count_nonzero(~sample.good[0]))
+    if bad:
+        notes.append(f"note: {bad:,} of {len(sample):,} rows looked at hold no image: such are left out")
+    notes += taken_the_other_way(polarity, int(dark_on_light(pixels).sum()), len(pixels))
     return CleanImages(np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), None, description, tuple(notes))
 
 

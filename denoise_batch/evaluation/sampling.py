@@ -40,6 +40,7 @@ class Dataset:
         footers: of each file.
         schema: the first file's.
         first_rows: some first rows of it, where they can be read.
+        notes: a line where files were left out.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Dataset:
     footers: tuple[footers.Footer, ...]
     schema: pa.Schema
     first_rows: pa.Table | None
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -80,7 +82,8 @@ def open_dataset(path: str) -> Dataset:
         MissingFileError: the path does not exist or holds no Parquet file.
         ParquetError: a file is not Parquet or is damaged.
     """
-    files = [file.path for file in storage.list_inputs([path]).files]
+    listing = storage.list_inputs([path])
+    files = [file.path for file in listing.files]
     found: list[footers.Footer] = []
     for file, footer in zip(files, footers.read_footers(files), strict=True):
         if isinstance(footer, footers.Unreadable):
@@ -97,7 +100,8 @@ def open_dataset(path: str) -> Dataset:
         if isinstance(read, footers.Unreadable):
             raise _unreadable(file, read.reason)
         first_rows = read.table
-    return Dataset(path, tuple(files), tuple(found), schema, first_rows)
+    notes = storage.skipped_lines(len(listing.skipped), listing.skipped_shown)
+    return Dataset(path, tuple(files), tuple(found), schema, first_rows, tuple(notes))
 
 
 def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *, seed: int) -> Sample:

@@ -46,7 +46,7 @@ def find_polarity(pixels: Pixels) -> Polarity:
         pixels: (n, 784) uint8 or float, of good rows.
 
     Raises:
-        ColumnError: it is not clear-cut.
+        ColumnError: both occur, or it is not clear-cut.
     """
     if not len(pixels):
         return Polarity.LIGHT_ON_DARK
@@ -60,6 +60,12 @@ def find_polarity(pixels: Pixels) -> Polarity:
         return Polarity.LIGHT_ON_DARK
     if light >= 0.9 and abs(level - 1) < 0.4 and contrast < 0.05:
         return Polarity.DARK_ON_LIGHT
+    if min(light, 1 - light) > 0.1 and float(np.mean(np.abs(levels - 0.5) > 0.1)) >= 0.9:
+        raise ColumnError(
+            f"polarity is mixed: {dark_on_light(pixels).mean():.0%} of the images looked at are dark-on-light, the "
+            "others light-on-dark",
+            hint="--polarity each looks at every image by itself; light-on-dark or dark-on-light takes all for that",
+        )
     raise ColumnError(
         f"polarity is not clear-cut: borders are at {level:.2f} (0 black, 1 white), {light:.0%} of them light",
         hint="say it with --polarity light-on-dark or dark-on-light; where both occur, with --polarity each",
@@ -100,13 +106,14 @@ def turned(pixels: Pixels, rows: Bools) -> Pixels:
     return out
 
 
-def taken_the_other_way(polarity: str, light: int, rows: int) -> list[str]:
+def taken_the_other_way(polarity: str, light: int, rows: int, what: str = "rows") -> list[str]:
     """The note of images that look the other way round than they are taken; none where there are none.
 
     Args:
         polarity: what all are taken for, or `each`.
         light: how many are `dark_on_light`.
         rows: of so many.
+        what: these are.
     """
     if polarity == Polarity.EACH:
         return []
@@ -114,8 +121,11 @@ def taken_the_other_way(polarity: str, light: int, rows: int) -> list[str]:
     others, seen = (rows - light, Polarity.LIGHT_ON_DARK) if dark else (light, Polarity.DARK_ON_LIGHT)
     if not others:
         return []
-    look, are = ("rows look", "are") if others != 1 else ("row looks", "is")
-    return [f"note: {others:,} {look} {seen}, but {are} taken for {polarity}; --polarity each tells images apart"]
+    look, are = ("look", "are") if others != 1 else ("looks", "is")
+    return [
+        f"note: {others:,} of {rows:,} {what} {look} {seen}, but {are} taken for {polarity}; "
+        "--polarity each tells images apart"
+    ]
 
 
 def to_model_input(pixels: Pixels, polarity: Polarity) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError
-from denoise_batch.images import taken_the_other_way
+from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
@@ -24,7 +24,6 @@ from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from denoise_batch.extra_columns import Denoised
-    from denoise_batch.images import Polarity
     from denoise_batch.images.layouts import ImageColumn
     from denoise_batch.inference.plan import Plan
 
@@ -65,7 +64,7 @@ class DryRun:
 
     Attributes:
         columns: the input's, with their types.
-        skipped_files: files in the input's folders that are left out, since they are not named as Parquet.
+        skipped_files: files in the input's folders that are left out because of their names.
         skipped: the first of them.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
         image_column, output_column: name, layout, dtype and Arrow type.
@@ -114,7 +113,8 @@ class DryRun:
             "columns:",
             *(f"  {name}: {kind}" for name, kind in self.columns.items()),
             *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
-            f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, {self.polarity}",
+            f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
+            + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
             *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]

@@ -49,7 +49,7 @@ class InferReport:
         stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         dark_on_light: good rows that look so, whatever they were taken for.
-        skipped_files: files in the input's folders that were left out, since they are not named as Parquet.
+        skipped_files: files in the input's folders that were left out because of their names.
         skipped: the first of them.
         output_bytes: of the data files, before a single file is joined.
         already_complete: an earlier run of the same request had shown the output; nothing was done.
@@ -113,4 +113,4 @@ class InferReport:
     def _column_line(self) -> str:
         if self.polarity != Polarity.EACH:
             return f"column {self.column!r}, {self.polarity}"
-        return f"column {self.column!r}, each image by itself: {self.dark_on_light:,} dark on light"
+        return f"column {self.column!r}, each image's own polarity: {self.dark_on_light:,} dark-on-light"

@@ -70,7 +70,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     facts["columns"] = {field.name: str(field.type) for field in schema}
     facts |= _origin(schema)
     if listing.skipped:
-        facts["skipped_files"] = len(listing.skipped)
+        facts |= {"skipped_files": len(listing.skipped), "skipped": list(listing.skipped_shown)}
     if verify:
         bad: Counter[str] = Counter()
         read = 0
@@ -116,13 +116,13 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     try:
         polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
     except ColumnError as error:
-        polarity = error.message.removeprefix("polarity is ")
+        polarity = f"{error.message.removeprefix('polarity is ')}; {error.hint}"
     facts["image_column"] = {
         "name": image.name,
         "layout": image.layout.value,
         "dtype": image.dtype,
         "polarity": polarity,
-        "share_dark_on_light": round(float(dark_on_light(pixels).mean()), 4) if len(pixels) else None,
+        "sampled": {"images": len(pixels), "dark_on_light": int(dark_on_light(pixels).sum())} if len(pixels) else None,
     }
     return image
 

@@ -24,6 +24,7 @@ from denoise_batch.images import (
     decode,
     find_image_column,
     find_polarity,
+    taken_the_other_way,
     turned,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, read_footers, read_samples
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 SIDE = 28
 PIXELS = SIDE * SIDE
 CHUNK_ROWS = 4096
-_SAMPLE_FILES = 8
-_SAMPLE_ROWS = 512
+_SAMPLED_GROUPS = 16
+_SAMPLED_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class ParquetImages:
         clean: the column of clean images.
         noisy: the column of noisy images of the same digits, or None.
         polarity: of both columns, never `auto`.
+        notes: lines that say what is odd about them, as far as a sample shows it.
     """
 
     files: tuple[tuple[str, int, int], ...]
@@ -94,6 +96,7 @@ class ParquetImages:
     clean: ImageColumn
     noisy: ImageColumn | None
     polarity: Polarity
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -150,12 +153,40 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
             _check_schemas(paths, schemas, column)
             for sample in samples:
                 check_float_range(sample.column(column.name), column)
-    polarity = Polarity(settings.polarity)
-    if polarity is Polarity.AUTO:
-        good = [decode(sample.column(clean.name), clean).good_pixels for sample in samples]
-        polarity = find_polarity(np.concatenate(good))
+    polarity, notes = _look(samples, clean, noisy, Polarity(settings.polarity))
+    notes = [*storage.skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
-    return ParquetImages(files, pieces, clean, noisy, polarity)
+    return ParquetImages(files, pieces, clean, noisy, polarity, tuple(notes))
+
+
+def _look(
+    samples: Sequence[pa.Table], clean: ImageColumn, noisy: ImageColumn | None, polarity: Polarity
+) -> tuple[Polarity, list[str]]:
+    """The polarity, found where it is AUTO, and what is odd about the images.
+
+    Raises:
+        ColumnError: it is to be found and is not clear-cut, or the two columns do not have the same.
+    """
+    columns = [clean] if noisy is None else [clean, noisy]
+    decoded = [[decode(sample.column(column.name), column) for sample in samples] for column in columns]
+    bad = np.any([np.concatenate([part.bad != 0 for part in parts]) for parts in decoded], axis=0)
+    pixels = [np.concatenate([part.pixels for part in parts])[~bad] for parts in decoded]
+    found = find_polarity(pixels[0]) if polarity is Polarity.AUTO else polarity
+    light = [int(dark_on_light(part).sum()) for part in pixels]
+    rows = int(np.count_nonzero(~bad))
+    if noisy is not None and polarity is Polarity.AUTO and rows:
+        seen = Polarity.DARK_ON_LIGHT if 2 * light[1] > rows else Polarity.LIGHT_ON_DARK
+        if seen is not found:
+            raise ColumnError(
+                f"column {clean.name!r} is {found}, but column {noisy.name!r} is {seen}",
+                hint="--polarity each looks at every image by itself, of a pair at both",
+            )
+    notes = []
+    if rows < len(bad):
+        notes.append(f"note: {len(bad) - rows:,} of {len(bad):,} sampled rows hold no usable image: such are left out")
+    for column, count in zip(columns, light, strict=True):
+        notes += taken_the_other_way(found, count, rows, f"sampled rows of column {column.name!r}")
+    return found, notes
 
 
 def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> list[Footer]:
@@ -173,15 +204,11 @@ def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> lis
 
 
 def _samples(paths: Sequence[str], pieces: Sequence[Piece], names: Sequence[str]) -> list[pa.Table]:
-    """First rows of the first row group of a few files, spread over all; the first file's among them."""
-    firsts: dict[int, Piece] = {}
-    for piece in pieces:
-        firsts.setdefault(piece.file, piece)
-    chosen = list(firsts.values())
-    chosen = chosen[:: -(-len(chosen) // _SAMPLE_FILES)]
-    requests = [(paths[piece.file], piece.row_group, tuple(names)) for piece in chosen]
+    """First rows of row groups that are spread over all of them; of the first one as well."""
+    chosen = np.unique(np.linspace(0, len(pieces) - 1, _SAMPLED_GROUPS).astype(int)).tolist()
+    requests = [(paths[pieces[index].file], pieces[index].row_group, tuple(names)) for index in chosen]
     samples: list[pa.Table] = []
-    for request, sample in zip(requests, read_samples(requests, _SAMPLE_ROWS), strict=True):
+    for request, sample in zip(requests, read_samples(requests, _SAMPLED_ROWS), strict=True):
         if isinstance(sample, Unreadable):
             raise ParquetError(
                 f"{storage.redact(request[0])} cannot be read: {sample.reason}", hint="write the file again"
@@ -260,16 +287,17 @@ def _decoded(images: ParquetImages, batch: pa.RecordBatch) -> tuple[Images, Imag
     clean = decode(batch.column(0), images.clean)
     noisy = None if images.noisy is None else decode(batch.column(1), images.noisy)
     good = clean.bad == 0 if noisy is None else (clean.bad == 0) & (noisy.bad == 0)
-    shown = clean.pixels[good]
-    if images.polarity is Polarity.EACH:  # the clean one of a pair tells for both
-        light = dark_on_light(shown)
-    else:
-        light = np.full(len(shown), images.polarity is Polarity.DARK_ON_LIGHT)
-    upright = turned(shown, light)
+    upright = _upright(clean.pixels[good], images.polarity)
     if upright.dtype != np.uint8:
         upright = upright.clip(0.0, 1.0)
-    other = None if noisy is None else turned(noisy.pixels[good], light).reshape(-1, SIDE, SIDE)
+    other = None if noisy is None else _upright(noisy.pixels[good], images.polarity).reshape(-1, SIDE, SIDE)
     return upright.reshape(-1, SIDE, SIDE), other
+
+
+def _upright(pixels: Images, polarity: Polarity) -> Images:
+    if polarity is Polarity.EACH:
+        return turned(pixels, dark_on_light(pixels))
+    return turned(pixels, np.full(len(pixels), polarity is Polarity.DARK_ON_LIGHT))
 
 
 def load_rows(images: ParquetImages, pieces: Sequence[Piece]) -> tuple[Images, Images | None]:

@@ -65,6 +65,7 @@ def train(
     settings: TrainSettings,
     progress: Callable[[TrainProgress], None],
     *,
+    noted: Callable[[str], None] = lambda _: None,
     starting: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
@@ -73,6 +74,7 @@ def train(
     Args:
         settings: what to train on what.
         progress: called with the newest state about twice a second, from a thread of its own.
+        noted: called with a line for each thing that is odd about the data, before anything starts.
         starting: called once, when the request is found sound and Ray starts, which takes seconds.
         waiting: called with what the cluster has no room for, while the workers wait for it; from that thread too.
 
@@ -88,6 +90,8 @@ def train(
     output = Path(settings.output).absolute()
     _check_output(output, settings.overwrite)
     parquet = None if settings.data is None else open_parquet(settings)
+    for note in () if parquet is None else parquet.notes:
+        noted(note)
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
     initial = None if settings.init is None else _read_initial(settings.init)
     weights = None if initial is None else _weights(initial, recipe)

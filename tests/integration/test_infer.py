@@ -185,7 +185,7 @@ def test_files_that_are_left_out_are_said(tmp_path: Path, model: Path) -> None:
     pq.write_table(_table(0, 0), folder / "a.parquet")
     pq.write_table(_table(0, 5), folder / "b.snappy")
     settings = InferSettings((str(folder),), str(out), model=model)
-    note = "note: 1 file left out, not named as Parquet: 'b.snappy'"
+    note = "note: 1 file left out because of its name: 'b.snappy'"
     assert note in infer(settings).summary_lines()
     assert note in infer(settings).summary_lines()  # complete already
     saved = json.loads((out / manifest.FOLDER / manifest.REPORT).read_text())
