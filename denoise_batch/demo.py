@@ -277,16 +277,16 @@ class _Steps:
 
         def work() -> str:
             bundle = read_bundle(self.out / "model")
-            images, labels, description, _ = load_clean_images(str(clean), limit=EVALUATED)
+            shown = load_clean_images(str(clean), limit=EVALUATED)
             update = self.progress.update
-            found = evaluate([bundle], images, labels=labels, description=description, device="auto", progress=update)
-            draw_evaluation(found, [bundle], images, figures)
+            found = evaluate([bundle], shown.images, description=shown.description, device="auto", progress=update)
+            draw_evaluation(found, [bundle], shown.images, figures)
             (self.out / "evaluation.json").write_text(json.dumps(found.to_json(), indent=2), encoding="utf-8")
             self.report.table = format_table(found)
             self.report.psnr = {
                 method: round(found.row("mixture", method).scores.pooled_psnr, 2) for method in found.methods
             }
-            return f"table and figures of {len(images):,} images in {figures}"
+            return f"table and figures of {len(shown.images):,} images in {figures}"
 
         arguments = ["--model", str(self.out / "model"), "--data", str(clean), "--limit", str(EVALUATED)]
         self._do("evaluate", [*arguments, "--figures", str(figures)], work)

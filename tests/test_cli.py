@@ -215,6 +215,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train", "--data", "good.parquet", "--lr", "-1", "--out", "OUT"], r"--lr"),
     (["evaluate", "--model", "absent"], r"absent"),
     (["evaluate", "--card"], r"--card, but no --model"),
+    (["evaluate", "--card", "--model", "model", "--noisy-column", "image"], r"--card and --noisy-column exclude"),
+    (["evaluate", "--model", "model", "--noisy-column", "image"], r"--noisy-column image, but no --data"),
     (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is a file"),
     (["evaluate", "--model", "model", "--data", "absent.parquet"], r"absent\.parquet does not exist"),
     (["preview", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.evaluated import check_card, note_evaluation
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
@@ -26,6 +26,7 @@ from denoise_batch.evaluation.digit_reader import load_reader
 from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, evaluate
 from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 from denoise_batch.evaluation.table import format_table
+from denoise_batch.images import Polarity
 from denoise_batch.models.network import DenoisingNetwork
 
 if TYPE_CHECKING:
@@ -231,10 +232,11 @@ def _write(path: Path, **columns: np.ndarray) -> str:
 
 def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndarray) -> None:
     path = _write(tmp_path / "a.parquet", image=255 - images, clean=images)
-    loaded, _, description, _ = load_clean_images(path)
-    np.testing.assert_array_equal(loaded, images)
-    assert description == f"column 'clean' of {path}"
-    named, *_ = load_clean_images(path, "image", limit=5)
+    loaded = load_clean_images(path)
+    np.testing.assert_array_equal(loaded.images, images)
+    assert loaded.description == f"column 'clean' of {path}"
+    assert loaded.noisy is None
+    named = load_clean_images(path, "image", limit=5).images
     assert named.shape == (5, 28, 28)
     # Dark ink on white paper is turned round.
     assert named[:, 0].max() == 0
@@ -243,8 +245,60 @@ def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndar
 def test_float_images_are_rounded_to_8_bits(tmp_path: Path, images: np.ndarray) -> None:
     values = (images.reshape(-1, 784) / 255).astype(np.float32)
     pq.write_table(pa.table({"image": pa.array(list(values), pa.list_(pa.float32()))}), tmp_path / "a.parquet")
-    loaded, *_ = load_clean_images(str(tmp_path / "a.parquet"))
-    np.testing.assert_array_equal(loaded, images)
+    np.testing.assert_array_equal(load_clean_images(str(tmp_path / "a.parquet")).images, images)
+
+
+def test_noisy_images_of_a_dataset_take_the_place_of_drawn_ones(
+    evaluation: Evaluation, images: np.ndarray, tmp_path: Path
+) -> None:
+    noisy = degrade_images(images.astype(np.float32) / np.float32(255), CONDITIONS[0])
+    columns = {"image": pa.array(list(noisy.reshape(-1, 784)), pa.list_(pa.float32()))}
+    columns["clean"] = pa.array([None if row == 5 else image.tobytes() for row, image in enumerate(images)])
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    loaded = load_clean_images(str(tmp_path / "a.parquet"), noisy_column="image")
+    kept = np.arange(len(images)) != 5
+    assert loaded.noisy is not None
+    np.testing.assert_array_equal(loaded.noisy, noisy[kept])
+    np.testing.assert_array_equal(loaded.images, images[kept])
+    assert loaded.notes == ("note: 1 of 24 rows looked at hold no usable image: such are left out",)
+
+    paired = evaluate(bundles(), images, noisy=noisy, description="pairs of bars")
+    assert [row.condition for row in paired.rows] == ["pairs"] * 5
+    for method in ("noisy", "clamp"):
+        assert paired.row("pairs", method).scores == evaluation.row("mixture", method).scores
+    tuned = max(evaluation.score("mixture", "gaussian", "pooled_psnr"), 0.0)
+    assert paired.score("pairs", "gaussian", "pooled_psnr") >= tuned  # its setting was chosen on these very images
+    table = format_table(paired)
+    assert table.startswith("24 images: pairs of bars\n")
+    assert "seed" not in table
+    content = json.loads(json.dumps(paired.to_json()))
+    assert content["seed"] is None
+    (condition,) = content["conditions"]
+    assert condition["condition"] == "pairs"
+    assert [row["method"] for row in condition["methods"]] == paired.methods
+
+
+def test_pairs_say_how_well_a_model_knows_its_images(images: np.ndarray) -> None:
+    bundle = read_bundle(SHIPPED_FOLDER)
+    noisy = degrade_images(images.astype(np.float32) / np.float32(255), CONDITIONS[0])
+    paired = evaluate([bundle], images, noisy=noisy)
+    (row,) = paired.quality
+    assert np.isfinite(row.scores.error)
+    assert row.to_json()["level_error"] is None  # nobody knows it of given images
+    assert f"PSNR that {bundle.architecture} expects, less the true one: mean" in format_table(paired)
+
+
+def test_pairs_that_cannot_be_measured_on(images: np.ndarray, tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.parquet", image=255 - images, clean=images)
+    with pytest.raises(ColumnError, match="'clean' is light-on-dark, but column 'image' is dark-on-light"):
+        load_clean_images(path, noisy_column="image")
+    each = load_clean_images(path, noisy_column="image", polarity=Polarity.EACH)
+    assert each.noisy is not None
+    np.testing.assert_allclose(each.noisy, images / np.float32(255), atol=1e-6)
+    with pytest.raises(FlagError, match="--noisy-column clean is the column of clean images as well"):
+        load_clean_images(path, noisy_column="clean")
+    with pytest.raises(FlagError, match="--noisy-column image, but no --data"):
+        load_clean_images(None, noisy_column="image")
 
 
 def test_requests_that_cannot_be_met(tmp_path: Path, images: np.ndarray) -> None:
@@ -263,6 +317,6 @@ def test_a_large_dataset_is_sampled(tmp_path: Path, images: np.ndarray, monkeypa
     from denoise_batch.evaluation import clean_images as module
 
     monkeypatch.setattr(module, "_DATASET_IMAGES", 5)
-    loaded, _, description, _ = load_clean_images(_write(tmp_path / "a.parquet", image=images))
-    assert len(loaded) == 5
-    assert description.endswith(", a sample")
+    loaded = load_clean_images(_write(tmp_path / "a.parquet", image=images))
+    assert len(loaded.images) == 5
+    assert loaded.description.endswith(", a sample")

@@ -16,6 +16,7 @@ from denoise_batch.evaluation.figures import (
     Tile,
     contact_sheet,
     metric_curves,
+    pairs_figure,
     seed_figure_digits,
     seed_figure_levels,
 )
@@ -66,6 +67,17 @@ def test_pictures_are_the_same_bytes_twice_and_nothing_else_is_left(tmp_path: Pa
     with Image.open(io.BytesIO(content)) as image:
         assert "Software" not in image.info
         assert image.size == (800, 600)
+
+
+def test_pairs_are_drawn_as_they_are(tmp_path: Path, digits: np.ndarray) -> None:
+    pairs_figure(_clip, digits / np.float32(255) + np.float32(0.5), digits, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (800, 600)
+        shown = np.asarray(image.convert("L"))
+    noisy, denoised, clean = shown[:200], shown[200:400], shown[400:]
+    # Over its own range the noisy one looks like the clean one; what is clipped is light all over.
+    assert abs(noisy.mean() - clean.mean()) < 12
+    assert denoised.mean() > clean.mean() + 30
 
 
 def test_a_users_own_style_changes_nothing(tmp_path: Path, digits: np.ndarray) -> None:

@@ -18,7 +18,10 @@ app = typer.Typer()
 
 @app.command(
     short_help="How good is a model: a table per noise level.",
-    epilog=example("denoise-batch evaluate --model denoise-model --figures figures"),
+    epilog=example(
+        "denoise-batch evaluate --model denoise-model --figures figures",
+        "denoise-batch evaluate --data pairs.parquet --column clean --noisy-column image",
+    ),
 )
 def evaluate(
     models: Annotated[
@@ -41,6 +44,10 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="The column of clean images. Default: `clean`, else found, as for infer."),
     ] = None,
+    noisy_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Measure on the noisy images in this column instead of drawn noise."),
+    ] = None,
     polarity: PolarityChoice = "auto",
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use at most N images.")] = None,
     seed: Annotated[
@@ -52,7 +59,7 @@ def evaluate(
         typer.Option(
             parser=local_path,
             metavar="FOLDER",
-            help="Draw pictures into this folder: one digit at six levels, others, curves.",
+            help="Draw pictures into this folder: one digit at six levels, others, curves; with --noisy-column some pairs.",
         ),
     ] = None,
     digit: Annotated[
@@ -73,6 +80,10 @@ def evaluate(
     bundles = [find_bundle(model) for model in (models or (None,))]
     if card and not models:
         raise FlagError("--card, but no --model", hint="name the model folder whose card is to be made")
+    if card and noisy_column is not None:
+        raise FlagError(
+            "--card and --noisy-column exclude each other", hint="a card has the figures of the published noise"
+        )
     if figures is not None and figures.exists() and not figures.is_dir():
         raise FlagError(f"--figures {figures} is a file", hint="give a folder")
     for bundle in bundles if card else ():
@@ -82,9 +93,11 @@ def evaluate(
     from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
     from denoise_batch.images import Polarity
 
-    clean = load_clean_images(data, column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity))
+    clean = load_clean_images(
+        data, column, noisy_column=noisy_column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity)
+    )
     prior = load_prior_images(mnist) if data is None else None
-    if figures is not None and digit >= len(clean.images):
+    if figures is not None and clean.noisy is None and digit >= len(clean.images):
         raise FlagError(
             f"--digit {digit}: there are {len(clean.images):,} images, from 0", hint="give a smaller number"
         )
@@ -95,6 +108,7 @@ def evaluate(
         evaluation = run(
             bundles,
             clean.images,
+            noisy=clean.noisy,
             labels=clean.labels,
             description=clean.description,
             prior=prior,
@@ -106,7 +120,9 @@ def evaluate(
         if figures is not None:
             from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
-            drawn = draw_evaluation(evaluation, bundles, clean.images, figures, digit=digit, device=device)
+            drawn = draw_evaluation(
+                evaluation, bundles, clean.images, figures, noisy=clean.noisy, digit=digit, device=device
+            )
     content = {**evaluation.to_json(), "notes": list(clean.notes), "figures": [str(path) for path in drawn]}
     lines = [
         *(

@@ -20,6 +20,7 @@ from denoise_batch.images import (
     check_float_range,
     dark_on_light,
     find_image_column,
+    find_pair_polarity,
     find_polarity,
     taken_the_other_way,
     to_model_input,
@@ -43,18 +44,21 @@ class CleanImages(NamedTuple):
         labels: (n,) uint8, what digits they are, where that is known.
         description: one line that says what they are.
         notes: lines that say what is odd about them.
+        noisy: (n, 28, 28) float32, the noisy ones that go with them, not clipped; None where none were asked for.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8] | None
     description: str
     notes: tuple[str, ...] = ()
+    noisy: npt.NDArray[np.float32] | None = None
 
 
 def load_clean_images(
     path: str | None,
     column: str | None = None,
     *,
+    noisy_column: str | None = None,
     mnist_folder: Path | None = None,
     limit: int | None = None,
     polarity: Polarity = Polarity.AUTO,
@@ -66,6 +70,7 @@ def load_clean_images(
     Args:
         path: a Parquet file or dataset of clean images; None takes MNIST's test set.
         column: the image column; else `clean` where there is one (`corrupt` writes it), else the one that is found.
+        noisy_column: of the noisy images that go with them, if there are such; only with a path.
         mnist_folder: of the IDX files, as `mnist.find_mnist` takes it.
         limit: images at most: the first ones of MNIST, a sample from all over a dataset. None takes all 10,000 of
             MNIST's, and as many of a dataset.
@@ -78,41 +83,65 @@ def load_clean_images(
     """
     if limit is not None and limit < 1:
         raise FlagError(f"--limit {limit} leaves no image", hint="give a number above 0")
-    if path is None:
-        from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
+    if path is not None:
+        return _load_dataset(path, column, noisy_column, limit or _DATASET_IMAGES, polarity, seed)
+    if noisy_column is not None:
+        raise FlagError(f"--noisy-column {noisy_column}, but no --data", hint="name the dataset that has the pairs")
+    from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
 
-        def downloaded(done: int, total: int) -> None:
-            if progress is not None:
-                progress(f"downloading MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total)
+    def downloaded(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"downloading MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total)
 
-        images, labels = load_mnist(find_mnist(mnist_folder, progress=downloaded), Split.TEST)
-        if limit is None:
-            return CleanImages(images, labels, "MNIST test set")
-        return CleanImages(images[:limit], labels[:limit], f"MNIST test set, first {limit:,}")
+    images, labels = load_mnist(find_mnist(mnist_folder, progress=downloaded), Split.TEST)
+    if limit is None:
+        return CleanImages(images, labels, "MNIST test set")
+    return CleanImages(images[:limit], labels[:limit], f"MNIST test set, first {limit:,}")
+
+
+def _load_dataset(
+    path: str, column: str | None, noisy_column: str | None, limit: int, polarity: Polarity, seed: int
+) -> CleanImages:
+    """A sample of a dataset; arguments and errors as above."""
     dataset = open_dataset(path)
     name = "clean" if column is None and "clean" in dataset.schema.names else column
     image = find_image_column(dataset.schema, name, dataset.first_rows)
+    columns = [image]
+    if noisy_column is not None:
+        columns.append(find_image_column(dataset.schema, noisy_column, dataset.first_rows))
+        if columns[1].name == image.name:
+            raise FlagError(
+                f"--noisy-column {noisy_column} is the column of clean images as well",
+                hint="name that of the clean ones: --column",
+            )
     if dataset.first_rows is not None:
-        check_float_range(dataset.first_rows[image.name], image)
-    limit = limit or _DATASET_IMAGES
-    sample = sample_rows(dataset, [image], limit, seed=seed)
-    pixels = sample.pixels[0][sample.good[0]][:limit]
-    if len(pixels) == 0:
+        for each in columns:
+            check_float_range(dataset.first_rows[each.name], each)
+    sample = sample_rows(dataset, columns, limit, seed=seed)
+    good = np.logical_and.reduce(sample.good)
+    pixels = [part[good][:limit] for part in sample.pixels]
+    count = len(pixels[0])
+    if count == 0:
         raise RequestError(f"{storage.redact(path)}: no row holds an image", hint="give a dataset with images")
     if polarity is Polarity.AUTO:
-        polarity = find_polarity(pixels[:10_000])
-    ink = to_model_input(pixels, polarity).reshape(-1, 28, 28)
-    description = f"column {image.name!r} of {storage.redact(path)}" + (
-        ", a sample" if len(sample) < dataset.rows else ""
-    )
+        seen = [part[:10_000] for part in pixels]
+        names = (image.name, columns[-1].name)
+        polarity = find_polarity(seen[0]) if len(seen) == 1 else find_pair_polarity(seen[0], seen[1], names)
+    upright = [to_model_input(part, polarity).reshape(-1, 28, 28) for part in pixels]
+    description = " and ".join(f"column {each.name!r}" for each in columns) + f" of {storage.redact(path)}"
+    if len(sample) < dataset.rows:
+        description += ", a sample"
     if polarity is Polarity.EACH:
         description += ", each image's own polarity"
     notes = list(dataset.notes)
-    bad = int(np.count_nonzero(~sample.good[0]))
-    if bad:
-        notes.append(f"note: {bad:,} of {len(sample):,} rows looked at hold no image: such are left out")
-    notes += taken_the_other_way(polarity, int(dark_on_light(pixels).sum()), len(pixels))
-    return CleanImages(np.rint(ink.clip(0.0, 1.0) * 255.0).astype(np.uint8), None, description, tuple(notes))
+    if not good.all():
+        bad = int(np.count_nonzero(~good))
+        notes.append(f"note: {bad:,} of {len(good):,} rows looked at hold no usable image: such are left out")
+    for each, part in zip(columns, pixels, strict=True):
+        of = "rows" if len(columns) == 1 else f"rows of column {each.name!r}"
+        notes += taken_the_other_way(polarity, int(dark_on_light(part).sum()), count, of)
+    images = np.rint(upright[0].clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    return CleanImages(images, None, description, tuple(notes), None if len(columns) == 1 else upright[1])
 
 
 def load_prior_images(mnist_folder: Path | None = None) -> npt.NDArray[np.uint8]:

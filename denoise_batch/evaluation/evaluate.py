@@ -14,6 +14,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,7 +31,10 @@ from denoise_batch.evaluation.protocol import (
     CONDITIONS,
     FILTER_SETTINGS,
     NOISE_SEED,
+    PAIRS,
+    SETTINGS_IMAGES,
     Condition,
+    best_filter_settings,
     degrade_with_levels,
 )
 from denoise_batch.evaluation.quality import QualityRow, quality_scores
@@ -45,6 +49,10 @@ if TYPE_CHECKING:
 
     from denoise_batch.bundle import Bundle
 
+    Images = npt.NDArray[np.float32]
+    """(n, 28, 28)."""
+    Degrade = Callable[[Images, int], tuple[Images, npt.NDArray[np.float32]]]
+    """Clean images, and the number of the first of them → noisy ones, and their noise levels (n,)."""
 
 FIGURES: Final = ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy", "accuracy")
 """The figures of `Scores`."""
@@ -97,7 +105,7 @@ class Evaluation:
     Attributes:
         images: how many clean images it stands on.
         description: what they are.
-        seed: of the noise.
+        seed: of the noise; None where the noisy images were given, which is the one condition `PAIRS` then.
         target_entropy: mean entropy of the clean pixels, in nats: the floor of the cross-entropy.
         clean_accuracy: of the classifier on the clean images; None where they have no labels.
         models: `method`, `architecture` and `sha256` of each model.
@@ -108,7 +116,7 @@ class Evaluation:
 
     images: int
     description: str
-    seed: int
+    seed: int | None
     target_entropy: float
     clean_accuracy: float | None
     models: tuple[dict[str, str], ...]
@@ -140,7 +148,7 @@ class Evaluation:
             return math.nan
 
     def of_model(self, method: str) -> dict[str, Any]:
-        """What a model's card says of it, as `bundle.note_evaluation` takes it."""
+        """What a model's card says of it, as `bundle.note_evaluation` takes it; of drawn noise alone."""
         conditions = {}
         for condition in CONDITIONS:
             scores = self.row(condition.key, method).scores.to_json()
@@ -156,6 +164,12 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`, which knows no infinity."""
+        conditions: dict[str, dict[str, Any]] = {PAIRS: {}}
+        if self.seed is not None:
+            conditions = {
+                condition.key: condition.recipe.to_json() | {"beyond_training": condition.beyond_training}
+                for condition in CONDITIONS
+            }
         return {
             "images": self.images,
             "description": self.description,
@@ -166,9 +180,8 @@ class Evaluation:
             "models": list(self.models),
             "conditions": [
                 {
-                    "condition": condition.key,
-                    **condition.recipe.to_json(),
-                    "beyond_training": condition.beyond_training,
+                    "condition": key,
+                    **facts,
                     "methods": [
                         {
                             "method": row.method,
@@ -176,11 +189,11 @@ class Evaluation:
                             **row.scores.to_json(),
                         }
                         for row in self.rows
-                        if row.condition == condition.key
+                        if row.condition == key
                     ],
-                    "quality": [row.to_json() for row in self.quality if row.condition == condition.key],
+                    "quality": [row.to_json() for row in self.quality if row.condition == key],
                 }
-                for condition in CONDITIONS
+                for key, facts in conditions.items()
             ],
         }
 
@@ -189,6 +202,7 @@ def evaluate(
     bundles: Sequence[Bundle],
     images: npt.NDArray[np.uint8],
     *,
+    noisy: npt.NDArray[np.float32] | None = None,
     labels: npt.NDArray[np.uint8] | None = None,
     description: str = "",
     prior: npt.NDArray[np.uint8] | None = None,
@@ -201,6 +215,8 @@ def evaluate(
     Args:
         bundles: the models to compare; none gives the baselines alone.
         images: (n, 28, 28) uint8, clean, 0 = background.
+        noisy: (n, 28, 28) float32, the same images with noise, not clipped: they take the place of the protocol's
+            noise, and each filter has the setting that suits the first `SETTINGS_IMAGES` of them best.
         labels: (n,) uint8, which digits they are; None takes what the classifier reads in the clean images.
         description: what the images are, for the table.
         prior: (n, 28, 28) uint8, clean images of the same kind, not those evaluated on: the linear MMSE estimate is
@@ -219,6 +235,11 @@ def evaluate(
     names = _model_names(bundles)
     # Float32, so that the table does not depend on what the machine is fastest at.
     denoisers = [Denoiser(bundle, device=device, precision=Precision.FLOAT32) for bundle in bundles]
+    if noisy is None:
+        conditions, settings = _drawn(seed), FILTER_SETTINGS
+    else:
+        first = images[:SETTINGS_IMAGES].astype(np.float32) / np.float32(255)
+        conditions, settings = _given(noisy), {PAIRS: best_filter_settings([(first, noisy[: len(first)])])}
     linear = {} if prior is None else _linear_estimates(prior)
     reader = load_reader()
     clean_read: list[npt.NDArray[np.uint8]] = []
@@ -234,33 +255,32 @@ def evaluate(
             entropy.append(metrics.target_entropy(clean))
             clean_read.append(reader.read(clean))
             truth = clean_read[-1] if labels is None else labels[start : start + BLOCK]
-            for place, condition in enumerate(CONDITIONS):
-                noisy, levels = degrade_with_levels(clean, condition, seed=seed, block=block)
-                settings = FILTER_SETTINGS[condition.key]
-                filtered = {kind: pool.submit(classical_filter, kind, noisy, settings[kind]) for kind in Filter}
-                flat = noisy.reshape(len(noisy), -1)
+            for place, (key, degrade) in enumerate(conditions.items()):
+                given, levels = degrade(clean, start)
+                filtered = {kind: pool.submit(classical_filter, kind, given, settings[key][kind]) for kind in Filter}
+                flat = given.reshape(len(given), -1)
                 found = [denoiser.run(flat, extra) for denoiser, extra in zip(denoisers, extras, strict=True)]
-                denoised = [model.pixels.reshape(noisy.shape) for model in found]
-                outputs = {"noisy": noisy, **{kind.value: future.result() for kind, future in filtered.items()}}
-                if condition.key in linear:
-                    outputs[LINEAR] = linear[condition.key](noisy)
+                denoised = [model.pixels.reshape(given.shape) for model in found]
+                outputs = {"noisy": given, **{kind.value: future.result() for kind, future in filtered.items()}}
+                if key in linear:
+                    outputs[LINEAR] = linear[key](given)
                 outputs |= dict(zip(names, denoised, strict=True))
                 scored = pool.map(_per_image, repeat(clean), outputs.values(), repeat(entropy[-1]))
                 for name, scores in zip(outputs, scored, strict=True):
                     right = reader.read(np.clip(outputs[name], 0.0, 1.0)) == truth
-                    tallies.setdefault((condition.key, name), []).append(np.concatenate([scores, right[None]]))
+                    tallies.setdefault((key, name), []).append(np.concatenate([scores, right[None]]))
                 for name, model in zip(names, found, strict=True):
                     if model.psnr is not None and model.noise_level is not None:
-                        true = metrics.psnr_from_mse(metrics.mse(clean, model.pixels.reshape(noisy.shape)))
+                        true = metrics.psnr_from_mse(metrics.mse(clean, model.pixels.reshape(given.shape)))
                         part = np.stack([model.psnr, np.minimum(true, MOST_PSNR), model.noise_level, levels])
-                        told.setdefault((condition.key, name), []).append(part)
+                        told.setdefault((key, name), []).append(part)
                 if progress is not None:
-                    done = (block * len(CONDITIONS) + place + 1) / (len(starts) * len(CONDITIONS))
-                    progress(f"evaluate: {start + len(clean):,} of {len(images):,} images, {condition.key}", done)
+                    done = (block * len(conditions) + place + 1) / (len(starts) * len(conditions))
+                    progress(f"evaluate: {start + len(clean):,} of {len(images):,} images, {key}", done)
     return Evaluation(
         len(images),
         description,
-        seed,
+        seed if noisy is None else None,
         float(np.concatenate(entropy).mean()),
         None if labels is None else float((np.concatenate(clean_read) == labels).mean()),
         tuple(
@@ -268,10 +288,15 @@ def evaluate(
             for name, bundle in zip(names, bundles, strict=True)
         ),
         tuple(
-            Row(condition.key, method, _setting(condition, method), _scores(np.concatenate(parts, axis=1)))
-            for condition in CONDITIONS
-            for (key, method), parts in tallies.items()
-            if key == condition.key
+            Row(
+                key,
+                method,
+                settings[key][Filter(method)] if method in set(Filter) else None,
+                _scores(np.concatenate(parts, axis=1)),
+            )
+            for key in conditions
+            for (there, method), parts in tallies.items()
+            if there == key
         ),
         tuple(
             QualityRow(condition, method, quality_scores(*np.concatenate(parts, axis=1)))
@@ -308,8 +333,22 @@ def _model_names(bundles: Sequence[Bundle]) -> list[str]:
     return names
 
 
-def _setting(condition: Condition, method: str) -> float | None:
-    return FILTER_SETTINGS[condition.key][Filter(method)] if method in set(Filter) else None
+def _drawn(seed: int) -> dict[str, Degrade]:
+    """The protocol's noise."""
+
+    def draw(condition: Condition, clean: Images, start: int) -> tuple[Images, npt.NDArray[np.float32]]:
+        return degrade_with_levels(clean, condition, seed=seed, block=start // BLOCK)
+
+    return {condition.key: partial(draw, condition) for condition in CONDITIONS}
+
+
+def _given(noisy: Images) -> dict[str, Degrade]:
+    """Noisy images that are there; their noise levels are not known."""
+
+    def take(clean: Images, start: int) -> tuple[Images, npt.NDArray[np.float32]]:
+        return noisy[start : start + len(clean)], np.full(len(clean), np.nan, np.float32)
+
+    return {PAIRS: take}
 
 
 def _per_image(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from denoise_batch.denoiser import Denoiser
-from denoise_batch.evaluation.figures import metric_curves, seed_figure_digits, seed_figure_levels
+from denoise_batch.evaluation.figures import metric_curves, pairs_figure, seed_figure_digits, seed_figure_levels
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -30,15 +30,19 @@ def draw_evaluation(
     images: npt.NDArray[np.uint8],
     folder: Path,
     *,
+    noisy: npt.NDArray[np.float32] | None = None,
     digit: int = 3,
     device: str = "auto",
 ) -> list[Path]:
     """Draws `levels.png` and `digits.png` for each model, `metrics.png` for all; existing ones are replaced.
 
+    Of pairs there is `pairs.png` for each model instead: the first of them.
+
     Args:
         evaluation: of these bundles on these images.
         images: (n, 28, 28) uint8, clean.
         folder: is made if need be.
+        noisy: (n, 28, 28) float32, where the evaluation is of pairs.
         digit: the image in `levels.png`, less than n; the seed took the fourth of MNIST's test set.
         device: where the models run.
 
@@ -49,9 +53,14 @@ def draw_evaluation(
     for bundle, model in zip(bundles, evaluation.models, strict=True):
         suffix = f"-{model['method'].replace(' ', '-')}" if len(bundles) > 1 else ""
         denoise = Denoiser(bundle, device=device, precision=Precision.FLOAT32)
+        if noisy is not None:
+            paths.append(folder / f"pairs{suffix}.png")
+            pairs_figure(denoise, noisy[:_DIGITS], images[:_DIGITS], paths[-1])
+            continue
         paths += [folder / f"levels{suffix}.png", folder / f"digits{suffix}.png"]
         seed_figure_levels(denoise, images[digit], paths[-2])
         seed_figure_digits(denoise, images[:_DIGITS], paths[-1])
-    paths.append(folder / "metrics.png")
-    metric_curves(evaluation, paths[-1])
+    if noisy is None:
+        paths.append(folder / "metrics.png")
+        metric_curves(evaluation, paths[-1])
     return paths

@@ -97,6 +97,19 @@ def seed_figure_digits(
     _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy), "clean": clean}, titles, path)
 
 
+def pairs_figure(denoise: Denoise, noisy: Image, clean: npt.NDArray[np.uint8], path: Path) -> None:
+    """Noisy images as they were given, what is made of them, and the clean ones.
+
+    Args:
+        denoise: (n, 784) float32 noisy → (n, 784) float32 denoised.
+        noisy: (n, 28, 28) float32, one a column.
+        clean: (n, 28, 28) uint8.
+        path: of the PNG.
+    """
+    shown = clean.astype(np.float32) / np.float32(255)
+    _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy), "clean": shown}, [""] * len(noisy), path)
+
+
 def _degraded(digits: npt.NDArray[np.uint8], levels: Sequence[tuple[float, float]], seed: int) -> Image:
     import torch
 

@@ -18,6 +18,8 @@ from denoise_batch.evaluation.baselines import GRIDS, Filter, classical_filter
 from denoise_batch.noise import SEED_LEVELS, NoiseRecipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy.typing as npt
 
 NOISE_SEED: Final = 2019
@@ -88,6 +90,8 @@ def _other_conditions() -> tuple[Condition, ...]:
 
 
 CONDITIONS: Final = (*_seed_conditions(), *_other_conditions())
+PAIRS: Final = "pairs"
+"""The key of the one condition where noisy images are given, and none are drawn."""
 
 FILTER_SETTINGS: Final[dict[str, dict[Filter, float]]] = {
     "mixture": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.25, Filter.WIENER: 5},
@@ -149,16 +153,27 @@ def choose_filter_settings(
     """
     chosen: dict[str, dict[Filter, float]] = {}
     for condition in CONDITIONS:
-        errors: dict[tuple[Filter, float], list[npt.NDArray[np.float64]]] = {}
+        blocks = []
         for block, start in enumerate(range(0, len(images), BLOCK)):
             clean = images[start : start + BLOCK].astype(np.float32) / np.float32(255)
-            noisy = degrade_images(clean, condition, seed=seed, block=block)
-            for kind, grid in GRIDS.items():
-                for setting in grid:
-                    error = metrics.mse(clean, classical_filter(kind, noisy, setting))
-                    errors.setdefault((kind, setting), []).append(error)
-        means = {place: float(np.concatenate(parts).mean()) for place, parts in errors.items()}
-        chosen[condition.key] = {
-            kind: min((means[kind, setting], setting) for setting in grid)[1] for kind, grid in GRIDS.items()
-        }
+            blocks.append((clean, degrade_images(clean, condition, seed=seed, block=block)))
+        chosen[condition.key] = best_filter_settings(blocks)
     return chosen
+
+
+def best_filter_settings(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+) -> dict[Filter, float]:
+    """For each filter, the setting of `baselines.GRIDS` with the highest pooled PSNR.
+
+    Args:
+        blocks: clean and noisy images, (n, 28, 28) float32 each.
+    """
+    errors: dict[tuple[Filter, float], list[npt.NDArray[np.float64]]] = {}
+    for clean, noisy in blocks:
+        for kind, grid in GRIDS.items():
+            for setting in grid:
+                error = metrics.mse(clean, classical_filter(kind, noisy, setting))
+                errors.setdefault((kind, setting), []).append(error)
+    means = {place: float(np.concatenate(parts).mean()) for place, parts in errors.items()}
+    return {kind: min((means[kind, setting], setting) for setting in grid)[1] for kind, grid in GRIDS.items()}

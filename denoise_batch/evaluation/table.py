@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from denoise_batch.evaluation import bootstrap, metrics
 from denoise_batch.evaluation.baselines import Filter
 from denoise_batch.evaluation.evaluate import LINEAR
-from denoise_batch.evaluation.protocol import CONDITIONS, FILTER_SETTINGS, Condition
+from denoise_batch.evaluation.protocol import CONDITIONS, PAIRS, SETTINGS_IMAGES, Condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,23 +39,41 @@ _METHOD_TITLES: Final = {
     LINEAR: f"{LINEAR}, told σ and r",
 }
 
+_NOTES: Final = (
+    "",
+    "mixture: σ and r drawn for each image, noise not clipped. uint8: the same images clipped to 0..1 and rounded",
+    "to 8 bits. * beyond the original article's range: extrapolation. Each filter has, under each condition, the",
+    "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
+    "kinds: half of it the seed's noise as it is, the rest clipped, Gaussian, salt and pepper, blur alone, clean.",
+    "gaussian: of deviation r / √3, gaussian8: the same clipped to 8 bits. impulse: r / 3 of the pixels 0 or 1.",
+)
+_PAIRS_NOTES: Final = (
+    "",
+    f"PSNR: pooled, with its 95% interval. SSIM: {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA}. ink RMSE: where",
+    "there is ink, of full ink. excess CE: cross-entropy, nats a pixel. read: share read right by a classifier of",
+    "clean digits. setting: of a filter, its window's side in pixels or the Gaussian's σ.",
+    "The noisy images are the dataset's own. Each filter has the setting with the best pooled PSNR on the first",
+    f"{SETTINGS_IMAGES:,} of these very images, which favours it, and its output is clipped to 0..1.",
+)
+
 
 def format_table(evaluation: Evaluation) -> str:
     """The evaluation as aligned plain text: a block for each metric, methods down, conditions across."""
-    titles = [_METHOD_TITLES.get(method, method) for method in evaluation.methods]
-    first = max(16, *map(len, titles))
-    lines = [
-        f"{evaluation.images:,} images: {evaluation.description or 'not described'}; noise seed {evaluation.seed}",
-        *_section(evaluation, [condition for condition in CONDITIONS if not condition.other], titles, first),
-        "",
-        "Other kinds of noise",
-        *_section(evaluation, [condition for condition in CONDITIONS if condition.other], titles, first),
-        "",
-        "mixture: σ and r drawn for each image, noise not clipped. uint8: the same images clipped to 0..1 and rounded",
-        "to 8 bits. * beyond the original article's range: extrapolation. Each filter has, under each condition, the",
-        "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
-        "kinds: half of it the seed's noise as it is, the rest clipped, Gaussian, salt and pepper, blur alone, clean.",
-        "gaussian: of deviation r / √3, gaussian8: the same clipped to 8 bits. impulse: r / 3 of the pixels 0 or 1.",
+    described = f"{evaluation.images:,} images: {evaluation.description or 'not described'}"
+    if evaluation.seed is None:
+        lines = [described, *_pairs_section(evaluation), *_PAIRS_NOTES]
+    else:
+        usual = [condition for condition in CONDITIONS if not condition.other]
+        others = [condition for condition in CONDITIONS if condition.other]
+        lines = [
+            f"{described}; noise seed {evaluation.seed}",
+            *_section(evaluation, usual),
+            "",
+            "Other kinds of noise",
+            *_section(evaluation, others),
+            *_NOTES,
+        ]
+    lines += [
         _reader_note(evaluation),
         f"Cross-entropy is counted from the clean images' own entropy, {evaluation.target_entropy:.4f}.",
         f"Intervals: {bootstrap.RESAMPLES:,} resamples of the images, the wider half; JSON has those of all figures.",
@@ -78,34 +96,61 @@ def _margin(evaluation: Evaluation, condition: str, method: str) -> str:
     return f"{max(high - middle, middle - low):.2f}"
 
 
-def _section(evaluation: Evaluation, conditions: Sequence[Condition], titles: Sequence[str], first: int) -> list[str]:
+def _pairs_section(evaluation: Evaluation) -> list[str]:
+    """The lines of the one condition `PAIRS`: methods down, figures across."""
+    first, heads = _width(evaluation), ("PSNR, dB", "±", "mean, dB", "SSIM", "ink RMSE", "excess CE", "read", "setting")
+    lines = ["", _line("", first, heads)]
+    for method in evaluation.methods:
+        cells = [_number(evaluation.score(PAIRS, method, name), digits) for name, _, digits in _BLOCKS]
+        setting = evaluation.row(PAIRS, method).setting
+        cells.insert(1, _margin(evaluation, PAIRS, method))
+        lines.append(_line(_title(method), first, [*cells, "" if setting is None else f"{setting:g}"]))
+    for row in evaluation.quality:
+        scores = row.scores
+        lines += [
+            "",
+            f"PSNR that {row.method} expects, less the true one: mean {scores.bias:+.2f} dB, root mean square "
+            f"{scores.error:.2f} dB; their rank correlation {_number(scores.rank, 3)}",
+        ]
+    return lines
+
+
+def _section(evaluation: Evaluation, conditions: Sequence[Condition]) -> list[str]:
     """The lines of some conditions side by side."""
-    keys = [condition.key + ("*" if condition.beyond_training else "") for condition in conditions]
-    lines = [
-        "",
-        _line("", first, keys),
-        _line("  blur σ, pixels", first, [_range(condition.recipe.sigma) for condition in conditions]),
-        _line("  noise ± r", first, [_range(condition.recipe.half_range) for condition in conditions]),
-    ]
+    first, keys = _width(evaluation), [condition.key for condition in conditions]
+    levels = {
+        "": [condition.key + ("*" if condition.beyond_training else "") for condition in conditions],
+        "  blur σ, pixels": [_range(condition.recipe.sigma) for condition in conditions],
+        "  noise ± r": [_range(condition.recipe.half_range) for condition in conditions],
+    }
+    lines = ["", *(_line(title, first, cells) for title, cells in levels.items())]
     for name, heading, digits in _BLOCKS:
         lines += ["", heading]
-        for method, title in zip(evaluation.methods, titles, strict=True):
-            scores = [evaluation.score(condition.key, method, name) for condition in conditions]
-            lines.append(_line(title, first, [_number(score, digits) for score in scores]))
+        for method in evaluation.methods:
+            scores = [evaluation.score(key, method, name) for key in keys]
+            lines.append(_line(_title(method), first, [_number(score, digits) for score in scores]))
     lines += ["", "95% interval of the pooled PSNR, ± dB"]
-    for method, title in zip(evaluation.methods, titles, strict=True):
-        lines.append(_line(title, first, [_margin(evaluation, condition.key, method) for condition in conditions]))
+    for method in evaluation.methods:
+        lines.append(_line(_title(method), first, [_margin(evaluation, key, method) for key in keys]))
     told = {(row.condition, row.method): row.scores for row in evaluation.quality}
     for name, heading, digits in _QUALITY_BLOCKS if told else ():
         lines += ["", heading]
         for method in dict.fromkeys(row.method for row in evaluation.quality):
-            scores = [getattr(told[condition.key, method], name) for condition in conditions]
+            scores = [getattr(told[key, method], name) for key in keys]
             lines.append(_line(method, first, [_number(score, digits) for score in scores]))
     lines += ["", "setting of each filter (window's side in pixels; the Gaussian's σ)"]
     for kind in Filter:
-        settings = [f"{FILTER_SETTINGS[condition.key][kind]:g}" for condition in conditions]
-        lines.append(_line(_METHOD_TITLES[kind.value], first, settings))
+        settings = [f"{evaluation.row(key, kind).setting:g}" for key in keys]
+        lines.append(_line(_title(kind), first, settings))
     return lines
+
+
+def _title(method: str) -> str:
+    return _METHOD_TITLES.get(method, method)
+
+
+def _width(evaluation: Evaluation) -> int:
+    return max(16, *(len(_title(method)) for method in evaluation.methods))
 
 
 def _line(title: str, width: int, cells: Sequence[str]) -> str:

@@ -45,6 +45,7 @@ from denoise_batch.images.layouts import (
 from denoise_batch.images.polarity import (
     Polarity,
     dark_on_light,
+    find_pair_polarity,
     find_polarity,
     from_model_output,
     taken_the_other_way,
@@ -66,6 +67,7 @@ __all__ = [
     "decode",
     "encode",
     "find_image_column",
+    "find_pair_polarity",
     "find_polarity",
     "from_model_output",
     "image_candidates",

@@ -72,6 +72,27 @@ def find_polarity(pixels: Pixels) -> Polarity:
     )
 
 
+def find_pair_polarity(clean: Pixels, noisy: Pixels, names: tuple[str, str]) -> Polarity:
+    """`find_polarity` of clean images, which the noisy ones beside them must not contradict.
+
+    Args:
+        clean, noisy: (n, 784) uint8 or float32 each, of rows where both are good.
+        names: of their columns.
+
+    Raises:
+        ColumnError: it is not clear-cut, or most noisy images look the other way round.
+    """
+    found = find_polarity(clean)
+    if len(noisy):
+        seen = Polarity.DARK_ON_LIGHT if dark_on_light(noisy).mean() > 0.5 else Polarity.LIGHT_ON_DARK
+        if seen is not found:
+            raise ColumnError(
+                f"column {names[0]!r} is {found}, but column {names[1]!r} is {seen}",
+                hint="--polarity each looks at every image by itself, of a pair at both",
+            )
+    return found
+
+
 def dark_on_light(pixels: Pixels) -> Bools:
     """Of which images most of the margin is light.
 

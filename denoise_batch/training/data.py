@@ -23,6 +23,7 @@ from denoise_batch.images import (
     dark_on_light,
     decode,
     find_image_column,
+    find_pair_polarity,
     find_polarity,
     taken_the_other_way,
     turned,
@@ -171,21 +172,17 @@ def _look(
     decoded = [[decode(sample.column(column.name), column) for sample in samples] for column in columns]
     bad = np.any([np.concatenate([part.bad != 0 for part in parts]) for parts in decoded], axis=0)
     pixels = [np.concatenate([part.pixels for part in parts])[~bad] for parts in decoded]
-    found = find_polarity(pixels[0]) if polarity is Polarity.AUTO else polarity
-    light = [int(dark_on_light(part).sum()) for part in pixels]
+    found = polarity
+    if polarity is Polarity.AUTO:
+        names = (clean.name, columns[-1].name)
+        found = find_polarity(pixels[0]) if noisy is None else find_pair_polarity(pixels[0], pixels[1], names)
     rows = int(np.count_nonzero(~bad))
-    if noisy is not None and polarity is Polarity.AUTO and rows:
-        seen = Polarity.DARK_ON_LIGHT if 2 * light[1] > rows else Polarity.LIGHT_ON_DARK
-        if seen is not found:
-            raise ColumnError(
-                f"column {clean.name!r} is {found}, but column {noisy.name!r} is {seen}",
-                hint="--polarity each looks at every image by itself, of a pair at both",
-            )
     notes = []
     if rows < len(bad):
         notes.append(f"note: {len(bad) - rows:,} of {len(bad):,} sampled rows hold no usable image: such are left out")
-    for column, count in zip(columns, light, strict=True):
-        notes += taken_the_other_way(found, count, rows, f"sampled rows of column {column.name!r}")
+    for column, part in zip(columns, pixels, strict=True):
+        light = int(dark_on_light(part).sum())
+        notes += taken_the_other_way(found, light, rows, f"sampled rows of column {column.name!r}")
     return found, notes
 
 
