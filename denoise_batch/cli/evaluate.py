@@ -59,7 +59,7 @@ def evaluate(
         typer.Option(
             parser=local_path,
             metavar="FOLDER",
-            help="Draw pictures into this folder: one digit at six levels, others, curves; with --noisy-column some pairs.",
+            help="Draw pictures into this folder: one digit at six levels, others, curves; or some of the pairs.",
         ),
     ] = None,
     digit: Annotated[
