@@ -291,7 +291,8 @@ class _Worker:
         from tensorboardX import SummaryWriter
 
         if self.writer is None:
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+            # Epochs that an earlier attempt drew behind its last checkpoint are done again: their points go.
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=row.epoch)
         for tag, value in row.to_json().items():
             if tag not in ("epoch", "images") and value is not None:
                 self.writer.add_scalar(tag, value, row.epoch)

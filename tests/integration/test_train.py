@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
@@ -214,6 +216,25 @@ def test_a_killed_driver_goes_on_where_it_was(
     # Nothing is done again. (Nothing may be left either: its workers live a moment longer than a killed driver.)
     assert all(progress.epoch >= min(2, before) for progress in shown)
     _same(read_history(bundle.folder / "history.csv"), undisturbed)
+    board = bundle.folder / "tensorboard"
+    assert _curve(board) == list(range(1, EPOCHS + 1))
+    (board / "events.out.tfevents.0").write_bytes(min(board.iterdir()).read_bytes())
+    assert _curve(board) == list(range(1, EPOCHS + 1))  # what was drawn twice counts once
+
+
+def _curve(folder: Path) -> list[int]:
+    """The epochs at which TensorBoard shows a loss: a start purges what was drawn from its step on."""
+    drawn: list[int] = []
+    for file in sorted(folder.iterdir()):
+        content, position = file.read_bytes(), 0
+        while position < len(content):
+            (length,) = struct.unpack_from("<Q", content, position)
+            event = Event.FromString(content[position + 12 : position + 12 + length])  # behind length and its checksum
+            position += 16 + length
+            if event.session_log.status == SessionLog.START:
+                drawn = [step for step in drawn if step < event.step]
+            drawn += [event.step for value in event.summary.value if value.tag == "loss"]
+    return drawn
 
 
 def test_streamed_pairs(settings: TrainSettings, tmp_path: Path) -> None:
