@@ -68,10 +68,11 @@ def patiently(call: Callable[[], _Result]) -> _Result:
         try:
             return call()
         except OSError as error:
-            late = time.monotonic() - started > CEILING_S
+            wait = _jitter.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1))
+            late = time.monotonic() - started + wait > CEILING_S
             if attempt == ATTEMPTS or late or not is_transient(error):
                 raise
-        time.sleep(_jitter.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
+        time.sleep(wait)
     raise AssertionError("unreachable")
 
 

@@ -20,7 +20,7 @@ from denoise_batch.images.layouts import Layout
 from denoise_batch.input_file import has_dictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -139,10 +139,6 @@ class OutputFile:
         self._held_bytes += batch.nbytes
         if self._held_rows >= _ROW_GROUP_ROWS or self._held_bytes >= _ROW_GROUP_BYTES:
             self._flush()
-
-    def write_all(self, batches: Iterable[pa.RecordBatch]) -> None:
-        for batch in batches:
-            self.write(batch)
 
     def finish(self) -> Written:
         """Closes, syncs, reads back, compares.

@@ -55,7 +55,7 @@ class Listing:
         files: every Parquet file, in input order.
         single_file: whether the request named one file, rather than a folder, a glob or several.
         skipped: files in the listed folders that their names leave out: another suffix than Parquet's, or `_x.parquet`.
-        folders: the local folders that were listed.
+        folders: the local folders that were listed, those that a glob matches among them.
     """
 
     files: tuple[InputFile, ...]
@@ -161,8 +161,9 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
     """
     files: list[InputFile] = []
     skipped: list[str] = []
+    folders: list[str] = []
     for given in inputs:
-        found = _list_one(given, skipped)
+        found = _list_one(given, skipped, folders)
         if not found:
             there = f"; there: {_named(len(skipped), skipped)}" if skipped else ""
             raise MissingFileError(
@@ -176,8 +177,7 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
             raise FlagError(f"{redact(file.path)} is named twice among the inputs", hint="name every input once")
         seen.add(file.path)
     single = len(inputs) == 1 and len(files) == 1 and not _is_folder_or_glob(inputs[0])
-    folders = tuple(given for given in inputs if not is_uri(given) and Path(given).is_dir())
-    return Listing(tuple(files), single, tuple(skipped), folders)
+    return Listing(tuple(files), single, tuple(skipped), tuple(folders))
 
 
 def stat_input(path: str) -> tuple[int, int]:
@@ -208,12 +208,13 @@ def _is_folder_or_glob(given: str) -> bool:
     return not Path(given).is_file()
 
 
-def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
+def _list_one(given: str, skipped: list[str], folders: list[str]) -> list[InputFile]:
     if is_remote(given):
         return _list_uri(given, skipped)
     local = locate(given)[1] if is_uri(given) else given
     path = Path(local)
     if path.is_dir():
+        folders.append(local)
         return _list_folder(path, skipped, _hive_above(path.absolute().parts))
     if path.exists():
         return [_local_file(path, _hive_above(path.absolute().parts[:-1]))]
@@ -230,6 +231,7 @@ def _list_one(given: str, skipped: list[str]) -> list[InputFile]:
             if any(map(_hidden, parts)) and not any(map(_hidden, named)):  # unless the pattern asks for them
                 _skip(str(match), parts, skipped)
             elif match.is_dir():
+                folders.append(str(match))
                 found += _list_folder(match, skipped, _joined(above, _hive_folder(parts, str(match))))
             else:
                 found.append(_local_file(match, _joined(above, _hive_folder(parts[:-1], str(match)))))
@@ -305,7 +307,7 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     for entry in listed:
         parts = entry.path[start:].split("/")
         for name in parts[:-1]:
-            _check_not_skipped(name, f"{redact(given)}/{entry.path}")
+            _check_not_skipped(name, f"{redact(given).rstrip('/')}/{entry.path[start:]}")
         if not entry.is_file:
             continue
         uri = f"{prefix}{user}{urllib.parse.quote(entry.path, safe='/=')}{query}"
@@ -313,7 +315,7 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
             hive = _joined(_hive_above(place), _hive_folder(tuple(parts[:-1]), redact(uri)))
             found.append(InputFile(uri, hive, entry.size, entry.mtime_ns or 0))
         else:
-            _skip(redact(uri), parts, skipped)
+            _skip(f"{redact(given).rstrip('/')}/{entry.path[start:]}", parts, skipped)
     return sorted(found, key=lambda file: file.path)
 
 

@@ -216,6 +216,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "--model", "absent"], r"absent"),
     (["evaluate", "--card"], r"--card, but no --model"),
     (["evaluate", "--card", "--model", "model", "--noisy-column", "image"], r"--card and --noisy-column exclude"),
+    (["train", "--init", "s3://bucket/model"], r"s3://bucket/model is not a local path"),
     (["evaluate", "--model", "model", "--noisy-column", "image"], r"--noisy-column image, but no --data"),
     (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is a file"),
     (["evaluate", "--model", "model", "--data", "absent.parquet"], r"absent\.parquet does not exist"),

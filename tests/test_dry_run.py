@@ -82,8 +82,9 @@ def test_what_infer_would_refuse_is_refused(tmp_path: Path, source: Path, model_
     (source / "c.parquet").write_bytes(b"not Parquet at all, though it is named so")
     with pytest.raises(ParquetError, match=r"1 file is not readable as Parquet: .*c\.parquet"):
         dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder))
-    with pytest.raises(OutputError, match="lies inside"):
-        dry_run(InferSettings((str(source),), str(source / "out"), model=model_folder))
+    for given in (str(source), f"file://{source}", f"{source.parent}/{source.name[:-1]}*"):
+        with pytest.raises(OutputError, match="lies inside"):
+            dry_run(InferSettings((given,), str(source / "out"), model=model_folder))
     (source / "c.parquet").unlink()
     (source / "year=2024").mkdir()
     (source / "a.parquet").rename(source / "year=2024" / "a.parquet")

@@ -260,7 +260,7 @@ def test_noisy_images_of_a_dataset_take_the_place_of_drawn_ones(
     assert loaded.noisy is not None
     np.testing.assert_array_equal(loaded.noisy, noisy[kept])
     np.testing.assert_array_equal(loaded.images, images[kept])
-    assert loaded.notes == ("note: 1 of 24 rows looked at hold no usable image: such are left out",)
+    assert loaded.notes == ("note: 1 of 24 sampled rows hold no usable image: such are left out",)
 
     paired = evaluate(bundles(), images, noisy=noisy, description="pairs of bars")
     assert [row.condition for row in paired.rows] == ["pairs"] * 5
@@ -276,6 +276,16 @@ def test_noisy_images_of_a_dataset_take_the_place_of_drawn_ones(
     (condition,) = content["conditions"]
     assert condition["condition"] == "pairs"
     assert [row["method"] for row in condition["methods"]] == paired.methods
+
+
+def test_pairs_that_are_alike_have_no_end_of_psnr(images: np.ndarray) -> None:
+    noisy = images.astype(np.float32) / np.float32(255)
+    noisy[0, 0, 0] = 0.5  # resamples without this one are exact
+    table = format_table(evaluate([], images[:2], noisy=noisy[:2]))
+    line = next(line for line in table.splitlines() if line.startswith("noisy input"))
+    assert line.split()[3] == "∞"
+    assert "inf" not in table
+    assert "\n2 of these very images" in table
 
 
 def test_pairs_say_how_well_a_model_knows_its_images(images: np.ndarray) -> None:

@@ -85,11 +85,25 @@ def test_waits_grow_to_a_ceiling_and_attempts_end(waits: list[float]) -> None:
 
 
 def test_no_attempt_is_begun_after_the_ceiling(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
-    now = iter([0.0, 10.0, object_store.CEILING_S + 1])
-    monkeypatch.setattr(object_store.time, "monotonic", lambda: next(now))
+    now, begun = 0.0, []
+
+    def call() -> None:
+        nonlocal now
+        begun.append(now)
+        now += 4.9
+        raise OSError(SLOW_DOWN)
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds
+
+    monkeypatch.setattr(object_store.time, "monotonic", lambda: now)
+    monkeypatch.setattr(object_store.time, "sleep", sleep)
     with pytest.raises(OSError, match="SLOW_DOWN"):
-        patiently(failing(ATTEMPTS, OSError(SLOW_DOWN)))
-    assert len(waits) == 1
+        patiently(call)
+    assert 3 < len(begun) < ATTEMPTS
+    assert begun[-1] <= object_store.CEILING_S
 
 
 class Faults:

@@ -86,7 +86,8 @@ def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(output_file, "_ROW_GROUP_ROWS", 100)
     batch, path = _batch(50), tmp_path / "a.parquet"
     with OutputFile(path, batch.schema, [COLUMN], compression="zstd") as file:
-        file.write_all([batch] * 5)
+        for _ in range(5):
+            file.write(batch)
         assert file.finish().rows == 250
     with pq.ParquetFile(path) as file_:
         assert [file_.metadata.row_group(i).num_rows for i in range(file_.num_row_groups)] == [100, 100, 50]

@@ -211,7 +211,7 @@ def test_an_evaluation_says_what_it_takes_the_other_way(tmp_path: Path, write_im
     images = turned(draw_digits(200, 1)[0].reshape(200, 784), light).reshape(200, 28, 28)
     path = str(write_images(tmp_path / "in.parquet", images))
     (note,) = load_clean_images(path).notes
-    assert note.startswith("note: 5 of 200 rows look dark-on-light")
+    assert note.startswith("note: 5 of 200 sampled rows of column 'image' look dark-on-light")
     each = load_clean_images(path, polarity=Polarity.EACH)
     assert not each.notes
     assert each.description.endswith("each image's own polarity")

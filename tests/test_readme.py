@@ -53,7 +53,7 @@ def test_commands_are_found() -> None:
 
 
 def test_inline_commands_parse() -> None:
-    found = re.findall(r"`((?:train|inspect|infer|digits|corrupt) [^`]*)`", README)
+    found = re.findall(r"`((?:train|inspect|infer|digits|corrupt|evaluate|preview) [^`]*)`", README)
     assert found
     for line in found:
         parse(shlex.split(line))

@@ -15,7 +15,7 @@ import pytest
 from s3_server import ENVIRONMENT, FaultProxy, make_bucket, s3_server
 
 from denoise_batch import storage
-from denoise_batch.errors import MissingFileError, OutputError
+from denoise_batch.errors import MissingFileError, OutputError, ParquetError
 from denoise_batch.inference.store_run import check_store_output
 from denoise_batch.store_prefix import StorePrefix
 
@@ -108,6 +108,20 @@ def test_no_access_and_no_bucket_are_told_at_once(proxy: FaultProxy) -> None:
     assert time.monotonic() - started < 10
     assert ENVIRONMENT["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
     assert ENVIRONMENT["AWS_ACCESS_KEY_ID"] not in str(caught.value)
+
+
+def test_what_a_listing_leaves_out_is_named_as_it_is(
+    proxy: FaultProxy, tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages
+) -> None:
+    path = write_images(tmp_path / "a.parquet", digits[0])
+    for name in ("a.parquet", "my notes.txt", "_b.parquet", "_SUCCESS"):
+        StorePrefix.at("s3://bucket/left").put(name, path)
+    assert not proxy.faults
+    listing = storage.list_inputs(["s3://bucket/left/"])
+    assert sorted(listing.skipped) == ["s3://bucket/left/_b.parquet", "s3://bucket/left/my notes.txt"]
+    StorePrefix.at("s3://bucket/left").put("_k=v/a.parquet", path)
+    with pytest.raises(ParquetError, match=r"^s3://bucket/left/_k=v/a\.parquet: PyArrow would skip"):
+        storage.list_inputs(["s3://bucket/left"])
 
 
 def test_a_server_can_be_named_in_the_uri(

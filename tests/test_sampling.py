@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.errors import MissingFileError, ParquetError
-from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, sample_rows
+from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, rows_at, sample_rows
 from denoise_batch.images import find_image_column
 
 if TYPE_CHECKING:
@@ -100,5 +100,18 @@ def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
 def test_a_file_that_lacks_the_column_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes((folder / "part-0.parquet").read_bytes())
     pq.write_table(pa.table({"id": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(ParquetError, match=r"b\.parquet: there is no column 'image'"):
+    with pytest.raises(ColumnError, match=r"a\.parquet, but .*b\.parquet has no such column"):
         _sample(open_dataset(str(tmp_path)), 10_000)
+
+
+def test_a_file_whose_column_has_another_type_is_named(folder: Path, tmp_path: Path) -> None:
+    """Its bytes would pass for pixels of the first file's kind."""
+    (tmp_path / "a.parquet").write_bytes((folder / "part-0.parquet").read_bytes())
+    lists = pa.array([[0.5] * 784] * 3, pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": [1, 2, 3], "image": lists}), tmp_path / "b.parquet")
+    dataset = open_dataset(str(tmp_path))
+    with pytest.raises(ColumnError, match=r"b\.parquet has it of type list<.*float>"):
+        _sample(dataset, 10_000)
+    column = find_image_column(dataset.schema, None, dataset.first_rows)
+    with pytest.raises(ColumnError, match=r"b\.parquet has it of type list<.*float>"):
+        rows_at(dataset, [column], np.array([1]), np.array([0]))

@@ -362,6 +362,14 @@ def test_result_and_progress_are_told_apart() -> None:
     assert "(raylet) chatter" in shown
 
 
+def test_notes_stay_and_are_no_progress() -> None:
+    note = "note: 3 of 4,096 sampled rows of column 'clean' look dark-on-light, but are taken for light-on-dark"
+    log: list[str | Exception] = [f"[log] {note}\n[log] train: epoch 1/40\n[result] /m: bounds-unet\n"]
+    _, shown = follow(cluster(log, ["RUNNING", "SUCCEEDED"], 0))
+    assert shown[1] == note
+    assert shown[-1] == "train: epoch 1/40"
+
+
 def test_a_connection_that_breaks_is_taken_up_where_it_was() -> None:
     log: list[str | Exception] = ["[result] one\n[res", RuntimeError("closed"), "ult] two\n", "[result] three\n"]
     result, _ = follow(cluster(log, ["RUNNING", "lost", "lost", "RUNNING", "RUNNING", "SUCCEEDED"], 0))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
-from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of
+from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of, split
 from denoise_batch.training.recipes import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
@@ -199,6 +199,24 @@ def test_a_file_that_goes_or_shrinks(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").unlink()
     with pytest.raises(MissingFileError, match="is gone"):
         list(read_rows(images, images.pieces))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(2, 400), st.integers(1, 40))
+def test_a_split_takes_each_row_once_and_validates_all_over(groups: list[int], images: int, held_out: int) -> None:
+    pieces = [Piece(0, group, 0, rows) for group, rows in enumerate(groups)]
+    images = min(images, rows_of(pieces))
+    held_out = held_out_count(images, held_out)
+    line = [(piece.row_group, row) for piece in pieces for row in range(piece.start, piece.stop)][:images]
+    train, validation = (
+        [(piece.row_group, row) for piece in part for row in range(piece.start, piece.stop)]
+        for part in split(pieces, images, held_out)
+    )
+    assert len(validation) == min(held_out, images)
+    assert sorted(train + validation) == line
+    if held_out >= 16:  # each sixteenth has its share
+        places = np.array([line.index(row) for row in validation])
+        counts = np.bincount(places * 16 // images, minlength=16)
+        assert counts.min() >= held_out // 16 - 1
 
 
 @pytest.mark.parametrize(("images", "held_out", "expected"), [(60_000, 5000, 5000), (2400, 5000, 200), (2, 5000, 1)])

@@ -49,4 +49,4 @@ def preview(
     from denoise_batch.evaluation.preview import preview as run
 
     shown = run(source, out, column=column, denoised=denoised, clean=clean, count=rows, worst=worst, seed=seed)
-    print_result(shown.to_json(), [shown.summary()], as_json=as_json)
+    print_result(shown.to_json(), [shown.summary(), *shown.notes], as_json=as_json)

@@ -44,7 +44,11 @@ def train(
     polarity: PolarityChoice = "auto",
     init: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Start from this model's weights, say to fine-tune it. Then give an --lr."),
+        typer.Option(
+            parser=local_path,
+            metavar="FOLDER",
+            help="Start from this model's weights, say to fine-tune it. Then give an --lr.",
+        ),
     ] = None,
     max_images: Annotated[
         int | None, typer.Option(metavar="N", help="Use the first N images only, validation among them.")

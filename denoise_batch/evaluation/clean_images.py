@@ -18,11 +18,8 @@ from denoise_batch.evaluation.sampling import open_dataset, sample_rows
 from denoise_batch.images import (
     Polarity,
     check_float_range,
-    dark_on_light,
     find_image_column,
-    find_pair_polarity,
-    find_polarity,
-    taken_the_other_way,
+    look_at_sample,
     to_model_input,
 )
 
@@ -120,26 +117,18 @@ def _load_dataset(
     sample = sample_rows(dataset, columns, limit, seed=seed)
     good = np.logical_and.reduce(sample.good)
     pixels = [part[good][:limit] for part in sample.pixels]
-    count = len(pixels[0])
-    if count == 0:
+    if len(pixels[0]) == 0:
         raise RequestError(f"{storage.redact(path)}: no row holds an image", hint="give a dataset with images")
-    if polarity is Polarity.AUTO:
-        seen = [part[:10_000] for part in pixels]
-        names = (image.name, columns[-1].name)
-        polarity = find_polarity(seen[0]) if len(seen) == 1 else find_pair_polarity(seen[0], seen[1], names)
+    names = [each.name for each in columns]
+    bad = int(np.count_nonzero(~good))
+    polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
     upright = [to_model_input(part, polarity).reshape(-1, 28, 28) for part in pixels]
-    description = " and ".join(f"column {each.name!r}" for each in columns) + f" of {storage.redact(path)}"
+    description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
     if len(sample) < dataset.rows:
         description += ", a sample"
     if polarity is Polarity.EACH:
         description += ", each image's own polarity"
-    notes = list(dataset.notes)
-    if not good.all():
-        bad = int(np.count_nonzero(~good))
-        notes.append(f"note: {bad:,} of {len(good):,} rows looked at hold no usable image: such are left out")
-    for each, part in zip(columns, pixels, strict=True):
-        of = "rows" if len(columns) == 1 else f"rows of column {each.name!r}"
-        notes += taken_the_other_way(polarity, int(dark_on_light(part).sum()), count, of)
+    notes = [*dataset.notes, *notes]
     images = np.rint(upright[0].clip(0.0, 1.0) * 255.0).astype(np.uint8)
     return CleanImages(images, None, description, tuple(notes), None if len(columns) == 1 else upright[1])
 

@@ -65,6 +65,7 @@ class Preview:
         without_image: those of them that lack an image in one of the columns; they are not shown.
         worst_by: `psnr`, `expected_psnr` (the worst of all rows then), `change`, or None where there is nothing to
             rank by or no worst rows were asked for.
+        notes: a line where files were left out.
     """
 
     path: str
@@ -76,6 +77,7 @@ class Preview:
     worst_by: str | None
     random: tuple[ShownRow, ...]
     worst: tuple[ShownRow, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; an infinite PSNR is None."""
@@ -180,6 +182,7 @@ def preview(
         ranked_by,
         _shown(dataset, sample, whole[chosen], scores, chosen),
         shown_worst,
+        dataset.notes,
     )
 
 

@@ -116,8 +116,10 @@ def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *,
         seed: which rows; the same dataset and seed give the same rows.
 
     Raises:
-        ParquetError: a file's pages are damaged, or it lacks a column.
+        ParquetError: a file's pages are damaged.
+        ColumnError: a file lacks a column, or has another type in it.
     """
+    _check_types(dataset, columns)
     parts: list[Sample] = []
     for file, group, skip, take, start in _runs(dataset, count, np.random.default_rng(seed)):
         for row, batch in _read(dataset.files[file], group, skip, take, columns):
@@ -180,8 +182,10 @@ def rows_at(
         file, row: (n,) each, as in `Sample`.
 
     Raises:
-        ParquetError: a file's pages are damaged, or it lacks a column.
+        ParquetError: a file's pages are damaged.
+        ColumnError: a file lacks a column, or has another type in it.
     """
+    _check_types(dataset, columns)
     pixels = [np.zeros((len(row), PIXELS), np.float32) for _ in columns]
     good = [np.zeros(len(row), np.bool_) for _ in columns]
     for index in np.unique(file):
@@ -200,6 +204,11 @@ def rows_at(
                         good[place][wanted[here]] = decoded.bad == 0
             start += rows
     return Sample(file, row, tuple(pixels), tuple(good))
+
+
+def _check_types(dataset: Dataset, columns: Sequence[ImageColumn]) -> None:
+    for column in columns:
+        footers.check_type(dataset.files, dataset.footers, column.name, column.type)
 
 
 def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[tuple[int, int, int, int, int]]:

@@ -48,12 +48,9 @@ _NOTES: Final = (
     "gaussian: of deviation r / √3, gaussian8: the same clipped to 8 bits. impulse: r / 3 of the pixels 0 or 1.",
 )
 _PAIRS_NOTES: Final = (
-    "",
     f"PSNR: pooled, with its 95% interval. SSIM: {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA}. ink RMSE: where",
     "there is ink, of full ink. excess CE: cross-entropy, nats a pixel. read: share read right by a classifier of",
     "clean digits. setting: of a filter, its window's side in pixels or the Gaussian's σ.",
-    "The noisy images are the dataset's own. Each filter has the setting with the best pooled PSNR on the first",
-    f"{SETTINGS_IMAGES:,} of these very images, which favours it, and its output is clipped to 0..1.",
 )
 
 
@@ -61,7 +58,7 @@ def format_table(evaluation: Evaluation) -> str:
     """The evaluation as aligned plain text: a block for each metric, methods down, conditions across."""
     described = f"{evaluation.images:,} images: {evaluation.description or 'not described'}"
     if evaluation.seed is None:
-        lines = [described, *_pairs_section(evaluation), *_PAIRS_NOTES]
+        lines = [described, *_pairs_section(evaluation)]
     else:
         usual = [condition for condition in CONDITIONS if not condition.other]
         others = [condition for condition in CONDITIONS if condition.other]
@@ -93,7 +90,7 @@ def _margin(evaluation: Evaluation, condition: str, method: str) -> str:
     if not math.isfinite(middle):
         return "–"
     low, high = evaluation.row(condition, method).scores.intervals["pooled_psnr"]
-    return f"{max(high - middle, middle - low):.2f}"
+    return _number(max(high - middle, middle - low), 2)
 
 
 def _pairs_section(evaluation: Evaluation) -> list[str]:
@@ -112,7 +109,10 @@ def _pairs_section(evaluation: Evaluation) -> list[str]:
             f"PSNR that {row.method} expects, less the true one: mean {scores.bias:+.2f} dB, root mean square "
             f"{scores.error:.2f} dB; their rank correlation {_number(scores.rank, 3)}",
         ]
-    return lines
+    images = min(SETTINGS_IMAGES, evaluation.images)
+    own = "The noisy images are the dataset's own. Each filter has the setting with the best pooled PSNR on"
+    favoured = f"{images:,} of these very images, which favours it, and its output is clipped to 0..1."
+    return [*lines, "", *_PAIRS_NOTES, own, favoured]
 
 
 def _section(evaluation: Evaluation, conditions: Sequence[Condition]) -> list[str]:

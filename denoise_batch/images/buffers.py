@@ -69,10 +69,6 @@ class Decoded:
         """(m, 784) the pixels of the good rows."""
         return self.pixels[self.bad == 0] if self.bad.any() else self.pixels
 
-    def reasons(self) -> dict[int, BadReason]:
-        """The bad rows, by their number in the array."""
-        return {int(row): BadReason.from_code(int(self.bad[row])) for row in np.flatnonzero(self.bad)}
-
     def counts(self) -> dict[BadReason, int]:
         """How many rows are bad for each reason that occurs."""
         numbers = np.bincount(self.bad, minlength=len(BadReason) + 1)

@@ -37,6 +37,33 @@ _SAMPLE_BYTES = 8 << 20
 _ENCRYPTED = "it is encrypted"
 
 
+def spread_over(count: int, most: int) -> list[int]:
+    """Which of `count` row groups to sample: at most so many, evenly spread, the first and the last among them."""
+    return sorted({round(place * (count - 1) / max(most - 1, 1)) for place in range(most)}) if count else []
+
+
+def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: pa.DataType) -> None:
+    """Refuses files of which a column is of another type than in the first, or missing.
+
+    Raises:
+        ColumnError: there is one.
+    """
+    import pyarrow as pa
+
+    from denoise_batch.errors import ColumnError
+    from denoise_batch.redaction import redact
+
+    for path, footer in zip(paths, found, strict=True):
+        schema = pa.ipc.read_schema(pa.py_buffer(footer.schema))
+        place = schema.get_field_index(name)
+        if place < 0 or schema.field(place).type != type_:
+            there = "no such column" if place < 0 else f"it of type {schema.field(place).type}"
+            raise ColumnError(
+                f"column {name!r} is {type_} in {redact(paths[0])}, but {redact(path)} has {there}",
+                hint="give files of one schema at a time",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Footer:
     """What a file's footer says.

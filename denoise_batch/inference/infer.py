@@ -27,7 +27,7 @@ from denoise_batch.inference.merging import merge
 from denoise_batch.inference.pool_size import pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
-from denoise_batch.inference.run_folder import RunFolder, open_run, work_folder
+from denoise_batch.inference.run_folder import RunFolder, open_run
 from denoise_batch.inference.store_run import STAGING, StoreRun, open_store_run
 from denoise_batch.inference.unit_pool import ModelToLoad, Working, process_units
 from denoise_batch.shared_files import check_seen_by_nodes
@@ -36,7 +36,7 @@ from denoise_batch.store_prefix import StorePrefix
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["InferProgress", "InferReport", "InferSettings", "OutputShape", "infer", "resume_hint"]
+__all__ = ["InferProgress", "InferReport", "InferSettings", "OutputShape", "infer"]
 
 WAVE = 10_000
 """Units given to Ray Data at a time: each costs the driver an object, so Ray never holds more than a wave."""
@@ -95,12 +95,6 @@ def _open(request: Request) -> contextlib.AbstractContextManager[RunFolder | Sto
     if isinstance(request.out, StorePrefix):
         return open_store_run(request.out, files, identity, request.plan, overwrite=overwrite)
     return open_run(request.out, files, identity, request.plan, overwrite=overwrite)
-
-
-def resume_hint(output: str) -> str | None:
-    """How far the unfinished run at `output` is, for the line printed after an interruption; None if there is none."""
-    folder = work_folder(Path(output).absolute())
-    return str(folder) if (folder / "identity.json").exists() else None
 
 
 class _Job:

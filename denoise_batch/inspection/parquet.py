@@ -98,9 +98,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         for group, rows in enumerate(footer.row_groups)
         if rows
     ]
-    chosen: list[int] = []
-    if places:
-        chosen = np.unique(np.linspace(0, len(places) - 1, _SAMPLED_GROUPS).astype(int)).tolist()
+    chosen = footers.spread_over(len(places), _SAMPLED_GROUPS)
     samples = [
         sample.table
         for sample in footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS)

@@ -43,6 +43,7 @@ class Transcript:
     """
 
     on_progress: Callable[[str, float | None], None]
+    on_note: Callable[[str], None]
     on_other: Callable[[str], None]
     result: list[str]
     error: str = ""
@@ -63,6 +64,8 @@ class Transcript:
             self.error = text.removeprefix("error: ")
         elif text.startswith("hint: "):
             self.hint = text.removeprefix("hint: ")
+        elif text.startswith("note: "):
+            self.on_note(text)
         elif text.strip():
             self.on_progress(text, _share_done(text))
 
@@ -85,7 +88,8 @@ def follow(cluster: Cluster, job_id: str, progress: Progress, *, verbose: bool) 
         Interrupted: we were; the job goes on.
         NetworkError: the cluster was out of reach for two minutes; the job may go on.
     """
-    transcript = Transcript(progress.update, progress.note if verbose else lambda _: None, [])
+    other = progress.note if verbose else lambda _: None
+    transcript = Transcript(progress.update, progress.note, other, [])
     progress.note(f"submit: {job_id} on {redact(cluster.url)} (Ray {cluster.ray_version})")
     again = f"{PROGRAM} submit --address {redact(cluster.url)}"
     on = f"follow it with: {again} --follow {job_id}; stop it with: {again} --stop {job_id}"

@@ -1,7 +1,7 @@
 """The clean digits that a training learns from: MNIST in memory, or any number of them in Parquet, read by row groups.
 
     images = open_parquet(settings)          # footers and a few first rows only
-    train, validation = images.split(held_out)
+    train, validation = split(images.pieces, images.rows, held_out)
     for clean, noisy in read_rows(images, train): ...
 
 No torch and no Ray here: the driver checks the data with this before either is loaded, and the workers read with it.
@@ -16,19 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch import input_file, storage
-from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
+from denoise_batch.errors import FlagError, MissingFileError, ParquetError
 from denoise_batch.images import (
     Polarity,
     check_float_range,
     dark_on_light,
     decode,
     find_image_column,
-    find_pair_polarity,
-    find_polarity,
-    taken_the_other_way,
+    look_at_sample,
     turned,
 )
-from denoise_batch.inference.footers import Footer, Unreadable, read_footers, read_samples
+from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +44,7 @@ PIXELS = SIDE * SIDE
 CHUNK_ROWS = 4096
 _SAMPLED_GROUPS = 16
 _SAMPLED_ROWS = 256
+_HELD_OUT_RUNS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,25 @@ def cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
             offset = piece.start - position
             found.append(Piece(piece.file, piece.row_group, first + offset, last + offset))
         position += piece.rows
+        if position >= stop:
+            break
     return found
+
+
+def split(pieces: Sequence[Piece], images: int, held_out: int) -> tuple[list[Piece], list[Piece]]:
+    """Of the first `images` rows those to train on, and those to validate on.
+
+    The latter are runs of neighbours, spread over all: data often come in some order, and the end of it is no sample.
+    """
+    train: list[Piece] = []
+    validation: list[Piece] = []
+    runs = min(_HELD_OUT_RUNS, held_out)
+    for run in range(runs):
+        stop = images * (run + 1) // runs
+        kept_from = stop - (held_out * (run + 1) // runs - held_out * run // runs)
+        train += cut(pieces, images * run // runs, kept_from)
+        validation += cut(pieces, kept_from, stop)
+    return train, validation
 
 
 @dataclass(frozen=True)
@@ -139,8 +156,8 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
     )
     if rows_of(pieces) < 2:
         raise ParquetError(f"{shown} holds {rows_of(pieces)} rows", hint="a training needs at least two images")
-    schemas = [pa.ipc.read_schema(pa.BufferReader(footer.schema)) for footer in footers]
-    samples = _samples(paths, pieces, schemas[pieces[0].file].names)
+    schema = pa.ipc.read_schema(pa.py_buffer(footers[pieces[0].file].schema))
+    samples = _samples(paths, pieces, schema.names)
     first = samples[0]
     clean = find_image_column(first.schema, settings.column, first)
     noisy = None if settings.noisy_column is None else find_image_column(first.schema, settings.noisy_column, first)
@@ -151,39 +168,23 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         )
     for column in (clean, noisy):
         if column is not None:
-            _check_schemas(paths, schemas, column)
+            check_type(paths, footers, column.name, column.type)
             for sample in samples:
                 check_float_range(sample.column(column.name), column)
-    polarity, notes = _look(samples, clean, noisy, Polarity(settings.polarity))
+    polarity, notes = _look(samples, [clean] if noisy is None else [clean, noisy], Polarity(settings.polarity))
     notes = [*storage.skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
     return ParquetImages(files, pieces, clean, noisy, polarity, tuple(notes))
 
 
 def _look(
-    samples: Sequence[pa.Table], clean: ImageColumn, noisy: ImageColumn | None, polarity: Polarity
+    samples: Sequence[pa.Table], columns: Sequence[ImageColumn], polarity: Polarity
 ) -> tuple[Polarity, list[str]]:
-    """The polarity, found where it is AUTO, and what is odd about the images.
-
-    Raises:
-        ColumnError: it is to be found and is not clear-cut, or the two columns do not have the same.
-    """
-    columns = [clean] if noisy is None else [clean, noisy]
     decoded = [[decode(sample.column(column.name), column) for sample in samples] for column in columns]
     bad = np.any([np.concatenate([part.bad != 0 for part in parts]) for parts in decoded], axis=0)
     pixels = [np.concatenate([part.pixels for part in parts])[~bad] for parts in decoded]
-    found = polarity
-    if polarity is Polarity.AUTO:
-        names = (clean.name, columns[-1].name)
-        found = find_polarity(pixels[0]) if noisy is None else find_pair_polarity(pixels[0], pixels[1], names)
-    rows = int(np.count_nonzero(~bad))
-    notes = []
-    if rows < len(bad):
-        notes.append(f"note: {len(bad) - rows:,} of {len(bad):,} sampled rows hold no usable image: such are left out")
-    for column, part in zip(columns, pixels, strict=True):
-        light = int(dark_on_light(part).sum())
-        notes += taken_the_other_way(found, light, rows, f"sampled rows of column {column.name!r}")
-    return found, notes
+    names = [column.name for column in columns]
+    return look_at_sample(dict(zip(names, pixels, strict=True)), int(np.count_nonzero(bad)), polarity)
 
 
 def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> list[Footer]:
@@ -202,8 +203,8 @@ def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> lis
 
 def _samples(paths: Sequence[str], pieces: Sequence[Piece], names: Sequence[str]) -> list[pa.Table]:
     """First rows of row groups that are spread over all of them; of the first one as well."""
-    chosen = np.unique(np.linspace(0, len(pieces) - 1, _SAMPLED_GROUPS).astype(int)).tolist()
-    requests = [(paths[pieces[index].file], pieces[index].row_group, tuple(names)) for index in chosen]
+    chosen = [pieces[index] for index in spread_over(len(pieces), _SAMPLED_GROUPS)]
+    requests = [(paths[piece.file], piece.row_group, tuple(names)) for piece in chosen]
     samples: list[pa.Table] = []
     for request, sample in zip(requests, read_samples(requests, _SAMPLED_ROWS), strict=True):
         if isinstance(sample, Unreadable):
@@ -212,18 +213,6 @@ def _samples(paths: Sequence[str], pieces: Sequence[Piece], names: Sequence[str]
             )
         samples.append(sample.table)
     return samples
-
-
-def _check_schemas(paths: Sequence[str], schemas: Sequence[pa.Schema], column: ImageColumn) -> None:
-    for path, schema in zip(paths, schemas, strict=True):
-        place = schema.get_field_index(column.name)
-        if place < 0 or schema.field(place).type != column.type:
-            found = "no such column" if place < 0 else f"it of type {schema.field(place).type}"
-            raise ColumnError(
-                f"column {column.name!r} is {column.type} in {storage.redact(paths[0])}, "
-                f"but {storage.redact(path)} has {found}",
-                hint="train on files of one schema",
-            )
 
 
 def read_rows(

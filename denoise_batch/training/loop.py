@@ -43,7 +43,7 @@ from denoise_batch.training.checkpoint import (
     weights_of,
     write_finished,
 )
-from denoise_batch.training.data import ParquetImages, cut, held_out_count, load_rows
+from denoise_batch.training.data import ParquetImages, held_out_count, load_rows, split
 from denoise_batch.training.failure import has_failed, leave_failure
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.progress import TrainProgress
@@ -342,8 +342,8 @@ class _Worker:
             parquet = config.parquet
             count = min(parquet.rows, config.max_images or parquet.rows)
             held_out = held_out_count(count, self.recipe.held_out or 5000)
-            train = cut(parquet.pieces, 0, count - held_out)
-            validation = held(*load_rows(parquet, cut(parquet.pieces, count - held_out, count)))
+            train, kept_rows = split(parquet.pieces, count, held_out)
+            validation = held(*load_rows(parquet, kept_rows))
             limit = config.resident_limit
             limit = _quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
             copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0

@@ -75,8 +75,9 @@ class Recipe:
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
         noiseless, clean, gaussian, impulse: shares of the kinds of degradation, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
-        held_out: training images kept for validation (at most a twelfth); 0 trains on all and validates on MNIST's
-            test images. The seed does so.
+        held_out: training images kept for validation (at most a twelfth), the last of MNIST, runs of rows all over a
+            dataset. 0, as the seed has it: all of MNIST is trained on, and validated on its test images; 5,000 of a
+            dataset.
         keep: which epoch's weights become the model.
         patience: stop after so many epochs without a better validation PSNR; None never.
         precision: of the matrix products.
