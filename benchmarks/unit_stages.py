@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from denoise_batch import bundle, storage
+from denoise_batch import bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits import draw_digits
 from denoise_batch.extra_columns import Denoised
@@ -30,6 +30,7 @@ from denoise_batch.inference import denoise_unit as module
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import Unit, make_plan
+from denoise_batch.listing import list_inputs
 from denoise_batch.noise import NoiseRecipe
 
 DISTINCT = 16_384  # digits that are drawn; longer units repeat them
@@ -80,7 +81,7 @@ def measured(
         image = pa.Array.from_buffers(pa.binary(784), len(pixels), [None, pa.py_buffer(pixels)])
         table = pa.table({"label": np.arange(len(pixels)), "image": image})
         pq.write_table(table, path, compression=compression, use_dictionary=["label"], row_group_size=65_536)
-        plan = make_plan(storage.list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
+        plan = make_plan(list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
         output = output_column(plan.column, "denoised")
         whole = Unit(0, 0, 0, pq.read_metadata(path).num_row_groups - 1, 0, options.rows, 0)
         unit = UnitOptions(folder, plan.column, output, plan.polarity, OnBadRow.NULL, compression)

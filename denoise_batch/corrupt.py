@@ -25,6 +25,7 @@ from denoise_batch.errors import ColumnError, DataChanged, FlagError, ran_out
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.input_file import open_parquet, read_batches
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
     publishing.check_output_file(settings.output, overwrite=settings.overwrite)
     if not 0 <= settings.seed < 2**63:
         raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
-    listing = storage.list_inputs(settings.inputs)
+    listing = list_inputs(settings.inputs)
     publishing.check_apart(settings.output, listing)
     # White noise and blur are the same for dark ink on white as for light on dark, so the polarity may stay what it is.
     plan = make_plan(listing.files, settings.column, Polarity.LIGHT_ON_DARK, SIGMA)

@@ -21,7 +21,7 @@ from denoise_batch.storage import is_uri, redact
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from denoise_batch.storage import Listing
+    from denoise_batch.listing import Listing
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
-from denoise_batch import storage
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import pages
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.plan import Plan, make_plan
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def parquet(content: pa.Table, **options: Any) -> bytes:
 
 
 def planned(*inputs: Path, polarity: Polarity = Polarity.LIGHT_ON_DARK) -> Plan:
-    files = storage.list_inputs([str(path) for path in inputs]).files
+    files = list_inputs([str(path) for path in inputs]).files
     return make_plan(files, None, polarity, "denoised")
 
 

@@ -139,11 +139,11 @@ def denoise_file() -> DenoiseFile:
     Called as `denoise_file(path, work, forward, column=None, polarity=…, unit_rows=None, chunk_rows=None, layout=None,
     dtype=None, **changes_of_UnitOptions)`; gives the receipts, the staged files in order, the plan and the options.
     """
-    from denoise_batch import storage
     from denoise_batch.forward import in_float32
     from denoise_batch.images import Polarity, output_column
     from denoise_batch.inference import denoise_unit, footers, plan
     from denoise_batch.inference.ledger import Receipt
+    from denoise_batch.listing import list_inputs
 
     def run(
         path: Path,
@@ -164,7 +164,7 @@ def denoise_file() -> DenoiseFile:
                 patch.setattr(plan, "UNIT_ROWS", unit_rows)
             if chunk_rows:
                 patch.setattr(denoise_unit, "chunk_rows", lambda *_: chunk_rows)
-            made = plan.make_plan(storage.list_inputs([str(path)]).files, column, polarity, "denoised")
+            made = plan.make_plan(list_inputs([str(path)]).files, column, polarity, "denoised")
             output = output_column(made.column, "denoised", layout, dtype)
             options = denoise_unit.UnitOptions(
                 str(work), made.column, output, made.polarity, denoise_unit.OnBadRow.NULL, "zstd"

@@ -15,7 +15,6 @@ import pytest
 import torch
 from test_cuda_pass import of_type, three_quarters
 
-from denoise_batch import storage
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.denoiser import Denoiser, forward_pass
@@ -28,6 +27,7 @@ from denoise_batch.images import Polarity, decode, output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import Unit, make_plan
+from denoise_batch.listing import list_inputs
 from denoise_batch.models.input_gate import WHOLE_FROM
 from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.noise import NoiseRecipe
@@ -259,7 +259,7 @@ def test_a_unit_on_a_gpu(tmp_path: Path, write_images: WriteImages) -> None:
     bad[[0, 12_345]] = True
     path = write_images(tmp_path / "in.parquet", images, bad=bad, row_group_size=6000)
     model = denoiser(precision=Precision.AUTO)
-    plan = make_plan(storage.list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
+    plan = make_plan(list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
     column = output_column(plan.column, "denoised")
     options = UnitOptions(str(tmp_path), plan.column, column, plan.polarity, OnBadRow.NULL, "zstd", QUALITY)
     whole = Unit(0, 0, 0, 3, 0, len(images), 0)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import output_file, storage
+from denoise_batch import output_file
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, decode, encode
 from denoise_batch.images.layouts import Layout, output_column
@@ -21,6 +21,7 @@ from denoise_batch.inference import denoise_unit as module
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import Plan, make_plan
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ def images(rows: int, layout: Layout = Layout.BINARY, dtype: str = "uint8", bad:
 def run(
     path: Path, forward: Any = halve, plan: Plan | None = None, **changes: Any
 ) -> tuple[Receipt | Failure, Path, Plan]:
-    plan = plan or make_plan(storage.list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
+    plan = plan or make_plan(list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
     staging = path.parent / "staging"
     staging.mkdir(exist_ok=True)
     options = UnitOptions(
@@ -176,7 +177,7 @@ def test_without_bad_rows_nothing_is_set_aside(tmp_path: Path) -> None:
 
 def test_progress_and_stages_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": images(9000)}), tmp_path / "a.parquet")
-    plan = make_plan(storage.list_inputs([str(tmp_path / "a.parquet")]).files, None, Polarity.AUTO, "denoised")
+    plan = make_plan(list_inputs([str(tmp_path / "a.parquet")]).files, None, Polarity.AUTO, "denoised")
     options = UnitOptions(
         str(tmp_path), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "zstd"
     )
@@ -207,7 +208,7 @@ def test_fail_on_a_bad_row_names_it_and_stops_the_job(tmp_path: Path) -> None:
 def test_an_input_that_changed_stops_the_job(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": images(100)}), path)
-    plan = make_plan(storage.list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
+    plan = make_plan(list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
     pq.write_table(pa.table({"image": images(100)}), path, compression="none")
     failure, _, _ = run(path, plan=plan)
     assert isinstance(failure, Failure)
@@ -219,7 +220,7 @@ def test_no_single_flipped_bit_in_the_pages_goes_unseen(tmp_path: Path) -> None:
     """With page checksums in the input, every damage of a page is a failure, never a different image."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": images(50)}), path, compression="none", write_page_checksum=True)
-    plan = make_plan(storage.list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
+    plan = make_plan(list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     pages = 50 * 784
     status = path.stat()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import publishing, storage
+from denoise_batch import publishing
 from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
@@ -20,6 +20,7 @@ from denoise_batch.inference import assembly, manifest, run_folder
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import make_plan
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ def build(
         table = pa.table({"id": list(range(number * rows, (number + 1) * rows)), "image": encode(pixels, marks, IMAGE)})
         if not (source / f"{number}.parquet").exists():
             pq.write_table(table, source / f"{number}.parquet")
-    listing = storage.list_inputs([str(source)])
+    listing = list_inputs([str(source)])
     out = run_folder.check_output(str(root / "out"), listing, overwrite=False)
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
     with run_folder.open_run(
@@ -168,7 +169,7 @@ def test_a_crash_while_the_result_is_put_together_can_be_repeated(tmp_path: Path
     with pytest.raises(Crash):
         build(tmp_path, then=half)
     assert not out.exists()
-    listing = storage.list_inputs([str(tmp_path / "in")])
+    listing = list_inputs([str(tmp_path / "in")])
     with run_folder.open_run(
         out, listing.files, {"on_bad_row": "null", "model_sha256": "0" * 64}, _never, overwrite=False
     ) as run:
@@ -208,7 +209,7 @@ def test_the_old_output_left_by_a_swap_is_never_taken_for_the_new_one(tmp_path: 
 
     with pytest.raises(Crash):
         build(tmp_path, then=swap)
-    listing = storage.list_inputs([str(tmp_path / "in")])
+    listing = list_inputs([str(tmp_path / "in")])
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
     with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=False) as run:
         assert run.shown  # the run knows its own output again, and has only to be discarded
@@ -231,7 +232,7 @@ def test_a_run_that_died_after_its_output_was_shown_has_only_to_be_discarded(tmp
 
     with pytest.raises(Crash):
         build(tmp_path, then=show)
-    out, listing = tmp_path / "out", storage.list_inputs([str(tmp_path / "in")])
+    out, listing = tmp_path / "out", list_inputs([str(tmp_path / "in")])
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
     assert run_folder.check_output(str(out), listing, overwrite=False) == out
     with run_folder.open_run(out, listing.files, identity, _never, overwrite=False) as run:
@@ -257,7 +258,7 @@ def test_an_unfinished_run_is_kept_when_it_is_repeated_without_overwrite(tmp_pat
 
     with pytest.raises(Crash):
         build(tmp_path, then=crash)
-    out, listing = tmp_path / "out", storage.list_inputs([str(tmp_path / "in")])
+    out, listing = tmp_path / "out", list_inputs([str(tmp_path / "in")])
     out.write_bytes(b"something older, to be overwritten by the run")
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
     with (
@@ -288,7 +289,7 @@ def test_a_committed_file_that_is_lost_is_made_again(tmp_path: Path) -> None:
 
     with pytest.raises(Crash):
         build(tmp_path, then=crash)
-    listing = storage.list_inputs([str(tmp_path / "in")])
+    listing = list_inputs([str(tmp_path / "in")])
     identity = {"on_bad_row": "null", "model_sha256": "0" * 64}
     with run_folder.open_run(tmp_path / "out", listing.files, identity, _never, overwrite=False) as run:
         assert sorted(run.ledger.receipts) == [0, 2]

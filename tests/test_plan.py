@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from denoise_batch import storage
 from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
@@ -22,6 +21,7 @@ from denoise_batch.inference.footers import Footer
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.unit_rows import read_unit
 from denoise_batch.input_file import open_parquet
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def write(path: Path, rows: int, row_group: int = 1000, **columns: Any) -> Path:
 
 
 def planned(*inputs: Path, column: str | None = None, polarity: Polarity = Polarity.AUTO) -> Plan:
-    files = storage.list_inputs([str(path) for path in inputs]).files
+    files = list_inputs([str(path) for path in inputs]).files
     return make_plan(files, column, polarity, "denoised")
 
 
@@ -138,7 +138,7 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
 def test_a_partition_named_like_the_new_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "denoised=1").mkdir()
     write(tmp_path / "denoised=1" / "a.parquet", 10)
-    files = storage.list_inputs([str(tmp_path)]).files
+    files = list_inputs([str(tmp_path)]).files
     with pytest.raises(ColumnError, match=r"partition folders denoised=…"):
         make_plan(files, None, Polarity.LIGHT_ON_DARK, "denoised")
     assert make_plan(files, None, Polarity.LIGHT_ON_DARK, "clean").rows == 10
@@ -176,7 +176,7 @@ def test_types_that_arrow_does_not_carry_are_told(tmp_path: Path) -> None:
             f"copy (select image, interval 3 days as pause, time with time zone '10:00:00+02' as shift, uuid() as id, "
             f"1.5::decimal(5, 1) as price, true as yes, [1, 2] as many from '{path}') to '{tmp_path}/b.parquet'"
         )
-    made = make_plan(storage.list_inputs([f"{tmp_path}/b.parquet"]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
+    made = make_plan(list_inputs([f"{tmp_path}/b.parquet"]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
     assert [change.split()[1] for change in made.changes] == ["'pause':", "'shift':"]
     made.save(tmp_path)
     assert Plan.load(tmp_path).changes == made.changes

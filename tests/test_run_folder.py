@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import storage
 from denoise_batch.errors import ColumnError, OutputError, ResumeError
 from denoise_batch.images import Polarity
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, open_run, work_folder
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def start(source: Path, out: Path, *, overwrite: bool = False, **changes: Any) -> tuple[bool, int]:
-    listing = storage.list_inputs([str(source)])
+    listing = list_inputs([str(source)])
 
     def plan() -> Plan:
         return make_plan(listing.files, None, Polarity.LIGHT_ON_DARK, "denoised")
@@ -68,7 +68,7 @@ def test_any_change_of_the_input_is_named(tmp_path: Path, source: Path, change: 
 
 
 def test_a_request_that_cannot_be_planned_leaves_nothing_behind(tmp_path: Path, source: Path) -> None:
-    listing = storage.list_inputs([str(source)])
+    listing = list_inputs([str(source)])
 
     def refuse() -> Plan:
         raise ColumnError("no", hint="no")
@@ -104,7 +104,7 @@ def test_a_damaged_ledger_can_be_started_afresh(tmp_path: Path, source: Path) ->
 
 
 def test_a_refused_request_does_not_cost_another_ones_progress(tmp_path: Path, source: Path) -> None:
-    listing = storage.list_inputs([str(source)])
+    listing = list_inputs([str(source)])
     out = tmp_path / "out"
     start(source, out)
 
@@ -129,7 +129,7 @@ def test_what_a_plan_file_says_is_private(tmp_path: Path, source: Path) -> None:
 
 
 def check(source: Path, out: Path, *, overwrite: bool = False) -> Path:
-    return check_output(str(out), storage.list_inputs([str(source)]), overwrite=overwrite)
+    return check_output(str(out), list_inputs([str(source)]), overwrite=overwrite)
 
 
 def test_an_output_that_touches_the_input_is_refused(tmp_path: Path, source: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_output_that_touches_the_input_is_refused(tmp_path: Path, source: Pat
 
 
 def test_a_folder_of_somebody_elses_in_the_manifests_place_is_refused(tmp_path: Path, source: Path) -> None:
-    listing = storage.list_inputs([str(source)])
+    listing = list_inputs([str(source)])
     aside = tmp_path / "_out.parquet.manifest"
     aside.mkdir()
     assert check_output(str(tmp_path / "out.parquet"), listing, overwrite=False)

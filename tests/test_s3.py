@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import ENVIRONMENT, FaultProxy, make_bucket, s3_server
 
-from denoise_batch import storage
 from denoise_batch.errors import MissingFileError, OutputError, ParquetError
 from denoise_batch.inference.store_run import check_store_output
+from denoise_batch.listing import Listing, list_inputs
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_ten_thousand_objects_are_listed_through_faults(proxy: FaultProxy) -> No
         backend.put_object("bucket", f"many/year=2024/{number:05d}.parquet", b"x" * (1 + number % 7))
     proxy.faults = {"500": 0.2, "503": 0.2, "cut-answer": 0.2, "lost-answer": 0.2}
     proxy.match, proxy.most = re.compile("GET .*list-type"), 5
-    listing = storage.list_inputs(["s3://bucket/many"])
+    listing = list_inputs(["s3://bucket/many"])
     assert [file.path for file in listing.files] == [
         f"s3://bucket/many/year=2024/{number:05d}.parquet" for number in range(10_000)
     ]
@@ -95,7 +95,7 @@ def test_parquet_is_read_through_faults(
 
 
 def test_no_access_and_no_bucket_are_told_at_once(proxy: FaultProxy) -> None:
-    none = storage.Listing((), single_file=False, skipped=(), folders=())
+    none = Listing((), single_file=False, skipped=(), folders=())
     with pytest.raises(OutputError, match="no bucket 'absent'"):
         check_store_output("s3://absent/out", (), none, overwrite=False)
     proxy.faults = {"403": 1.0}
@@ -103,7 +103,7 @@ def test_no_access_and_no_bucket_are_told_at_once(proxy: FaultProxy) -> None:
     with pytest.raises(OutputError, match="ACCESS_DENIED") as caught:
         check_store_output("s3://bucket/out", (), none, overwrite=False)
     with pytest.raises(MissingFileError, match="ACCESS_DENIED"):
-        storage.list_inputs(["s3://bucket/in"])
+        list_inputs(["s3://bucket/in"])
     assert proxy.injected["403"] <= 4
     assert time.monotonic() - started < 10
     assert ENVIRONMENT["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
@@ -117,11 +117,11 @@ def test_what_a_listing_leaves_out_is_named_as_it_is(
     for name in ("a.parquet", "my notes.txt", "_b.parquet", "_SUCCESS"):
         StorePrefix.at("s3://bucket/left").put(name, path)
     assert not proxy.faults
-    listing = storage.list_inputs(["s3://bucket/left/"])
+    listing = list_inputs(["s3://bucket/left/"])
     assert sorted(listing.skipped) == ["s3://bucket/left/_b.parquet", "s3://bucket/left/my notes.txt"]
     StorePrefix.at("s3://bucket/left").put("_k=v/a.parquet", path)
     with pytest.raises(ParquetError, match=r"^s3://bucket/left/_k=v/a\.parquet: PyArrow would skip"):
-        storage.list_inputs(["s3://bucket/left"])
+        list_inputs(["s3://bucket/left"])
 
 
 def test_a_server_can_be_named_in_the_uri(

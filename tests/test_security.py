@@ -51,6 +51,7 @@ from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptio
 from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import open_run, work_folder
+from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -290,7 +291,7 @@ def test_crafted_parquet_runs_nothing(name: str, tmp_path: Path, canary: Path) -
     table = _crafted(_payload(canary), canary)[name]
     source = tmp_path / "in.parquet"
     pq.write_table(table, source)
-    listing = storage.list_inputs([str(source)])
+    listing = list_inputs([str(source)])
     if name in REFUSED:
         with pytest.raises((ColumnError, ParquetError)):
             make_plan(listing.files, None, Polarity.LIGHT_ON_DARK, "denoised")
@@ -327,7 +328,7 @@ import ray.data
 from ray.data._internal.tensor_extensions import arrow as tensors
 from ray.data._internal.object_extensions import arrow as objects
 tensors._AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA = True  # as a node has it where the driver has not: Ray looks only once
-from denoise_batch import storage
+from denoise_batch.listing import list_inputs
 from denoise_batch.bundle import SHIPPED_FOLDER, find_bundle
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
@@ -339,7 +340,7 @@ from denoise_batch.precision import Precision
 staging = Path(sys.argv[1])
 model = ModelToLoad(str(SHIPPED_FOLDER), find_bundle(SHIPPED_FOLDER).sha256, None, "cpu", Precision.AUTO)
 for number, source in enumerate(sys.argv[2:]):
-    plan = make_plan(storage.list_inputs([source]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
+    plan = make_plan(list_inputs([source]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
     options = UnitOptions(
         str(staging), plan.column, output_column(plan.column, "denoised"), plan.polarity, OnBadRow.NULL, "zstd"
     )
@@ -527,7 +528,7 @@ class _Run:
 
     def start(self, *, overwrite: bool = False) -> list[str]:
         """Runs to the end, all units made anew where they are missing; gives OUT's files."""
-        listing = storage.list_inputs([str(self.source)])
+        listing = list_inputs([str(self.source)])
 
         def plan() -> Plan:
             return make_plan(listing.files, None, Polarity.LIGHT_ON_DARK, "denoised")
@@ -808,11 +809,12 @@ def test_the_command_to_go_on_with_says_that_something_was_left_out(monkeypatch:
 def test_nothing_that_a_run_leaves_behind_has_a_secret(unfinished: _Run, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "s3://KEY:TOPSECRET@bucket/a.parquet?session=HIDDENTOKEN"
     local = unfinished.source / "a.parquet"
-    listing = storage.list_inputs([str(unfinished.source)])
+    listing = list_inputs([str(unfinished.source)])
     remote = dataclasses.replace(listing.files[0], path=uri)
     planned = make_plan(listing.files, None, Polarity.LIGHT_ON_DARK, "denoised")
     planned = dataclasses.replace(planned, files=(dataclasses.replace(planned.files[0], path=uri),))
-    monkeypatch.setattr(storage, "stat_input", lambda _: (remote.size, remote.mtime_ns))
+    for module in ("denoise_unit", "assembly"):
+        monkeypatch.setattr(f"denoise_batch.inference.{module}.stat_input", lambda _: (remote.size, remote.mtime_ns))
     monkeypatch.setattr(storage, "locate", lambda _: (pa.fs.LocalFileSystem(), str(local)))
     out = unfinished.out.with_name("remote")
     bad = pa.table({"image": pa.array([None, *_image(3)], pa.binary(784))})
@@ -837,10 +839,10 @@ def test_nothing_that_a_run_leaves_behind_has_a_secret(unfinished: _Run, monkeyp
 
 def test_a_failure_that_repeats_a_uri_is_cleaned(unfinished: _Run, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "s3://KEY:TOPSECRET@bucket/a.parquet?session=HIDDENTOKEN"
-    listing = storage.list_inputs([str(unfinished.source)])
+    listing = list_inputs([str(unfinished.source)])
     plan = make_plan(listing.files, None, Polarity.LIGHT_ON_DARK, "denoised")
     file = dataclasses.replace(plan.files[0], path=uri)
-    monkeypatch.setattr(storage, "stat_input", lambda _: (file.size, file.mtime_ns))
+    monkeypatch.setattr("denoise_batch.inference.denoise_unit.stat_input", lambda _: (file.size, file.mtime_ns))
 
     def locate(path: str) -> None:
         raise OSError(f"cannot reach {path}, that is TOPSECRET with HIDDENTOKEN")

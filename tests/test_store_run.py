@@ -25,6 +25,7 @@ from denoise_batch.inference.infer import InferReport, InferSettings, OutputShap
 from denoise_batch.inference.store_owner import Owner
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.result import Kind
+from denoise_batch.listing import list_inputs
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def test_bad_rows_are_listed_and_kept_whole(tmp_path: Path) -> None:
     assert ids() == [n for n in range(18) if n % 9 % 3 != 1]
     with storage.locate(OUT)[0].open_input_file("bucket/some/denoised/_denoise_batch/bad_rows.parquet") as file:
         assert pq.read_table(file)["row"].to_pylist() == [1, 4, 7, 1, 4, 7]
-    aside = storage.list_inputs([f"{OUT}/_denoise_batch/quarantine"]).files
+    aside = list_inputs([f"{OUT}/_denoise_batch/quarantine"]).files
     assert [file.path.rpartition("/")[2] for file in aside] == ["part-00000.parquet", "part-00001.parquet"]
     assert inspect(OUT, verify=True).problems == ()
 
@@ -179,7 +180,7 @@ def test_staged_objects_that_are_lost_or_foreign_are_made_anew_or_deleted(store:
 @pytest.mark.usefixtures("store")
 def test_an_unfinished_output_is_no_input_and_no_output(source: Path) -> None:
     interrupt(source)
-    for look in (lambda: inspect(OUT), lambda: storage.list_inputs(["gs://bucket/some"])):
+    for look in (lambda: inspect(OUT), lambda: list_inputs(["gs://bucket/some"])):
         with pytest.raises(MissingFileError, match=f"{OUT} is not finished"):
             look()
     assert dry_run(InferSettings((str(source),), OUT)).done_rows == 2 * ROWS

@@ -72,9 +72,9 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
-    from denoise_batch import storage
     from denoise_batch.bundle import find_bundle
     from denoise_batch.bundle.evaluated import check_card, note_evaluation
+    from denoise_batch.listing import list_inputs
 
     # What can be refused quickly, before torch loads.
     bundles = [find_bundle(model) for model in (models or (None,))]
@@ -89,7 +89,7 @@ def evaluate(
     for bundle in bundles if card else ():
         check_card(bundle)
     if data is not None:
-        storage.list_inputs((data,))
+        list_inputs((data,))
     from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
     from denoise_batch.images import Polarity
 

@@ -17,6 +17,7 @@ from denoise_batch.errors import ParquetError
 from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, to_model_input
 from denoise_batch.inference import footers
 from denoise_batch.input_file import open_parquet
+from denoise_batch.listing import list_inputs, skipped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,7 +83,7 @@ def open_dataset(path: str) -> Dataset:
         MissingFileError: the path does not exist or holds no Parquet file.
         ParquetError: a file is not Parquet or is damaged.
     """
-    listing = storage.list_inputs([path])
+    listing = list_inputs([path])
     files = [file.path for file in listing.files]
     found: list[footers.Footer] = []
     for file, footer in zip(files, footers.read_footers(files), strict=True):
@@ -100,7 +101,7 @@ def open_dataset(path: str) -> Dataset:
         if isinstance(read, footers.Unreadable):
             raise _unreadable(file, read.reason)
         first_rows = read.table
-    notes = storage.skipped_lines(len(listing.skipped), listing.skipped_shown)
+    notes = skipped_lines(len(listing.skipped), listing.skipped_shown)
     return Dataset(path, tuple(files), tuple(found), schema, first_rows, tuple(notes))
 
 

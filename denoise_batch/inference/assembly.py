@@ -18,6 +18,7 @@ from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text, vouching
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.run_folder import DATA, part_name
+from denoise_batch.listing import stat_input
 from denoise_batch.output_file import OutputFile, Written, file_digest
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def reconcile(run: Run) -> None:
         )
     for file in plan.files:
         try:
-            now = storage.stat_input(file.path)
+            now = stat_input(file.path)
         except MissingFileError:
             now = (-1, -1)
         if now != (file.size, file.mtime_ns):

@@ -29,6 +29,7 @@ from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
 from denoise_batch.input_file import open_parquet
+from denoise_batch.listing import stat_input
 from denoise_batch.output_file import OutputFile, Written
 from denoise_batch.store_prefix import StorePrefix
 
@@ -325,7 +326,7 @@ def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> str:
 
 
 def _check_unchanged(file: PlannedFile) -> None:
-    size, mtime_ns = storage.stat_input(file.path)
+    size, mtime_ns = stat_input(file.path)
     if (size, mtime_ns) != (file.size, file.mtime_ns):
         raise DataChanged(
             f"{storage.redact(file.path)} changed since the run was planned",

@@ -19,6 +19,7 @@ from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.request import InferSettings, Request, look_at
+from denoise_batch.listing import skipped_lines
 from denoise_batch.progress import duration
 from denoise_batch.store_prefix import StorePrefix
 
@@ -108,7 +109,7 @@ class DryRun:
             f"input: {self.rows:,} rows in {self.files:,} file{'s' if self.files != 1 else ''}, "
             f"{self.input_bytes / 1e6:,.1f} MB; {self.units:,} unit{'s' if self.units != 1 else ''}",
         ]
-        shown += storage.skipped_lines(self.skipped_files, self.skipped)
+        shown += skipped_lines(self.skipped_files, self.skipped)
         shown += [
             "columns:",
             *(f"  {name}: {kind}" for name, kind in self.columns.items()),

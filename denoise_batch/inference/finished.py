@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from denoise_batch.storage import InputFile
+    from denoise_batch.listing import InputFile
 
 
 def finished_report(

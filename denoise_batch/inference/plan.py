@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from denoise_batch.inference.footers import Footer, Sample
-    from denoise_batch.storage import InputFile
+    from denoise_batch.listing import InputFile
 
 UNIT_ROWS = 131_072
 """The most that are joined; larger ones cost a run that dies more."""

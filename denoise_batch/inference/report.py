@@ -7,7 +7,7 @@ from typing import Any
 
 from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
-from denoise_batch.storage import skipped_lines
+from denoise_batch.listing import skipped_lines
 
 
 @dataclass(frozen=True)

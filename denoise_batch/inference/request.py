@@ -18,6 +18,7 @@ from denoise_batch.inference.finished import finished_report
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, output_path
 from denoise_batch.inference.store_run import check_store_output
+from denoise_batch.listing import Listing, list_inputs
 from denoise_batch.precision import Precision
 from denoise_batch.store_prefix import StorePrefix
 from denoise_batch.worker_count import WorkerCount, check_workers
@@ -94,7 +95,7 @@ class Request:
 
     settings: InferSettings
     bundle: Bundle
-    listing: storage.Listing
+    listing: Listing
     out: Path | StorePrefix
     single: bool
     identity: dict[str, Any]
@@ -129,7 +130,7 @@ def look_at(settings: InferSettings) -> Request:
     refuse_unsafe_switches()
     bundle = find_bundle(settings.model)
     settings.extras.check(bundle)
-    listing = storage.list_inputs(settings.inputs)
+    listing = list_inputs(settings.inputs)
     remote = storage.is_remote(settings.output)
     if remote and settings.shape is OutputShape.SINGLE_FILE:
         raise FlagError(

@@ -30,7 +30,7 @@ from denoise_batch.output_file import file_digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from denoise_batch.storage import InputFile, Listing
+    from denoise_batch.listing import InputFile, Listing
 
 FORMAT = 2
 DATA = "data.parquet"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from denoise_batch.inference.plan import Plan
-    from denoise_batch.storage import InputFile, Listing
+    from denoise_batch.listing import InputFile, Listing
 
 STAGING = f"{RUN}/staging"
 REPLACING, CLEARED = f"{RUN}/replacing", f"{RUN}/cleared"

@@ -17,6 +17,7 @@ from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inspection.parquet import inspect_parquet
 from denoise_batch.inspection.result import Inspection, Kind, shortened
+from denoise_batch.listing import list_inputs, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +107,7 @@ def _store_output(uri: str, *, verify: bool) -> Inspection | None:
     if content is not None and store.read(SUCCESS) is not None:
         return _output(store, content, verify=verify)
     if store.read(IDENTITY) is not None:
-        raise storage.unfinished(str(store))
+        raise unfinished(str(store))
     return None
 
 
@@ -130,7 +131,7 @@ def _ranges(path: Path, names: list[str]) -> dict[str, str]:
 
     from denoise_batch.inference import footers
 
-    files = [file.path for file in storage.list_inputs((str(path),)).files]
+    files = [file.path for file in list_inputs((str(path),)).files]
     if len(files) > _RANGED_FILES or any(isinstance(f, footers.Unreadable) for f in footers.read_footers(files)):
         return {}
     ends: dict[str, list[float]] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
 from denoise_batch.inspection.result import Inspection, Kind, shortened
+from denoise_batch.listing import list_inputs, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from denoise_batch.images import ImageColumn
-    from denoise_batch.storage import InputFile
+    from denoise_batch.listing import InputFile
 
 _SAMPLED_GROUPS = 16
 _SAMPLED_ROWS = 64
@@ -31,7 +32,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     from denoise_batch.inference.run_folder import work_folder
 
     try:
-        listing = storage.list_inputs((path,))
+        listing = list_inputs((path,))
     except MissingFileError as error:
         if not storage.is_uri(path) and Path(path).is_dir():
             raise MissingFileError(
@@ -39,7 +40,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
                 hint="a model folder has model.json, Parquet files end in .parquet",
             ) from error
         if not storage.is_uri(path) and work_folder(Path(path)).is_dir():
-            raise storage.unfinished(path) from error
+            raise unfinished(path) from error
         raise
     found = footers.read_footers([file.path for file in listing.files])
     problems = [

@@ -27,6 +27,7 @@ from denoise_batch.images import (
     turned,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
+from denoise_batch.listing import list_inputs, skipped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -145,7 +146,7 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         MissingFileError, ParquetError, ColumnError: it cannot be used; the message names the file or the column.
     """
     shown = str(settings.data)
-    listing = storage.list_inputs([shown])
+    listing = list_inputs([shown])
     paths = [file.path for file in listing.files]
     footers = _readable(paths, read_footers(paths))
     pieces = tuple(
@@ -172,7 +173,7 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
             for sample in samples:
                 check_float_range(sample.column(column.name), column)
     polarity, notes = _look(samples, [clean] if noisy is None else [clean, noisy], Polarity(settings.polarity))
-    notes = [*storage.skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
+    notes = [*skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
     return ParquetImages(files, pieces, clean, noisy, polarity, tuple(notes))
 
