@@ -312,6 +312,22 @@ def test_which_model_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.
         find_bundle()
 
 
+def test_the_card_of_a_model_of_pairs_says_nothing_of_drawn_noise(tmp_path: Path) -> None:
+    recipe = {"name": "default", "sigma": [0.0, 2.25], "clipped": 0.25, "batch": 256}
+    card = replace(CARD, noise={"source": "noisy column", "column": "scan"}, recipe=recipe)
+    save_bundle(tmp_path / "m", build("seed"), card)
+    text = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
+    for said in (
+        "the data's own, column `scan`",
+        "their noise is the data's own",
+        "--noisy-column COLUMN",
+        '"batch": 256',
+    ):
+        assert said in text
+    for unsaid in ("drawn as in training", '"sigma"', '"clipped"'):
+        assert unsaid not in text
+
+
 def test_the_card_names_every_kind_of_noise_and_how_sure_it_is(tmp_path: Path) -> None:
     noise = {"sigma": [0.0, 2.0], "half_range": [0.01, 1.5], "clipped": 0.25, "gaussian": 0.15, "impulse": 0.07}
     card = replace(CARD, noise=noise | {"clean": 0.05}, metrics=CARD.metrics | {"validation_quality_error": 1.37})

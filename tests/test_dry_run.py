@@ -78,6 +78,15 @@ def test_an_unfinished_run_is_seen_and_left_as_it_is(tmp_path: Path, source: Pat
         dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, on_bad_row=OnBadRow.FAIL))
 
 
+def test_a_run_that_would_stop_is_told_so(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    allowed = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, max_bad=0.5)
+    assert dry_run(allowed).would_stop == ""
+    few = dry_run(replace(allowed, max_bad=0.0001))
+    assert "of the sample are bad, --max-bad 0.0001 allows fewer" in few.would_stop
+    assert f"note: {few.would_stop}" in few.lines()
+    assert "--on-bad-row fail" in dry_run(replace(allowed, on_bad_row=OnBadRow.FAIL)).would_stop
+
+
 def test_what_infer_would_refuse_is_refused(tmp_path: Path, source: Path, model_folder: Path) -> None:
     (source / "c.parquet").write_bytes(b"not Parquet at all, though it is named so")
     with pytest.raises(ParquetError, match=r"1 file is not readable as Parquet: .*c\.parquet"):

@@ -306,7 +306,11 @@ def test_pairs_that_cannot_be_measured_on(images: np.ndarray, tmp_path: Path) ->
     assert each.noisy is not None
     np.testing.assert_allclose(each.noisy, images / np.float32(255), atol=1e-6)
     with pytest.raises(FlagError, match="--noisy-column clean is the column of clean images as well"):
-        load_clean_images(path, noisy_column="clean")
+        load_clean_images(path, "clean", noisy_column="clean")
+    apart = {"image": [images[0].tobytes(), None], "clean": [None, images[0].tobytes()]}
+    pq.write_table(pa.table(apart, pa.schema(dict.fromkeys(apart, pa.binary(784)))), tmp_path / "apart.parquet")
+    with pytest.raises(RequestError, match="none of 2 rows read holds a usable image in 'clean' and 'image'"):
+        load_clean_images(str(tmp_path / "apart.parquet"), noisy_column="image")
     with pytest.raises(FlagError, match="--noisy-column image, but no --data"):
         load_clean_images(None, noisy_column="image")
 
@@ -319,7 +323,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, images: np.ndarray) -> None
         load_clean_images(path, "pixels")
     with pytest.raises(FlagError, match="--limit 0"):
         load_clean_images(path, limit=0)
-    with pytest.raises(RequestError, match="no row holds an image"):
+    with pytest.raises(RequestError, match="none of 0 rows read holds a usable image in 'image'"):
         load_clean_images(_write(tmp_path / "b.parquet", image=images[:0]))
 
 

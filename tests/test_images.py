@@ -318,6 +318,13 @@ def test_nothing_of_a_bad_row_is_written() -> None:
         assert first == second
 
 
+def test_infinite_pixels_are_bad_rows_and_no_other_convention() -> None:
+    column = image_column(pa.field("image", pa.list_(pa.float32())))
+    rows = pa.array([[np.inf] * 784, [np.nan] * 784, [0.5] * 784], pa.list_(pa.float32()))
+    check_float_range(rows, column)
+    assert decode(rows, column).bad.tolist() == [BadReason.NOT_FINITE.code] * 2 + [0]
+
+
 def reasons_of(decoded: Decoded) -> dict[int, BadReason]:
     """The bad rows, by their number in the array."""
     return {int(row): BadReason.from_code(int(decoded.bad[row])) for row in np.flatnonzero(decoded.bad)}

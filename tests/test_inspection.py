@@ -39,7 +39,7 @@ def test_a_file_of_images(tmp_path: Path, digits: Any, write_images: Any, kind: 
     assert (found.facts["files"], found.facts["rows"]) == (1, 300)
     assert found.facts["row_groups"] == {"count": 2, "smallest": 100, "largest": 200}
     image: dict[str, Any] = {"name": "image", "layout": layout, "dtype": dtype, "polarity": "light-on-dark"}
-    image["sampled"] = {"images": 128, "dark_on_light": 0}
+    image["sampled"] = {"rows": 128, "bad": 0, "dark_on_light": 0}
     assert found.facts["image_column"] == image
     assert list(found.facts["columns"]) == ["image", "label"]
     assert found.facts["bytes"] == path.stat().st_size
@@ -62,7 +62,7 @@ def test_a_set_of_both_polarities_is_told_with_the_way_on(tmp_path: Path, digits
     image = inspect(str(write_images(tmp_path / "in.parquet", images))).facts["image_column"]
     assert image["polarity"].startswith("mixed: 78% of the images looked at are dark-on-light")
     assert "--polarity each" in image["polarity"]
-    assert image["sampled"] == {"images": 64, "dark_on_light": 50}
+    assert image["sampled"] == {"rows": 64, "bad": 0, "dark_on_light": 50}
 
 
 @pytest.mark.usefixtures("footers_read_here")

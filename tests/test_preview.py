@@ -58,6 +58,23 @@ def test_worst_rows_are_those_of_the_lowest_psnr(tmp_path: Path, columns: dict[s
         image.load()
 
 
+def test_ink_is_compared_with_ink(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    """Dark scans, or some of them, beside light clean images; their clean images are shown as they are."""
+    light = preview(_write(tmp_path / "a.parquet", columns), tmp_path / "a.png", count=3)
+    clean, wrong = (np.array([list(value) for value in columns[name].to_pylist()]) for name in ("clean", "denoised"))
+    for turned in (np.arange(COUNT) >= 0, np.arange(COUNT) % 3 == 0):
+        shown = {
+            name: np.where(turned[:, None], 255 - part, part) for name, part in (("image", clean), ("denoised", wrong))
+        }
+        dark = columns | {name: _binary(part.astype(np.uint8)) for name, part in shown.items()}
+        made = preview(_write(tmp_path / "b.parquet", dark), tmp_path / "b.png", count=3)
+        assert [row.row for row in made.worst] == [row.row for row in light.worst]
+        assert [row.psnr for row in made.worst] == pytest.approx([row.psnr for row in light.worst], abs=1e-4)
+    # What was taken the wrong way round has another side than its scan, and is as bad as it looks.
+    lost = columns | {"image": columns["clean"], "denoised": _binary((255 - wrong).astype(np.uint8))}
+    assert preview(_write(tmp_path / "b.parquet", lost), tmp_path / "b.png", count=1).worst[0].psnr < 1
+
+
 def test_without_clean_images_worst_means_changed_the_most(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
     few = {name: columns[name] for name in ("image", "denoised")}
     shown = preview(_write(tmp_path / "a.parquet", few), tmp_path / "a.png", count=2)

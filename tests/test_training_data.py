@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
 from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of, split
 from denoise_batch.training.recipes import TrainSettings
+from denoise_batch.training.train import _differences
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 
@@ -95,7 +96,39 @@ def test_paired_columns_stay_paired(tmp_path: Path) -> None:
 
 def test_a_column_is_no_pair_with_itself(tmp_path: Path) -> None:
     with pytest.raises(FlagError, match="--noisy-column image is the column of clean images as well"):
+        opened(write(tmp_path), column="image", noisy_column="image")
+    with pytest.raises(FlagError, match="--noisy-column image leaves no column of clean images"):
         opened(write(tmp_path), noisy_column="image")
+
+
+def test_the_clean_column_is_found_beside_the_noisy_one(tmp_path: Path) -> None:
+    columns = dict.fromkeys(["image", "clean"], binary(digits(40)))
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for given_, expected in (
+        ({}, ("clean", None)),
+        ({"noisy_column": "image"}, ("clean", "image")),
+        ({"noisy_column": "clean"}, ("image", "clean")),
+        ({"column": "image"}, ("image", None)),
+    ):
+        images = opened(tmp_path, **given_)
+        assert (images.clean.name, images.noisy and images.noisy.name) == expected
+    pq.write_table(pa.table({"scan": binary(digits(40)), "truth": binary(digits(40)), "clean": [True] * 40}),
+                   tmp_path / "a.parquet")  # fmt: skip
+    assert opened(tmp_path, noisy_column="scan").clean.name == "truth"
+    with pytest.raises(ColumnError, match="more than one column fits"):
+        opened(tmp_path)
+
+
+def test_columns_without_usable_images_are_refused_and_named(tmp_path: Path) -> None:
+    clean = digits(40)
+    table = pa.table({"clean": binary(clean), "image": binary(clean, tuple(range(40)))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ParquetError, match="none of 40 sampled rows holds an image in 'image' that can be used"):
+        opened(tmp_path, column="clean", noisy_column="image")
+    halves = {"clean": binary(clean, tuple(range(20))), "image": binary(clean, tuple(range(20, 40)))}
+    pq.write_table(pa.table(halves), tmp_path / "a.parquet")
+    with pytest.raises(ParquetError, match="none of 40 sampled rows holds images in both 'clean' and 'image'"):
+        opened(tmp_path, column="clean", noisy_column="image")
 
 
 def test_dark_ink_on_light_paper_is_turned(tmp_path: Path) -> None:
@@ -115,14 +148,15 @@ def test_what_is_odd_about_the_data_is_said(tmp_path: Path) -> None:
         "note: 2 of 40 sampled rows hold no usable image: such are left out",
         "note: 1 of 38 sampled rows of column 'image' looks dark-on-light, but is taken for light-on-dark; "
         "--polarity each tells images apart",
+        "note: 3 images are held out for validation, too few to choose the best epoch by",
     )
     (tmp_path / "b.csv").unlink()
-    assert [note[:7] for note in opened(tmp_path, polarity="each").notes] == ["note: 2"]
+    assert [note[:7] for note in opened(tmp_path, polarity="each").notes] == ["note: 2", "note: 3"]
 
 
 def test_rows_are_sampled_from_all_over_the_data(tmp_path: Path) -> None:
-    images = digits(600)
-    images[590:] = 255 - images[590:]
+    images = digits(1200)
+    images[1190:] = 255 - images[1190:]
     pq.write_table(pa.table({"image": binary(images)}), tmp_path / "a.parquet", row_group_size=10)
     (note,) = opened(tmp_path).notes
     assert note.startswith("note: 10 of 160 sampled rows")
@@ -222,3 +256,14 @@ def test_a_split_takes_each_row_once_and_validates_all_over(groups: list[int], i
 @pytest.mark.parametrize(("images", "held_out", "expected"), [(60_000, 5000, 5000), (2400, 5000, 200), (2, 5000, 1)])
 def test_how_many_are_held_out(images: int, held_out: int, expected: int) -> None:
     assert held_out_count(images, held_out) == expected
+
+
+def test_what_differs_between_trainings_is_said_by_name() -> None:
+    before = {"seed": 0, "data": {"files": [["/in/a.parquet", 1, 2], ["/in/b.parquet", 3, 4]]}}
+    other = {"seed": 1, "data": {"files": [["/else/c.parquet", 1, 2]]}}
+    assert list(_differences(before, other)) == [
+        "seed was 0, now 1",
+        "the data were a.parquet and 1 more, now c.parquet",
+    ]
+    changed = {"seed": 0, "data": {"files": [["/in/a.parquet", 1, 2], ["/in/b.parquet", 3, 5]]}}
+    assert list(_differences(before, changed)) == ["/in/b.parquet has changed"]

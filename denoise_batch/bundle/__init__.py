@@ -312,6 +312,8 @@ def read_bundle(folder: Path) -> Bundle:
         broken = folder.is_symlink() and isinstance(error, FileNotFoundError)
         reason = "is a link to nothing" if broken else (error.strerror or str(error)).lower()
         hint = "train one with `denoise-batch train`, or name another with --model"
+        if folder.with_name(f".{folder.name}.training").is_dir():
+            hint = "its training is unfinished: the same `denoise-batch train` command goes on with it"
         raise ModelError(f"model folder {folder}: {reason}", hint=hint) from error
     if not stat.S_ISDIR(kind):
         raise ModelError(f"{folder} is no folder", hint=f"name the folder that holds {WEIGHTS_FILE}")

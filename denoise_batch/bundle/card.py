@@ -19,7 +19,7 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tenso
         history: the training's epochs.
         tensorboard: whether the folder has files for TensorBoard.
     """
-    weights, metrics, recipe = model["weights"], model["metrics"], model["recipe"]
+    weights, recipe = model["weights"], model["recipe"]
     tensors = weights["tensors"].values()
     count = weights.get("parameters") or sum(_product(tensor["shape"]) for tensor in tensors)
     board = ", `tensorboard/` the same for TensorBoard" if tensorboard else ""
@@ -40,10 +40,8 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tenso
         "## Training",
         _training(model),
         "## Quality",
-        _quality(metrics, history),
-        _evaluation(model["evaluation"])
-        if model.get("evaluation")
-        else "`denoise-batch evaluate --card` puts a table here: each noise level, beside classical filters.",
+        _quality(model, history),
+        _evaluation(model["evaluation"]) if model.get("evaluation") else _unmeasured(model),
         "## Limits",
         _limits(model),
         "## Files",
@@ -52,8 +50,13 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tenso
         f"SHA-256 of the weights: `{weights['sha256']}`",
     ]
     if recipe:
-        sections[-2:-2] = ["## Recipe", f"```json\n{json.dumps(recipe, indent=1)}\n```"]
+        told = {key: value for key, value in recipe.items() if not (_of_pairs(model) and key in _NOISE_OF_RECIPE)}
+        sections[-2:-2] = ["## Recipe", f"```json\n{json.dumps(told, indent=1)}\n```"]
     return "\n\n".join(sections) + "\n"
+
+
+_NOISE_OF_RECIPE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "copies")
+"""What a recipe says of the noise that is drawn: pairs have their own."""
 
 
 def _product(shape: Sequence[int]) -> int:
@@ -116,7 +119,21 @@ def _before(initial: dict[str, Any]) -> str:
     return f", of a training{trained}: `{initial['command']}`" if initial["command"] else ""
 
 
-def _quality(metrics: dict[str, Any], history: Sequence[EpochRow]) -> str:
+def _of_pairs(model: dict[str, Any]) -> bool:
+    return bool(model["noise"].get("source") == "noisy column")
+
+
+def _unmeasured(model: dict[str, Any]) -> str:
+    if not _of_pairs(model):
+        return "`denoise-batch evaluate --card` puts a table here: each noise level, beside classical filters."
+    return (
+        "`denoise-batch evaluate --data PAIRS --noisy-column COLUMN` measures it on other pairs of its kind, "
+        "`denoise-batch evaluate --card` on noise that it may never have seen, and puts that table here."
+    )
+
+
+def _quality(model: dict[str, Any], history: Sequence[EpochRow]) -> str:
+    metrics = model["metrics"]
     if "validation_psnr_noisy" not in metrics:
         return "Nothing was measured in its training."
     table = (
@@ -130,11 +147,12 @@ def _quality(metrics: dict[str, Any], history: Sequence[EpochRow]) -> str:
             f"{metrics['validation_quality_error']:.2f} dB (root mean square): `infer --quality` writes it."
         )
     epochs = f" of {len(history)}" if history else ""
-    return (
-        f"Weights of epoch {metrics['epoch']}{epochs}. Validation images were not trained on; their noise is drawn as "
-        "in training, from a fixed seed.\n\n"
-        f"{table}"
+    noise = (
+        "their noise is the data's own"
+        if _of_pairs(model)
+        else "their noise is drawn as in training, from a fixed seed"
     )
+    return f"Weights of epoch {metrics['epoch']}{epochs}. Validation images were not trained on; {noise}.\n\n{table}"
 
 
 _CONDITIONS = {

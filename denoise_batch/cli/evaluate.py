@@ -49,7 +49,10 @@ def evaluate(
         typer.Option(metavar="NAME", help="Measure on the noisy images in this column instead of drawn noise."),
     ] = None,
     polarity: PolarityChoice = "auto",
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Use at most N images.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Use at most N images. Default: MNIST's 10,000, or as many of a dataset."),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the noise; keep it, and your table compares with published ones.")
     ] = 2019,

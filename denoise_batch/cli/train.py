@@ -35,7 +35,8 @@ def train(
     ] = None,
     mnist: MnistFolder = None,
     column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of clean images. Default: found, as for infer.")
+        str | None,
+        typer.Option(metavar="NAME", help="The column of clean images. Default: `clean`, else found, as for infer."),
     ] = None,
     noisy_column: Annotated[
         str | None,

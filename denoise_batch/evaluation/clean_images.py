@@ -18,7 +18,7 @@ from denoise_batch.evaluation.sampling import open_dataset, sample_rows
 from denoise_batch.images import (
     Polarity,
     check_float_range,
-    find_image_column,
+    find_clean_columns,
     look_at_sample,
     to_model_input,
 )
@@ -101,16 +101,7 @@ def _load_dataset(
 ) -> CleanImages:
     """A sample of a dataset; arguments and errors as above."""
     dataset = open_dataset(path)
-    name = "clean" if column is None and "clean" in dataset.schema.names else column
-    image = find_image_column(dataset.schema, name, dataset.first_rows)
-    columns = [image]
-    if noisy_column is not None:
-        columns.append(find_image_column(dataset.schema, noisy_column, dataset.first_rows))
-        if columns[1].name == image.name:
-            raise FlagError(
-                f"--noisy-column {noisy_column} is the column of clean images as well",
-                hint="name that of the clean ones: --column",
-            )
+    columns = find_clean_columns(dataset.schema, column, noisy_column, dataset.first_rows)
     if dataset.first_rows is not None:
         for each in columns:
             check_float_range(dataset.first_rows[each.name], each)
@@ -118,7 +109,11 @@ def _load_dataset(
     good = np.logical_and.reduce(sample.good)
     pixels = [part[good][:limit] for part in sample.pixels]
     if len(pixels[0]) == 0:
-        raise RequestError(f"{storage.redact(path)}: no row holds an image", hint="give a dataset with images")
+        where = " and ".join(repr(each.name) for each in columns)
+        raise RequestError(
+            f"{storage.redact(path)}: none of {len(sample):,} rows read holds a usable image in {where}",
+            hint="`denoise-batch inspect` shows what the columns hold",
+        )
     names = [each.name for each in columns]
     bad = int(np.count_nonzero(~good))
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)

@@ -7,6 +7,7 @@ complete or not there, and the same arrays give the same bytes.
 from __future__ import annotations
 
 import io
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -128,11 +129,13 @@ def _apply(denoise: Denoise, noisy: Image) -> Image:
 def _draw_rows(rows: dict[str, Image], titles: Sequence[str], path: Path) -> None:
     """Rows of images under titles, 2 inches a column, as in the seed (two rows of six: 12 × 4 inches)."""
     count = len(titles)
+    note = "noisy: shown over its own range, given below it; the other rows over 0 to 1"
+    lines = textwrap.wrap(note, 30 * count)
     with _drawing(path, 2.0 * count, 2.0 * len(rows)) as figure:
-        height = 2.0 * len(rows)
+        height, below = 2.0 * len(rows), 0.28 + 0.14 * len(lines)
         axes = figure.subplots(len(rows), count, squeeze=False)
         figure.subplots_adjust(
-            left=0.3 / (2.0 * count), right=1.0 - 0.1 / (2.0 * count), top=1 - 0.3 / height, bottom=0.42 / height,
+            left=0.3 / (2.0 * count), right=1.0 - 0.1 / (2.0 * count), top=1 - 0.3 / height, bottom=below / height,
             wspace=0.06, hspace=0.16,
         )  # fmt: skip
         for line, (name, images) in enumerate(rows.items()):
@@ -145,8 +148,7 @@ def _draw_rows(rows: dict[str, Image], titles: Sequence[str], path: Path) -> Non
                     axis.set_title(titles[column], fontsize=10, pad=4)
                     axis.set_xlabel(_range_of(image), fontsize=7, color=_GREY, labelpad=2)
             axes[line, 0].set_ylabel(name, fontsize=10)
-        note = "noisy: shown over its own range, given below it; the other rows over 0 to 1"
-        figure.text(0.5, 0.1 / height, note, ha="center", fontsize=8, color=_GREY)
+        figure.text(0.5, 0.1 / height, "\n".join(lines), ha="center", fontsize=8, color=_GREY)
 
 
 def _range_of(image: Image) -> str:

@@ -22,7 +22,7 @@ from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
 from denoise_batch.evaluation.sampling import Dataset, Sample, lowest_rows, open_dataset, rows_at, sample_rows
 from denoise_batch.extra_columns import psnr_column
-from denoise_batch.images import ImageColumn, check_float_range, find_image_column
+from denoise_batch.images import ImageColumn, check_float_range, dark_on_light, find_image_column, turned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,7 +247,10 @@ def _scores(
     scores: dict[str, npt.NDArray[np.float64]] = {}
     if "clean" in pixels:
         result = pixels["denoised"] if "denoised" in pixels else pixels["noisy"]
-        scores["psnr"] = metrics.psnr_from_mse(metrics.mse(pixels["clean"], result))
+        # Ink is compared with ink: light on dark, clean images may stand beside dark scans.
+        light = dark_on_light(pixels["clean"])
+        opposite = (dark_on_light(pixels["noisy"]) != light) & (dark_on_light(result) != light)
+        scores["psnr"] = metrics.psnr_from_mse(metrics.mse(turned(pixels["clean"], opposite), result))
     if "denoised" in pixels:
         scores["change"] = np.sqrt(metrics.mse(pixels["noisy"], pixels["denoised"]))
     return scores

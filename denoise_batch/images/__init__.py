@@ -15,11 +15,12 @@ grey scale is ink in `polarity`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from denoise_batch.errors import ColumnError
+from denoise_batch.errors import ColumnError, FlagError
 from denoise_batch.images.buffers import (
     FAR_OUTSIDE,
     BadReason,
@@ -66,6 +67,7 @@ __all__ = [
     "dark_on_light",
     "decode",
     "encode",
+    "find_clean_columns",
     "find_image_column",
     "find_polarity",
     "from_model_output",
@@ -136,6 +138,40 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
     raise ColumnError(f"no column holds {SIDE}×{SIDE} images; the columns are: {listed or 'none at all'}", hint=TAKEN)
 
 
+def find_clean_columns(
+    schema: pa.Schema, clean: str | None, noisy: str | None, sample: pa.Table | None = None
+) -> list[ImageColumn]:
+    """The column of clean images, and behind it that of noisy ones if one is named.
+
+    Args:
+        schema: the dataset's schema.
+        clean: a `--column` flag's value. Without, it is `clean` where such a column has images, else what
+            `find_image_column` finds, the noisy one left aside.
+        noisy: a `--noisy-column` flag's value.
+        sample: some first rows.
+
+    Raises:
+        ColumnError: as `find_image_column`.
+        FlagError: both are the same column.
+    """
+    beside = [] if noisy is None else [find_image_column(schema, noisy, sample)]
+    if noisy is not None and noisy == clean:
+        raise FlagError(
+            f"--noisy-column {noisy} is the column of clean images as well",
+            hint="name that of the clean ones: --column",
+        )
+    if clean is None and "clean" in schema.names and noisy != "clean":
+        with contextlib.suppress(ColumnError):  # a column that only happens to have the name
+            return [find_image_column(schema, "clean", sample), *beside]
+    rest = schema if noisy is None or clean else schema.remove(schema.get_field_index(noisy))
+    if len(rest) < len(schema) and not image_candidates(rest):
+        raise FlagError(
+            f"--noisy-column {noisy} leaves no column of clean images",
+            hint="a pair has two: noisy and clean images, in one row",
+        )
+    return [find_image_column(rest, clean, sample), *beside]
+
+
 def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -> None:
     """Refuse a float column whose values as a whole look like 0..255 instead of 0..1.
 
@@ -154,7 +190,7 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -
     for part in chunks_of(sample):
         pixels, bad = structure(part, column)
         peaks = np.append(peaks, peaks_of(pixels[bad == 0]))
-    peaks = peaks[~np.isnan(peaks)]
+    peaks = peaks[np.isfinite(peaks)]  # what is not finite is bad by itself
     if len(peaks) and np.median(peaks) > FAR_OUTSIDE:
         raise ColumnError(
             f"column {column.name!r}: values up to {peaks.max():.6g}, but {column.dtype} is taken as 0..1",

@@ -72,6 +72,7 @@ class DryRun:
         extra_columns: those beside it, with their types.
         complete: whether the output is there, the finished result of this very request.
         done_rows: rows that a run of this request has done already.
+        would_stop: why a run would stop, if all rows are like the sample's; or an empty string.
         estimate: None where there are no rows, or the sample could not be read.
         sample_failed: why it could not.
     """
@@ -95,6 +96,7 @@ class DryRun:
     extra_columns: dict[str, str]
     complete: bool
     done_rows: int
+    would_stop: str
     estimate: Estimate | None
     sample_failed: str
 
@@ -133,6 +135,7 @@ class DryRun:
             reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in guess.bad_rows.items())
             shown += [
                 f"sample: {guess.sampled_rows:,} rows, {bad:,} of them bad{f' ({reasons})' if bad else ''}",
+                *([f"note: {self.would_stop}"] if self.would_stop else []),
                 *taken_the_other_way(self.polarity, guess.dark_on_light, guess.sampled_rows - bad),
                 f"about {duration(guess.seconds)} with {guess.workers} worker{'s' if guess.workers != 1 else ''} on "
                 f"this machine ({guess.device}): {guess.rate:,.0f} images/s once started",
@@ -185,9 +188,21 @@ def dry_run(settings: InferSettings) -> DryRun:
         extra_columns={field.name: str(field.type) for field in settings.extras.fields(added.name)},
         complete=request.finished is not None,
         done_rows=done,
+        would_stop="" if estimate is None else _would_stop(settings, estimate),
         estimate=estimate,
         sample_failed=failed,
     )
+
+
+def _would_stop(settings: InferSettings, sample: Estimate) -> str:
+    bad, rows = sum(sample.bad_rows.values()), sample.sampled_rows
+    if bad and settings.on_bad_row is OnBadRow.FAIL:
+        return "the run would stop at the first bad row: --on-bad-row fail"
+    if bad > settings.max_bad * rows:
+        return (
+            f"the run would stop: {bad / rows:.2%} of the sample are bad, --max-bad {settings.max_bad:g} allows fewer"
+        )
+    return ""
 
 
 def _described(column: ImageColumn) -> dict[str, str]:

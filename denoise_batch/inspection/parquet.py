@@ -110,7 +110,8 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     except ColumnError as error:
         facts["image_column"] = f"none: {error.message}"
         return None
-    found = [decode(table.column(image.name), image).good_pixels for table in samples]
+    decoded = [decode(table.column(image.name), image) for table in samples]
+    found = [part.good_pixels for part in decoded]
     pixels = np.concatenate(found) if found else np.zeros((0, PIXELS), np.uint8)
     try:
         polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
@@ -121,7 +122,11 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         "layout": image.layout.value,
         "dtype": image.dtype,
         "polarity": polarity,
-        "sampled": {"images": len(pixels), "dark_on_light": int(dark_on_light(pixels).sum())} if len(pixels) else None,
+        "sampled": {
+            "rows": sum(len(part.bad) for part in decoded),
+            "bad": sum(int(np.count_nonzero(part.bad)) for part in decoded),
+            "dark_on_light": int(dark_on_light(pixels).sum()),
+        },
     }
     return image
 

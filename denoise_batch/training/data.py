@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch import input_file, storage
-from denoise_batch.errors import FlagError, MissingFileError, ParquetError
+from denoise_batch.errors import MissingFileError, ParquetError
 from denoise_batch.images import (
     Polarity,
     check_float_range,
     dark_on_light,
     decode,
-    find_image_column,
+    find_clean_columns,
     look_at_sample,
     turned,
 )
@@ -45,7 +45,8 @@ PIXELS = SIDE * SIDE
 CHUNK_ROWS = 4096
 _SAMPLED_GROUPS = 16
 _SAMPLED_ROWS = 256
-_HELD_OUT_RUNS = 16
+_HELD_OUT_RUNS, _FEW_HELD_OUT = 16, 100
+_LOOK = "`denoise-batch inspect` shows what the columns hold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,31 +161,36 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
     schema = pa.ipc.read_schema(pa.py_buffer(footers[pieces[0].file].schema))
     samples = _samples(paths, pieces, schema.names)
     first = samples[0]
-    clean = find_image_column(first.schema, settings.column, first)
-    noisy = None if settings.noisy_column is None else find_image_column(first.schema, settings.noisy_column, first)
-    if noisy is not None and noisy.name == clean.name:
-        raise FlagError(
-            f"--noisy-column {noisy.name} is the column of clean images as well",
-            hint="name that of the clean ones: --column",
-        )
-    for column in (clean, noisy):
-        if column is not None:
-            check_type(paths, footers, column.name, column.type)
-            for sample in samples:
-                check_float_range(sample.column(column.name), column)
-    polarity, notes = _look(samples, [clean] if noisy is None else [clean, noisy], Polarity(settings.polarity))
+    columns = find_clean_columns(first.schema, settings.column, settings.noisy_column, first)
+    for column in columns:
+        check_type(paths, footers, column.name, column.type)
+        for sample in samples:
+            check_float_range(sample.column(column.name), column)
+    polarity, notes = _look(samples, columns, Polarity(settings.polarity))
     notes = [*skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
-    return ParquetImages(files, pieces, clean, noisy, polarity, tuple(notes))
+    held_out = held_out_count(min(rows_of(pieces), settings.max_images or rows_of(pieces)), settings.resolve().held_out)
+    if held_out < _FEW_HELD_OUT:
+        images = "image is" if held_out == 1 else "images are"
+        notes.append(f"note: {held_out:,} {images} held out for validation, too few to choose the best epoch by")
+    noisy = columns[1] if len(columns) > 1 else None
+    return ParquetImages(files, pieces, columns[0], noisy, polarity, tuple(notes))
 
 
 def _look(
     samples: Sequence[pa.Table], columns: Sequence[ImageColumn], polarity: Polarity
 ) -> tuple[Polarity, list[str]]:
     decoded = [[decode(sample.column(column.name), column) for sample in samples] for column in columns]
-    bad = np.any([np.concatenate([part.bad != 0 for part in parts]) for parts in decoded], axis=0)
-    pixels = [np.concatenate([part.pixels for part in parts])[~bad] for parts in decoded]
     names = [column.name for column in columns]
+    bad_in = [np.concatenate([part.bad != 0 for part in parts]) for parts in decoded]
+    bad = np.any(bad_in, axis=0)
+    if bad.all():
+        without = [repr(name) for name, rows in zip(names, bad_in, strict=True) if rows.all()]
+        which = (
+            f"an image in {' and '.join(without)}" if without else f"images in both {' and '.join(map(repr, names))}"
+        )
+        raise ParquetError(f"none of {len(bad):,} sampled rows holds {which} that can be used", hint=_LOOK)
+    pixels = [np.concatenate([part.pixels for part in parts])[~bad] for parts in decoded]
     return look_at_sample(dict(zip(names, pixels, strict=True)), int(np.count_nonzero(bad)), polarity)
 
 
@@ -296,8 +302,9 @@ def load_rows(images: ParquetImages, pieces: Sequence[Piece]) -> tuple[Images, I
     chunks = [chunk for chunk in read_rows(images, pieces) if len(chunk[0])]
     if not chunks:
         raise ParquetError(
-            f"none of {rows_of(pieces)} rows of column {images.clean.name!r} holds a usable image",
-            hint="`denoise-batch inspect` shows what the column holds",
+            f"none of {rows_of(pieces)} rows holds a usable image in "
+            + " and ".join(repr(column.name) for column in (images.clean, images.noisy) if column),
+            hint=_LOOK,
         )
     clean = np.concatenate([chunk[0] for chunk in chunks])
     noisy = None if images.noisy is None else np.concatenate([chunk[1] for chunk in chunks if chunk[1] is not None])
@@ -305,5 +312,5 @@ def load_rows(images: ParquetImages, pieces: Sequence[Piece]) -> tuple[Images, I
 
 
 def held_out_count(images: int, held_out: int) -> int:
-    """How many of `images` are kept for validation: `held_out`, at most a twelfth, at least one."""
-    return max(1, min(held_out, images // 12))
+    """How many of `images` are kept for validation: `held_out` (5,000 for 0), at most a twelfth, at least one."""
+    return max(1, min(held_out or 5000, images // 12))

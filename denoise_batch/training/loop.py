@@ -341,7 +341,7 @@ class _Worker:
         if config.parquet is not None:
             parquet = config.parquet
             count = min(parquet.rows, config.max_images or parquet.rows)
-            held_out = held_out_count(count, self.recipe.held_out or 5000)
+            held_out = held_out_count(count, self.recipe.held_out)
             train, kept_rows = split(parquet.pieces, count, held_out)
             validation = held(*load_rows(parquet, kept_rows))
             limit = config.resident_limit

@@ -14,7 +14,7 @@ import json
 import signal
 import threading
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, lean_ray, publishing, storage
@@ -55,6 +55,8 @@ _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+_CLEAN_PSNR = 30.0
+"""dB: below it a model is said to have forgotten what clean images are."""
 _SETTINGS_FILE = "settings.json"
 _RAY_FOLDER = "ray"
 _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
@@ -74,7 +76,7 @@ def train(
     Args:
         settings: what to train on what.
         progress: called with the newest state about twice a second, from a thread of its own.
-        noted: called with a line for each thing that is odd about the data, before anything starts.
+        noted: called with a line for each thing that is odd about the data, before anything starts, or about the model.
         starting: called once, when the request is found sound and Ray starts, which takes seconds.
         waiting: called with what the cluster has no room for, while the workers wait for it; from that thread too.
 
@@ -106,8 +108,8 @@ def train(
                     place = choose_place(settings, capacity.living_nodes(), capacity.nodes_to_come())
                     config = _loop_config(settings, recipe, folder, parquet, mnist, weights, place)
                     _fit(config, place, folder, progress, waiting)
-            except RequestError:
-                if not (folder / _RAY_FOLDER).exists():  # nothing is trained yet
+            except (RequestError, JobFailed):
+                if not (folder / "history.csv").exists():  # nothing is trained yet: no settings are to be kept to
                     publishing.remove(folder)
                 raise
         from denoise_batch import models
@@ -119,7 +121,14 @@ def train(
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)
-    return read_bundle(output)
+    made = read_bundle(output)
+    clean = made.metrics["validation_psnr_clean"]
+    if settings.noisy_column is not None and clean < _CLEAN_PSNR:
+        noted(
+            f"note: clean images come out of it at {clean:.1f} dB: it knows the noise of these pairs, "
+            "and may be worse than before at any other (`evaluate` without --noisy-column)"
+        )
+    return made
 
 
 # --- before Ray -------------------------------------------------------------------------------------------------------
@@ -230,6 +239,15 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now and name == "data.files" and before and now:
+        names, there = ([PurePath(file[0]).name for file in files] for files in (before, now))
+        if names != there:
+            before, now = (
+                f"{files[0]}{f' and {len(files) - 1:,} more' if files[1:] else ''}" for files in (names, there)
+            )
+            yield f"the data were {before}, now {now}"
+        else:
+            yield f"{next(file[0] for file, other in zip(now, before, strict=True) if file != other)} has changed"
     elif before != now:
         shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in (json.dumps(before), json.dumps(now))]
         yield f"{name} was {shown[0]}, now {shown[1]}"

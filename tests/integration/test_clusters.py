@@ -86,7 +86,7 @@ def _until(process: subprocess.Popen[str], what: Callable[[], Any], named: str) 
         assert process.poll() is None, process.communicate()[0]
         return what()
 
-    return wait_for(look, WAIT_S, named)
+    return wait_for(look, WAIT_S, named, pause=0.1)
 
 
 def test_training_goes_on_when_one_of_its_nodes_is_killed(
@@ -112,7 +112,7 @@ def test_training_goes_on_when_one_of_its_nodes_is_killed(
 
 def _kill_whoever_takes(unit: int, nodes: Nodes, staging: Path, over: threading.Event, deaths: list[int]) -> None:
     """What a unit that kills its worker looks like from outside."""
-    while not over.wait(0.005):
+    while not over.wait(0.1):  # its file is open for seconds
         for pid in actors(nodes.session):
             if any(f"unit-{unit:07d}." in name for name in open_files(pid, staging)) and kill(pid):
                 deaths.append(pid)
