@@ -290,12 +290,14 @@ class _Worker:
     def _tensorboard(self, row: EpochRow) -> None:
         from tensorboardX import SummaryWriter
 
+        rows = [row]
         if self.writer is None:
-            # Epochs that an earlier attempt drew behind its last checkpoint are done again: their points go.
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=row.epoch)
-        for tag, value in row.to_json().items():
-            if tag not in ("epoch", "images") and value is not None:
-                self.writer.add_scalar(tag, value, row.epoch)
+            # All anew: a dead attempt has drawn epochs that are done again, and has not written all that it drew.
+            self.writer, rows = SummaryWriter(str(self.folder / "tensorboard"), purge_step=1), self.state.history
+        for drawn in rows:
+            for tag, value in drawn.to_json().items():
+                if tag not in ("epoch", "images") and value is not None:
+                    self.writer.add_scalar(tag, value, drawn.epoch)
 
     def _show_progress(self, epoch: int, loss_sum: Tensor | None, seen: int) -> None:
         now = time.monotonic()
