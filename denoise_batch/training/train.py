@@ -125,8 +125,8 @@ def train(
     clean = made.metrics["validation_psnr_clean"]
     if settings.noisy_column is not None and clean < _CLEAN_PSNR:
         noted(
-            f"note: clean images come out of it at {clean:.1f} dB: it knows the noise of these pairs, "
-            "and may be worse than before at any other (`evaluate` without --noisy-column)"
+            f"note: clean images come out of it at {clean:.1f} dB: it knows the noise of these pairs alone; "
+            "`evaluate` without --noisy-column shows what it makes of other noise"
         )
     return made
 

@@ -240,10 +240,13 @@ def _curve(folder: Path) -> list[int]:
 def test_streamed_pairs(settings: TrainSettings, tmp_path: Path) -> None:
     """Rows that do not fit stream from Parquet, on two workers, with the user's own noise."""
     ours = replace(settings, output=tmp_path / "m", noisy_column="noisy", resident_limit=0, workers=2, epochs=2)
-    bundle = train(ours, lambda _: None)
+    notes: list[str] = []
+    bundle = train(ours, lambda _: None, noted=notes.append)
     rows = read_history(bundle.folder / "history.csv")
     assert rows[-1].images == 2 * 1375
     assert rows[-1].loss < rows[0].loss
+    (note,) = notes
+    assert note.startswith(f"note: clean images come out of it at {bundle.metrics['validation_psnr_clean']:.1f} dB")
     assert bundle.noise == {"source": "noisy column", "column": "noisy"}
 
 
