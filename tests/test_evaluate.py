@@ -191,7 +191,7 @@ def test_json_is_strict_and_infinity_is_null(evaluation: Evaluation) -> None:
     content = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
     level0 = next(condition for condition in content["conditions"] if condition["condition"] == "i=0")
     assert level0["methods"][0]["pooled_psnr"] is None
-    assert content["models"] == [{"method": "clamp", "architecture": "clamp", "sha256": "ab" * 32}]
+    assert content["models"] == [{"method": "clamp", "architecture": "clamp", "sha256": "ab" * 32, "folder": "one"}]
 
 
 def test_the_table_is_aligned_and_says_what_is_extrapolated(evaluation: Evaluation) -> None:
@@ -240,6 +240,34 @@ def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndar
     assert named.shape == (5, 28, 28)
     # Dark ink on white paper is turned round.
     assert named[:, 0].max() == 0
+
+
+def test_labels_of_a_dataset_say_what_is_right(tmp_path: Path, images: np.ndarray) -> None:
+    digits = np.arange(len(images)) % 10
+    table = pa.table(
+        {
+            "clean": pa.array([None if row == 3 else image.tobytes() for row, image in enumerate(images)]),
+            "label": pa.array(digits, pa.int16()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    loaded = load_clean_images(str(tmp_path / "a.parquet"))
+    assert loaded.labels is not None
+    np.testing.assert_array_equal(loaded.labels, np.delete(digits, 3))
+    assert loaded.labels.dtype == np.uint8
+    assert loaded.notes == (f"note: 1 of {len(images)} sampled rows hold no usable image: such are left out",)
+    found = evaluate([], loaded.images, labels=loaded.labels)
+    right = load_reader().read(loaded.images.astype(np.float32) / np.float32(255)) == loaded.labels
+    assert found.clean_accuracy == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize("odd", [None, 10, -1])
+def test_labels_that_are_no_digits_are_not_used(tmp_path: Path, images: np.ndarray, odd: int | None) -> None:
+    table = pa.table({"clean": [image.tobytes() for image in images], "label": [odd, *[1] * (len(images) - 1)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    loaded = load_clean_images(str(tmp_path / "a.parquet"))
+    assert loaded.labels is None
+    assert loaded.notes == ("note: column 'label' is not used: it holds other values than the digits 0 to 9",)
 
 
 def test_float_images_are_rounded_to_8_bits(tmp_path: Path, images: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.corrupt import CorruptSettings, corrupt
-from denoise_batch.errors import MissingFileError, ModelError, OutputError, ParquetError
+from denoise_batch.errors import MissingFileError, ModelError, ParquetError
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.parquet import has_page_checksum
 from denoise_batch.inspection.result import Kind
@@ -204,6 +204,12 @@ def test_a_finished_output(tmp_path: Path, digits: Any, write_images: Any) -> No
     assert (found.facts["rows_in"], found.facts["files"]) == (300, 2)
     (problem,) = inspect(str(out), verify=True).problems
     assert "_SUCCESS is missing" in problem
-    (described / "manifest.json").write_text("{")
-    with pytest.raises(OutputError, match="damaged manifest"):
-        inspect(str(out))
+    for damaged in ("{", "[]", "\xff"):
+        (described / "manifest.json").write_text(damaged, encoding="latin-1")
+        (problem,) = inspect(str(out)).problems
+        assert problem.startswith("the manifest is damaged: ")
+    (described / "manifest.json").unlink()
+    for verify in (False, True):
+        found = inspect(str(out), verify=verify)
+        assert found.kind is Kind.OUTPUT
+        assert found.problems == (f"{described / 'manifest.json'} is missing",)

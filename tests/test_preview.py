@@ -174,6 +174,26 @@ def test_worst_rows_are_those_the_model_expects_least_of(tmp_path: Path, columns
     assert [(row.row, row.expected_psnr) for row in shown.worst] == [(3, 1.5), (17, 2.5), (6, 24.0), (13, 24.0)]
     assert shown.worst[0].change == pytest.approx(3.7, abs=0.05)
     assert len(shown.random) == 2
+    for row in shown.random:
+        number = row.row + 20 * row.file.endswith("part-1.parquet")
+        assert row.expected_psnr == expected[number] or (number == 31 and row.expected_psnr is None)
     assert shown.summary().endswith("2 of 40 rows, sampled, and the 4 of all that the model expects least of")
     with pytest.raises(FlagError, match="--worst 101"):
         preview(str(tmp_path / "set"), tmp_path / "a.png", worst=101)
+
+
+def test_what_the_model_did_not_say_is_null_in_json(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    told = pa.array([None, *[20.0] * (COUNT - 1)], pa.float32())
+    shown = preview(_write(tmp_path / "a.parquet", columns | {"denoised_psnr": told}), tmp_path / "a.png", count=COUNT)
+    assert shown.worst_by == "psnr"  # what is true goes before what is expected
+    content = json.loads(json.dumps(shown.to_json(), allow_nan=False))
+    assert [row["expected_psnr"] for row in content["random"]] == [None, *[20.0] * (COUNT - 1)]
+
+
+@pytest.mark.slow
+def test_a_sheet_of_many_rows_is_no_strip(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    for kept, count in ((["image"], COUNT), (["image", "denoised"], COUNT), (list(columns), 8)):
+        table = {name: columns[name] for name in kept}
+        preview(_write(tmp_path / "a.parquet", table), tmp_path / "a.png", count=count)
+        with Image.open(tmp_path / "a.png") as image:
+            assert 0.5 <= image.width / image.height <= 2.0

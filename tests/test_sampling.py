@@ -82,6 +82,23 @@ def test_rows_without_an_image_are_marked(tmp_path: Path) -> None:
     assert sample.good[0].tolist() == [True, False, True]
 
 
+def test_numbers_come_with_their_rows(folder: Path) -> None:
+    dataset = open_dataset(str(folder))
+    assert dataset.has_numbers("id")
+    assert not dataset.has_numbers("image")
+    assert not dataset.has_numbers("none")
+    column = find_image_column(dataset.schema, None, dataset.first_rows)
+    for count in (100, 8000):
+        sample = sample_rows(dataset, [column], count, seed=0, numbers=["id"])
+        np.testing.assert_array_equal(sample.numbers["id"], sample.row)  # numbered within each file
+
+
+def test_numbers_that_a_file_lacks_are_none(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes((folder / "part-0.parquet").read_bytes())
+    pq.write_table(_numbered(0, 2).drop_columns(["id"]), tmp_path / "b.parquet")
+    assert not open_dataset(str(tmp_path)).has_numbers("id")
+
+
 def test_no_rows_at_all(tmp_path: Path) -> None:
     pq.write_table(_numbered(0, 0), tmp_path / "a.parquet")
     sample = _sample(open_dataset(str(tmp_path / "a.parquet")), 10)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _DATASET_IMAGES: Final = 10_000
 _SAMPLE_SEED: Final = 2019
+_LABEL: Final = "label"
 
 
 class CleanImages(NamedTuple):
@@ -65,7 +66,8 @@ def load_clean_images(
     """The images to evaluate on.
 
     Args:
-        path: a Parquet file or dataset of clean images; None takes MNIST's test set.
+        path: a Parquet file or dataset of clean images, `label` beside them where it is known what digits they are;
+            None takes MNIST's test set.
         column: the image column; else `clean` where there is one (`corrupt` writes it), else the one that is found.
         noisy_column: of the noisy images that go with them, if there are such; only with a path.
         mnist_folder: of the IDX files, as `mnist.find_mnist` takes it.
@@ -105,7 +107,8 @@ def _load_dataset(
     if dataset.first_rows is not None:
         for each in columns:
             check_float_range(dataset.first_rows[each.name], each)
-    sample = sample_rows(dataset, columns, limit, seed=seed)
+    labelled = [_LABEL] if dataset.has_numbers(_LABEL) else []
+    sample = sample_rows(dataset, columns, limit, seed=seed, numbers=labelled)
     good = np.logical_and.reduce(sample.good)
     pixels = [part[good][:limit] for part in sample.pixels]
     if len(pixels[0]) == 0:
@@ -124,8 +127,15 @@ def _load_dataset(
     if polarity is Polarity.EACH:
         description += ", each image's own polarity"
     notes = [*dataset.notes, *notes]
+    labels: npt.NDArray[np.uint8] | None = None
+    for name in labelled:
+        numbers = sample.numbers[name][good][:limit]
+        if np.isin(numbers, np.arange(10)).all():
+            labels = numbers.astype(np.uint8)
+        else:
+            notes.append(f"note: column {name!r} is not used: it holds other values than the digits 0 to 9")
     images = np.rint(upright[0].clip(0.0, 1.0) * 255.0).astype(np.uint8)
-    return CleanImages(images, None, description, tuple(notes), None if len(columns) == 1 else upright[1])
+    return CleanImages(images, labels, description, tuple(notes), None if len(columns) == 1 else upright[1])
 
 
 def load_prior_images(mnist_folder: Path | None = None) -> npt.NDArray[np.uint8]:

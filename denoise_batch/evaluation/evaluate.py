@@ -108,7 +108,7 @@ class Evaluation:
         seed: of the noise; None where the noisy images were given, which is the one condition `PAIRS` then.
         target_entropy: mean entropy of the clean pixels, in nats: the floor of the cross-entropy.
         clean_accuracy: of the classifier on the clean images; None where they have no labels.
-        models: `method`, `architecture` and `sha256` of each model.
+        models: `method`, `architecture`, `sha256` and `folder` of each model.
         rows: condition by condition, each with its methods in the same order; the linear MMSE estimate stands only
             where σ and r are fixed and there is noise.
         quality: condition by condition, the models that say how good their images are.
@@ -284,7 +284,12 @@ def evaluate(
         float(np.concatenate(entropy).mean()),
         None if labels is None else float((np.concatenate(clean_read) == labels).mean()),
         tuple(
-            {"method": name, "architecture": bundle.architecture, "sha256": bundle.sha256}
+            {
+                "method": name,
+                "architecture": bundle.architecture,
+                "sha256": bundle.sha256,
+                "folder": str(bundle.folder),
+            }
             for name, bundle in zip(names, bundles, strict=True)
         ),
         tuple(

@@ -7,6 +7,7 @@ complete or not there, and the same arrays give the same bytes.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -263,10 +264,12 @@ def contact_sheet(
             should say which), or from 0 to 1.
     """
     picture_width = len(columns) * (_TILE + _GAP)
-    # Single pictures would make a thin strip: three stand in a line then.
-    abreast = 3 if len(columns) == 1 else 1
-    block = abreast * (_CAPTION + picture_width)
-    lines = max(1, *(-(-len(section.tiles) // abreast) for section in sections))
+    one = _CAPTION + picture_width
+    # About as wide as high; single pictures would make a thin strip, so three of them stand in a line at least.
+    most = max(len(section.tiles) for section in sections)
+    abreast = max(3 if len(columns) == 1 else 1, round(math.sqrt(most * (_TILE + _GAP) / (len(sections) * one))))
+    block = abreast * one
+    lines = max(1, -(-most // abreast))
     width = 2 * _MARGIN + len(sections) * block + (len(sections) - 1) * _MARGIN
     width = max(width, 6.0)
     height = _HEAD + lines * (_TILE + _GAP) + _FOOT
@@ -282,14 +285,14 @@ def contact_sheet(
             axis.text(left, 0.57, _fit(section.heading, block, 0.08), fontsize=10, va="center")
             for place, tile in enumerate(section.tiles):
                 line, step = divmod(place, abreast)
-                x = left + step * (_CAPTION + picture_width)
+                x = left + step * one
                 y = _HEAD + line * (_TILE + _GAP)
                 axis.text(x + _CAPTION - 0.1, y + _TILE / 2, tile.caption, fontsize=7.5, va="center", ha="right")
                 for column, picture in enumerate(tile.pictures):
                     _place(axis, picture, x + _CAPTION + column * (_TILE + _GAP), y, own_range=own_range[column])
             for column, name in enumerate(list(columns) * min(abreast, max(1, len(section.tiles)))):
                 step, position = divmod(column, len(columns))
-                x = left + step * (_CAPTION + picture_width) + _CAPTION + position * (_TILE + _GAP) + _TILE / 2
+                x = left + step * one + _CAPTION + position * (_TILE + _GAP) + _TILE / 2
                 axis.text(x, _HEAD - 0.1, name, fontsize=9, va="center", ha="center", color=_GREY)
         own = [name for name, alone in zip(columns, own_range, strict=True) if alone]
         rest = [name for name in columns if name not in own]

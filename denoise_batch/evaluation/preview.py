@@ -14,7 +14,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, FlagError, RequestError
@@ -43,7 +42,7 @@ class ShownRow:
         file: its file.
         row: its number within the file.
         psnr: of the denoised image (the image itself where none is denoised) against the clean one, in dB, or None.
-        expected_psnr: what the model said of its own image, in dB; None where it was not asked, or did not rank.
+        expected_psnr: what the model said of its own image, in dB; None where it did not.
         change: root mean square difference of the denoised image from the noisy one, in units of full ink, or None.
     """
 
@@ -80,11 +79,12 @@ class Preview:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`; an infinite PSNR is None."""
+        """Plain values for `json.dumps`; a PSNR that is not finite is None."""
         content = asdict(self)
         for row in (*content["random"], *content["worst"]):
-            if row["psnr"] is not None and not np.isfinite(row["psnr"]):
-                row["psnr"] = None
+            for name in ("psnr", "expected_psnr"):
+                if row[name] is not None and not np.isfinite(row[name]):
+                    row[name] = None
         return content
 
     def summary(self) -> str:
@@ -147,7 +147,8 @@ def preview(
     dataset = open_dataset(path)
     columns = _columns(dataset, column, denoised, clean)
     ranked_by = _ranked_by(dataset, columns) if worst else None
-    sample = sample_rows(dataset, list(columns.values()), max(searched, count), seed=seed)
+    told = _told_by_the_model(dataset, columns)
+    sample = sample_rows(dataset, list(columns.values()), max(searched, count), seed=seed, numbers=told)
     whole = np.flatnonzero(np.logical_and.reduce(sample.good))
     if len(whole) == 0:
         names = " and ".join(repr(image.name) for image in columns.values())
@@ -156,6 +157,8 @@ def preview(
             hint="look at the data with `denoise-batch inspect`",
         )
     scores = _scores(columns, sample, whole)
+    if told:
+        scores["expected_psnr"] = sample.numbers[told[0]][whole]
     chosen = np.sort(np.random.default_rng(seed).choice(len(whole), min(count, len(whole)), replace=False))
     among = f"all {dataset.rows:,} rows" if len(sample) == dataset.rows else f"{len(sample):,} sampled rows"
     sections = [_section(f"random rows of {dataset.rows:,}", dataset, sample, whole[chosen], scores, chosen)]
@@ -234,9 +237,13 @@ def _ranked_by(dataset: Dataset, columns: dict[str, ImageColumn]) -> str | None:
         return "psnr"
     if "denoised" not in columns:
         return None
-    name = psnr_column(columns["denoised"].name)
-    told = name in dataset.schema.names and pa.types.is_floating(dataset.schema.field(name).type)
-    return "expected_psnr" if told else "change"
+    return "expected_psnr" if _told_by_the_model(dataset, columns) else "change"
+
+
+def _told_by_the_model(dataset: Dataset, columns: dict[str, ImageColumn]) -> list[str]:
+    """The column in which the model says how good its images are, or none."""
+    name = psnr_column(columns["denoised"].name) if "denoised" in columns else ""
+    return [name] if dataset.has_numbers(name) else []
 
 
 def _scores(
@@ -274,9 +281,9 @@ def _section(
             lines.append(name if len(name) <= 18 else f"{name[:11]}…{name[-6:]}")
         if "psnr" in scores:
             lines.append(f"PSNR {scores['psnr'][place]:.1f} dB")
-        elif "expected_psnr" in scores:
+        if "expected_psnr" in scores and np.isfinite(scores["expected_psnr"][place]):
             lines.append(f"expects {scores['expected_psnr'][place]:.1f} dB")
-        elif "change" in scores:
+        if "change" in scores and not {"psnr", "expected_psnr"} & set(scores):
             lines.append(f"RMS change {scores['change'][place]:.2f}")
         lines.append(f"{pictures[0].min():.2f} to {pictures[0].max():.2f}".replace("-", "−"))
         tiles.append(Tile("\n".join(lines), pictures))

@@ -6,7 +6,7 @@ sample = sample_rows(dataset, [find_image_column(dataset.schema, None, dataset.f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -55,6 +55,14 @@ class Dataset:
     def rows(self) -> int:
         return sum(footer.rows for footer in self.footers)
 
+    def has_numbers(self, name: str) -> bool:
+        """Whether every file with rows has a column of that name that holds numbers."""
+        for schema in {footer.schema for footer in self.footers if footer.rows}:
+            types = [each.type for each in pa.ipc.read_schema(pa.py_buffer(schema)) if each.name == name]
+            if len(types) != 1 or not (pa.types.is_integer(types[0]) or pa.types.is_floating(types[0])):
+                return False
+        return True
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,12 +73,14 @@ class Sample:
         row: (n,) int64, each row's number within its file.
         pixels: one (n, 784) float32 array a column, 0..1 with noise beyond, as the file has it.
         good: one (n,) bool array a column: whether the row holds an image there.
+        numbers: (n,) float64 of each column of numbers that was asked for, NaN for null.
     """
 
     file: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
     pixels: tuple[npt.NDArray[np.float32], ...]
     good: tuple[npt.NDArray[np.bool_], ...]
+    numbers: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -105,7 +115,9 @@ def open_dataset(path: str) -> Dataset:
     return Dataset(path, tuple(files), tuple(found), schema, first_rows, tuple(notes))
 
 
-def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *, seed: int) -> Sample:
+def sample_rows(
+    dataset: Dataset, columns: Sequence[ImageColumn], count: int, *, seed: int, numbers: Sequence[str] = ()
+) -> Sample:
     """About `count` rows from all over the dataset; every row where it has no more than that.
 
     Runs of neighbouring rows are read, at a random place in each of up to 32 row groups. A run starts within the first
@@ -115,15 +127,17 @@ def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *,
         columns: image columns to decode.
         count: rows, at least 1.
         seed: which rows; the same dataset and seed give the same rows.
+        numbers: columns of numbers to read as well (`Dataset.has_numbers`).
 
     Raises:
         ParquetError: a file's pages are damaged.
         ColumnError: a file lacks a column, or has another type in it.
     """
     _check_types(dataset, columns)
+    names = [*(column.name for column in columns), *numbers]
     parts: list[Sample] = []
     for file, group, skip, take, start in _runs(dataset, count, np.random.default_rng(seed)):
-        for row, batch in _read(dataset.files[file], group, skip, take, columns):
+        for row, batch in _read(dataset.files[file], group, skip, take, names):
             decoded = [decode(batch.column(i), column) for i, column in enumerate(columns)]
             rows = np.arange(start + row, start + row + batch.num_rows)
             parts.append(
@@ -132,19 +146,31 @@ def sample_rows(dataset: Dataset, columns: Sequence[ImageColumn], count: int, *,
                     rows,
                     tuple(to_model_input(part.pixels, Polarity.LIGHT_ON_DARK) for part in decoded),
                     tuple(part.bad == 0 for part in decoded),
+                    {name: _floats(batch.column(len(columns) + i)) for i, name in enumerate(numbers)},
                 )
             )
     if not parts:
         none = np.zeros(0, np.int64)
         return Sample(
-            none, none, (np.zeros((0, PIXELS), np.float32),) * len(columns), (np.zeros(0, np.bool_),) * len(columns)
+            none,
+            none,
+            (np.zeros((0, PIXELS), np.float32),) * len(columns),
+            (np.zeros(0, np.bool_),) * len(columns),
+            dict.fromkeys(numbers, np.zeros(0)),
         )
     return Sample(
         np.concatenate([part.file for part in parts]),
         np.concatenate([part.row for part in parts]),
         tuple(np.concatenate([part.pixels[i] for part in parts]) for i in range(len(columns))),
         tuple(np.concatenate([part.good[i] for part in parts]) for i in range(len(columns))),
+        {name: np.concatenate([part.numbers[name] for part in parts]) for name in numbers},
     )
+
+
+def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
+    """Numbers as float64, null as NaN."""
+    floats: npt.NDArray[np.float64] = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return floats
 
 
 def lowest_rows(
@@ -163,7 +189,7 @@ def lowest_rows(
     for index, path in enumerate(dataset.files):
         start = 0
         for batch in _batches(path, None, [name]):
-            numbers = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
+            numbers = _floats(batch.column(name))
             there = np.flatnonzero(np.isfinite(numbers))
             file = np.concatenate([file, np.full(len(there), index)])
             row = np.concatenate([row, start + there])
@@ -189,6 +215,7 @@ def rows_at(
     _check_types(dataset, columns)
     pixels = [np.zeros((len(row), PIXELS), np.float32) for _ in columns]
     good = [np.zeros(len(row), np.bool_) for _ in columns]
+    names = [column.name for column in columns]
     for index in np.unique(file):
         start = 0
         for group, rows in enumerate(dataset.footers[index].row_groups):
@@ -196,7 +223,7 @@ def rows_at(
             if len(wanted):
                 within = row[wanted] - start
                 low, high = int(within.min()), int(within.max())
-                for begin, batch in _read(dataset.files[index], group, low, high - low + 1, columns):
+                for begin, batch in _read(dataset.files[index], group, low, high - low + 1, names):
                     here = np.flatnonzero((within >= begin) & (within < begin + batch.num_rows))
                     taken = batch.take(within[here] - begin)
                     for place, column in enumerate(columns):
@@ -237,12 +264,10 @@ def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[
     return runs
 
 
-def _read(
-    path: str, group: int, skip: int, take: int, columns: Sequence[ImageColumn]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _read(path: str, group: int, skip: int, take: int, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches of rows skip..skip + take of a row group, each with its first row's number in the group."""
     row = 0
-    for batch in _batches(path, group, [column.name for column in columns]):
+    for batch in _batches(path, group, names):
         low, high = max(skip - row, 0), min(skip + take - row, batch.num_rows)
         if low < high:
             yield row + low, batch.slice(low, high - low)

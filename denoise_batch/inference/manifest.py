@@ -71,13 +71,19 @@ def to_text(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(out: Path | StorePrefix) -> dict[str, Any] | None:
-    """The manifest of a finished output of `infer`, or None where `out` is something else."""
+    """The manifest of a finished output of `infer`, or None where `out` is something else.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     if isinstance(out, StorePrefix):
         content = out.read(f"{FOLDER}/{MANIFEST}")
     else:
         path = sidecar(out) / MANIFEST
         content = path.read_bytes() if path.is_file() else None
     manifest: dict[str, Any] | None = None if content is None else json.loads(content)
+    if not isinstance(manifest, dict | None):
+        raise ValueError("it holds no JSON object")
     return manifest
 
 

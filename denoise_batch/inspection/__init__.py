@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
-from denoise_batch.errors import ModelError, OutputError
+from denoise_batch.errors import ModelError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inspection.parquet import inspect_parquet
 from denoise_batch.inspection.result import Inspection, Kind, shortened
@@ -47,9 +47,9 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
         found = _store_output(path, verify=verify)
         if found is not None:
             return found
-    content = None if storage.is_uri(path) else _manifest_of(local)
-    if content is not None:
-        return _output(local, content, verify=verify)
+    output = None if storage.is_uri(path) else _local_output(local, verify=verify)
+    if output is not None:
+        return output
     if not storage.is_uri(path) and local.is_dir() and (local / "model.safetensors").exists():
         raise ModelError(f"{path} has model.safetensors but no model.json", hint="copy the whole model folder again")
     return inspect_parquet(path, verify=verify, progress=progress)
@@ -76,7 +76,8 @@ def _model(folder: Path) -> Inspection:
 # --- outputs of infer -------------------------------------------------------------------------------------------------
 
 
-def _manifest_of(path: Path) -> dict[str, Any] | None:
+def _local_output(path: Path, *, verify: bool) -> Inspection | None:
+    """An output in a file or folder; None where the path leads to something else."""
     from denoise_batch.inference.manifest import MANIFEST, SUCCESS, read_manifest, sidecar
 
     if not path.exists():
@@ -84,12 +85,18 @@ def _manifest_of(path: Path) -> dict[str, Any] | None:
     try:
         content = read_manifest(path)
     except ValueError as error:
-        raise OutputError(f"{path} has a damaged manifest: {error}", hint="make the output again") from error
+        return _faulty(path, f"the manifest is damaged: {error}")
+    if content is not None:
+        return _output(path, content, verify=verify)
     # Without this, what is left of an output would pass for a sound folder of Parquet files.
     success = path / SUCCESS
-    if content is None and (sidecar(path).is_dir() or (success.is_file() and success.read_bytes().startswith(b"xxh3"))):
-        raise OutputError(f"{path}: {sidecar(path) / MANIFEST} is missing", hint="make the output again")
-    return content
+    if sidecar(path).is_dir() or (success.is_file() and success.read_bytes().startswith(b"xxh3")):
+        return _faulty(path, f"{sidecar(path) / MANIFEST} is missing")
+    return None
+
+
+def _faulty(out: Path | StorePrefix, problem: str) -> Inspection:
+    return Inspection(str(out), Kind.OUTPUT, {}, (problem,))
 
 
 def _store_output(uri: str, *, verify: bool) -> Inspection | None:
@@ -103,7 +110,10 @@ def _store_output(uri: str, *, verify: bool) -> Inspection | None:
 
     filesystem, root = storage.locate(uri)
     store = StorePrefix(uri, filesystem, root.rstrip("/"))
-    content = read_manifest(store)
+    try:
+        content = read_manifest(store)
+    except ValueError as error:
+        return _faulty(store, f"the manifest is damaged: {error}")
     if content is not None and store.read(SUCCESS) is not None:
         return _output(store, content, verify=verify)
     if store.read(IDENTITY) is not None:

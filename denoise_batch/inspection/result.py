@@ -48,7 +48,7 @@ class Inspection:
         titles = {
             Kind.PARQUET: "Parquet",
             Kind.MODEL: "a model folder",
-            Kind.OUTPUT: "a finished output of `denoise-batch infer`",
+            Kind.OUTPUT: "an output of `denoise-batch infer`",
         }
         shown = [f"{self.path}: {titles[self.kind]}"]
         for name, value in self.facts.items():
