@@ -92,19 +92,17 @@ class ExtraColumns:
         Raises:
             FlagError: naming the flag and the model.
         """
-        from denoise_batch.bundle import SHIPPED_FOLDER
-
         if self.quality and not bundle.has_quality:
             raise FlagError(
                 f"--quality: the model {bundle.folder} (network {bundle.architecture!r}) does not say how good its "
                 "images are",
-                hint=f"give --model {SHIPPED_FOLDER}, or train one with `denoise-batch train`",
+                hint="give --model bounds-unet, which ships with us, or train one with `denoise-batch train`",
             )
         if self.code and not bundle.code_size:
             raise FlagError(
                 f"--code: the model {bundle.folder} (network {bundle.architecture!r}) has no bottleneck that stands "
                 "for the whole image",
-                hint="give a model of the seed's network with --model: `denoise-batch train --recipe seed` makes one",
+                hint="give --model seed, which ships with us, or train one with `denoise-batch train --recipe seed`",
             )
 
     def to_json(self) -> dict[str, bool]:

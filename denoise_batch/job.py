@@ -53,11 +53,14 @@ def check_paths(command: ParsedCommand) -> None:
         FlagError: a path is relative: the job would look for it in a temporary folder of its own, and lose there
             what it writes.
     """
+    from denoise_batch.bundle import shipped_folder
     from denoise_batch.errors import FlagError
     from denoise_batch.redaction import redact
     from denoise_batch.storage import is_uri
 
     for path in command.paths:
+        if path.name in {"--model", "--init"} and shipped_folder(Path(path.value)):
+            continue
         if is_uri(path.value) or Path(path.value).is_absolute():
             continue
         here = Path(path.value).absolute()

@@ -110,7 +110,7 @@ def infer_line(now: InferProgress) -> tuple[str, float]:
 
 def training_line(now: TrainProgress) -> tuple[str, float]:
     """A training's progress: the line, and the share that is done."""
-    parts = [f"train: epoch {now.epoch}/{now.epochs}"]
+    parts = [f"train: epoch {now.epoch}{f'/{now.epochs}' if now.epochs else ''}"]
     if now.loss is not None:
         parts.append(f"loss {now.loss:.4f}")
     if now.psnr is not None:
@@ -119,7 +119,7 @@ def training_line(now: TrainProgress) -> tuple[str, float]:
         parts.append(f"{now.images_per_second:,.0f} images/s")
     if now.seconds_left is not None:
         parts.append(f"{duration(now.seconds_left)} left")
-    return ", ".join(parts), now.images / max(1, now.total_images)
+    return ", ".join(parts), now.images / now.total_images if now.total_images else 0.0
 
 
 def duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ from denoise_batch.training.batches import (
     mix,
     noise_generator,
     noised_copies,
+    noisy_images,
     seed_of,
     share,
     to_unit,
@@ -98,6 +99,24 @@ def test_noise_of_an_image_is_the_same_for_any_workers() -> None:
     assert not torch.equal(
         draw_noise(recipe, Batch(clean, None, slice(0, 20), 20), noise_generator(1, 10, clean.device))[0], whole
     )
+
+
+def test_a_share_of_the_pairs_gets_drawn_noise_the_same_for_any_workers() -> None:
+    clean = to_unit(torch.from_numpy(digits(20).reshape(-1, 28, 28)))
+    own, recipe = clean + 10.0, NoiseRecipe(half_range=(0.5, 1.0))
+    for drawn, count in ((0.0, 0), (0.25, 5), (1.0, 20)):
+        whole, levels = noisy_images(
+            Batch(clean, own, slice(0, 20), 20), recipe, drawn, noise_generator(1, 9, clean.device)
+        )
+        assert torch.equal(whole[count:], own[count:])
+        assert (whole[:count] < 5.0).all()
+        assert torch.allclose(levels[count:], torch.tensor(10.0))
+        assert (levels[:count] < 1.0).all()
+        for rows in (slice(0, 3), slice(3, 3), slice(3, 8), slice(8, 20)):
+            share_of = Batch(clean[rows], own[rows], rows, 20)
+            part, level = noisy_images(share_of, recipe, drawn, noise_generator(1, 9, clean.device))
+            assert torch.allclose(part, whole[rows], atol=1e-6)
+            assert torch.allclose(level, levels[rows], atol=1e-6)
 
 
 def test_noise_has_the_recipes_levels() -> None:

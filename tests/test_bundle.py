@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from denoise_batch import bundle as bundle_module
-from denoise_batch.bundle import BundleCard, find_bundle, read_bundle, save_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, find_bundle, read_bundle, save_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.models import build
@@ -312,6 +312,18 @@ def test_which_model_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.
         find_bundle()
 
 
+def test_models_that_ship_have_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bounds-unet", "seed"):
+        assert find_bundle(Path(name)).folder == SHIPPED_FOLDER.with_name(name)
+        assert find_bundle(Path(name)).architecture == name
+    for unknown in ("other", "reader", ".", "..", "", "pretrained/seed", "./seed/.."):
+        with pytest.raises(ModelError):
+            find_bundle(Path(unknown))
+    shutil.copytree(folder, tmp_path / "seed")  # a folder that is here goes first
+    assert find_bundle(Path("seed")).folder == Path("seed")
+
+
 def test_the_card_of_a_model_of_pairs_says_nothing_of_drawn_noise(tmp_path: Path) -> None:
     recipe = {"name": "default", "sigma": [0.0, 2.25], "clipped": 0.25, "batch": 256}
     card = replace(CARD, noise={"source": "noisy column", "column": "scan"}, recipe=recipe)
@@ -326,6 +338,18 @@ def test_the_card_of_a_model_of_pairs_says_nothing_of_drawn_noise(tmp_path: Path
         assert said in text
     for unsaid in ("drawn as in training", '"sigma"', '"clipped"'):
         assert unsaid not in text
+
+
+def test_the_card_of_a_model_of_pairs_says_what_was_drawn_beside_them(tmp_path: Path) -> None:
+    recipe = {"name": "default", "sigma": [0.0, 2.25], "half_range": [0.01, 1.8], "gaussian": 0.15, "drawn": 0.25}
+    card = replace(CARD, noise={"source": "noisy column", "column": "scan"}, recipe=recipe)
+    save_bundle(tmp_path / "m", build("seed"), card)
+    text = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
+    assert "the data's own, column `scan`; in its place for 25% of the images: Gaussian blur, σ from 0 to 2.25" in text
+    assert "15% of the images have Gaussian" in text
+    assert '"drawn": 0.25' in text
+    save_bundle(tmp_path / "n", build("seed"), replace(CARD, recipe=recipe))
+    assert '"drawn"' not in (tmp_path / "n" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_card_names_every_kind_of_noise_and_how_sure_it_is(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_a_closed_stream_does_not_stop_a_job() -> None:
 def test_lines_for_training_and_denoising() -> None:
     now = TrainProgress(2, 10, 500, 1000, 0.1234, 17.5, 17.5, 1234.5, 75.0, 1, "cpu")
     assert training_line(now) == ("train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, 1 min 15 s left", 0.5)
-    first = TrainProgress(1, 10, 0, 1000, None, None, None, 0.0, None, 1, "cpu")
-    assert training_line(first) == ("train: epoch 1/10", 0.0)
+    first = TrainProgress(1, None, 0, None, None, None, None, 0.0, None, 1, "cpu")
+    assert training_line(first) == ("train: epoch 1", 0.0)
     infer = InferProgress("denoising", 1, 4, 250, 1000, 3, 2000.0, 4.0)
     assert infer_line(infer) == ("infer: denoising, 250 of 1,000 rows, 2,000 images/s, 3 bad, 4.0 s left", 0.25)
 

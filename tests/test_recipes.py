@@ -20,7 +20,7 @@ SETTINGS = TrainSettings(output=Path("model"))
 def test_the_seed_recipe_to_the_letter() -> None:
     seed = RECIPES["seed"]
     assert (seed.architecture, seed.optimiser, seed.learning_rate) == ("seed", Optimiser.ADADELTA, 1.0)
-    assert (seed.batch, seed.epochs, seed.copies, seed.held_out) == (256, 500, 4, 0)
+    assert (seed.batch, seed.epochs, seed.copies, seed.held_out, seed.drawn) == (256, 500, 4, 0, 0.0)
     assert (seed.sigma, seed.half_range, seed.clipped) == ((0.0, 2.0), (0.01, 1.5), 0.0)
     assert (seed.schedule, seed.warm_up, seed.average, seed.patience) == (Schedule.CONSTANT, 0, 0.0, None)
     assert (seed.keep, seed.precision, seed.faint_noise) == (Keep.LAST, Precision.FLOAT32, 0.0)
@@ -31,6 +31,11 @@ def test_settings_replace_the_recipes() -> None:
     assert (recipe.epochs, recipe.batch, recipe.learning_rate, recipe.sigma) == (3, 100, 0.5, (1.0, 1.0))
     assert recipe.architecture == RECIPES["default"].architecture
     assert SETTINGS.resolve() == RECIPES["default"]
+
+
+def test_from_a_models_weights_the_rate_is_a_tenth() -> None:
+    assert replace(SETTINGS, init=Path("m")).resolve().learning_rate == pytest.approx(5e-4)
+    assert replace(SETTINGS, init=Path("m"), learning_rate=0.5).resolve().learning_rate == 0.5
 
 
 def test_recipes_are_json() -> None:

@@ -89,6 +89,12 @@ def test_a_command_that_the_cluster_cannot_run_is_refused(arguments: list[str], 
     assert "SECRET" not in caught.value.message + caught.value.hint
 
 
+def test_a_folder_that_is_here_is_no_model_that_ships(tmp_path: Path) -> None:
+    (tmp_path / "seed").mkdir()
+    with pytest.raises(FlagError, match="--model seed is a relative path"):
+        request.check_command(parse("infer", "/in", "/out", "--model", "seed"))
+
+
 def test_a_relative_path_that_is_here_is_named_in_full(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").touch()
     with pytest.raises(FlagError) as caught:
@@ -102,6 +108,8 @@ def test_a_relative_path_that_is_here_is_named_in_full(tmp_path: Path) -> None:
         INFER,
         ["infer", "s3://bucket/in?region=eu-west-1", "/out"],
         ["infer", "/in", "s3://bucket/out"],
+        ["infer", "/in", "/out", "--model", "seed"],
+        ["train", "--data", "/d", "--out", "/m", "--init", "bounds-unet"],
         ["train", "--out", "/shared/model"],
     ],
 )

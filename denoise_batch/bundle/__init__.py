@@ -282,13 +282,16 @@ def _versions() -> dict[str, str]:
 
 
 def find_bundle(explicit: Path | None = None) -> Bundle:
-    """The model to use: the folder named, else ./denoise-model, else the one that ships inside the package.
+    """The model to use: the one named, else ./denoise-model, else the one that ships inside the package.
+
+    Args:
+        explicit: a folder, or the name of a model that ships.
 
     Raises:
         ModelError: that one is missing or unfit. A folder that exists but is unfit is never passed over.
     """
     if explicit is not None:
-        return read_bundle(explicit)
+        return read_bundle(shipped_folder(explicit) or explicit)
     if DEFAULT_FOLDER.exists() or DEFAULT_FOLDER.is_symlink():
         return read_bundle(DEFAULT_FOLDER)
     if not SHIPPED_FOLDER.exists():
@@ -297,6 +300,13 @@ def find_bundle(explicit: Path | None = None) -> Bundle:
             hint="train one with `denoise-batch train`, or name one with --model",
         )
     return read_bundle(SHIPPED_FOLDER)
+
+
+def shipped_folder(name: Path) -> Path | None:
+    """Where the model lies that ships under this name; None where none does, or the name is that of a folder here."""
+    folder = SHIPPED_FOLDER.with_name(name.name or "none")
+    ships = len(name.parts) == 1 and (folder / MODEL_FILE).is_file()
+    return folder if ships and not (name.exists() or name.is_symlink()) else None
 
 
 def read_bundle(folder: Path) -> Bundle:

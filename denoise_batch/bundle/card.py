@@ -50,13 +50,14 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tenso
         f"SHA-256 of the weights: `{weights['sha256']}`",
     ]
     if recipe:
-        told = {key: value for key, value in recipe.items() if not (_of_pairs(model) and key in _NOISE_OF_RECIPE)}
+        idle = ("drawn",) if not _of_pairs(model) else ("copies",) if recipe.get("drawn") else _NOISE_OF_RECIPE
+        told = {key: value for key, value in recipe.items() if key not in idle}
         sections[-2:-2] = ["## Recipe", f"```json\n{json.dumps(told, indent=1)}\n```"]
     return "\n\n".join(sections) + "\n"
 
 
-_NOISE_OF_RECIPE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "copies")
-"""What a recipe says of the noise that is drawn: pairs have their own."""
+_NOISE_OF_RECIPE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "copies", "drawn")
+"""What a recipe says of the noise that is drawn."""
 
 
 def _product(shape: Sequence[int]) -> int:
@@ -86,15 +87,14 @@ def _training(model: dict[str, Any]) -> str:
     if source == "Parquet":
         source = f"{data['rows']:,} rows of {len(data['files'])} Parquet file(s), column `{data['column']}`"
     lines = [f"- Data: {source}" + (f", the first {data['max_images']:,} images" if data.get("max_images") else "")]
-    if noise.get("source") == "noisy column":
-        lines.append(f"- Noise: the data's own, column `{noise['column']}`")
-    elif noise:
-        sigma, half_range = noise["sigma"], noise["half_range"]
+    if _of_pairs(model):
+        drawn = model["recipe"].get("drawn")
         lines.append(
-            f"- Noise: Gaussian blur, σ from {sigma[0]:g} to {sigma[1]:g} pixels, then uniform white noise in [−r, r], "
-            f"r from {half_range[0]:g} to {half_range[1]:g}"
-            + "".join(f"; {noise[key]:.0%} of the images {said}" for key, said in _KINDS.items() if noise.get(key))
+            f"- Noise: the data's own, column `{noise['column']}`"
+            + (f"; in its place for {drawn:.0%} of the images: {_drawn(model['recipe'])}" if drawn else "")
         )
+    elif noise:
+        lines.append(f"- Noise: {_drawn(noise)}")
     if "init" in data:
         lines.append(f"- Began with the weights {data['init']['sha256'][:12]}…{_before(data['init'])}")
     if "images_trained" in metrics:
@@ -109,6 +109,15 @@ def _training(model: dict[str, Any]) -> str:
         lines.append(f"- Command: `{model['command']}`")
     lines.append(f"- Versions: {_pairs(model['versions'])}")
     return "\n".join(lines)
+
+
+def _drawn(noise: dict[str, Any]) -> str:
+    sigma, half_range = noise["sigma"], noise["half_range"]
+    return (
+        f"Gaussian blur, σ from {sigma[0]:g} to {sigma[1]:g} pixels, then uniform white noise in [−r, r], "
+        f"r from {half_range[0]:g} to {half_range[1]:g}"
+        + "".join(f"; {noise[key]:.0%} of the images {said}" for key, said in _KINDS.items() if noise.get(key))
+    )
 
 
 def _before(initial: dict[str, Any]) -> str:
@@ -128,7 +137,7 @@ def _unmeasured(model: dict[str, Any]) -> str:
         return "`denoise-batch evaluate --card` puts a table here: each noise level, beside classical filters."
     return (
         "`denoise-batch evaluate --data PAIRS --noisy-column COLUMN` measures it on other pairs of its kind, "
-        "`denoise-batch evaluate --card` on noise that it may never have seen, and puts that table here."
+        "`denoise-batch evaluate --card` on drawn noise, and puts that table here."
     )
 
 

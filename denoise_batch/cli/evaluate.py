@@ -30,7 +30,8 @@ def evaluate(
             "--model",
             parser=local_path,
             metavar="FOLDER",
-            help="Model folder; may be given several times. Default: ./denoise-model, else the one that ships with us.",
+            help="Model folder, or bounds-unet or seed, which ship with us; may be given several times. "
+            "Default: ./denoise-model, else bounds-unet.",
         ),
     ] = None,
     data: Annotated[

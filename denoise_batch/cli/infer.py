@@ -55,7 +55,7 @@ def infer(
             "--model",
             parser=local_path,
             metavar="FOLDER",
-            help="Model folder. Default: ./denoise-model, else the model that ships with us.",
+            help="Model folder, or bounds-unet or seed: they ship with us. Default: ./denoise-model, else bounds-unet.",
         ),
     ] = None,
     column: Column = None,

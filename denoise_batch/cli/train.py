@@ -40,7 +40,7 @@ def train(
     ] = None,
     noisy_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Train on the noisy images in this column instead of drawn noise."),
+        typer.Option(metavar="NAME", help="Train on the noisy images in this column, and on a quarter of drawn noise."),
     ] = None,
     polarity: PolarityChoice = "auto",
     init: Annotated[
@@ -48,7 +48,7 @@ def train(
         typer.Option(
             parser=local_path,
             metavar="FOLDER",
-            help="Start from this model's weights, say to fine-tune it. Then give an --lr.",
+            help="Start from this model's weights, at a tenth of the recipe's --lr: your own, or bounds-unet, ours.",
         ),
     ] = None,
     max_images: Annotated[

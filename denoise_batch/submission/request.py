@@ -41,8 +41,7 @@ def check_command(command: ParsedCommand) -> None:
     if may_name_model and not command.has("--model") and (DEFAULT_FOLDER.exists() or DEFAULT_FOLDER.is_symlink()):
         raise FlagError(
             f"./{DEFAULT_FOLDER} is the model here, but it is not on the cluster",
-            hint="name a folder that the cluster's machines see with --model; for the model that ships with us, submit "
-            "from another folder",
+            hint="name a folder that the cluster's machines see with --model, or bounds-unet, which ships with us",
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from denoise_batch.errors import ParquetError
-from denoise_batch.noise import SIDE, NoiseRecipe
+from denoise_batch.noise import SIDE, NoiseRecipe, noise_level
 from denoise_batch.training.data import Piece, cut, read_rows, rows_of
 
 if TYPE_CHECKING:
@@ -91,6 +91,29 @@ def draw_noise(recipe: NoiseRecipe, batch: Batch, generator: torch.Generator) ->
         (n, 28, 28) float32, not clipped but for the recipe's share of clipped images; and each one's noise level, (n,).
     """
     return recipe.draw(batch.total, generator, batch.clean.device)[batch.rows].degrade(batch.clean)
+
+
+def noisy_images(batch: Batch, recipe: NoiseRecipe, drawn: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What a step trains on: the batch's own noisy images, a share of them replaced by drawn noise; or drawn noise.
+
+    Args:
+        drawn: the share of the global batch. It is its first images, whose order is random, so that nothing is drawn in
+            vain.
+        generator: `noise_generator`'s.
+
+    Returns:
+        As `draw_noise`.
+    """
+    if batch.noisy is None:
+        return draw_noise(recipe, batch, generator)
+    level = noise_level(batch.noisy, batch.clean)
+    count = round(drawn * batch.total)
+    rows = slice(min(batch.rows.start, count), min(batch.rows.stop, count))
+    mine = rows.stop - rows.start
+    if mine == 0:
+        return batch.noisy, level
+    noisy, its_level = draw_noise(recipe, Batch(batch.clean[:mine], None, rows, count), generator)
+    return torch.cat([noisy, batch.noisy[mine:]]), torch.cat([its_level, level[mine:]])
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -309,16 +309,18 @@ class _Worker:
         else:
             images = self.state.epoch * self.batches.images + min(seen * self.workers, self.batches.images)
         elapsed, minutes = now - self.started, self.recipe.minutes
-        total = self.recipe.epochs * self.batches.images
-        left = (total - images) * elapsed / self.images_here if self.images_here else None
-        if minutes is not None:
+        total: int | None
+        if minutes is None:
+            total = self.recipe.epochs * self.batches.images
+            left = (total - images) * elapsed / self.images_here if self.images_here else None
+        else:
+            # At first the clock tells nothing.
+            total = round(images / min(self.time_share, 1.0)) if self.time_share > 0.002 else None
             left = 60.0 * minutes * max(0.0, 1.0 - self.time_share)
-            if self.time_share > 0.002:  # before, the clock tells nothing yet
-                total = round(images / min(self.time_share, 1.0))
         last = self.state.history[-1] if self.state.history else None
         shown = TrainProgress(
             epoch=epoch,
-            epochs=-(-total // self.batches.images),
+            epochs=None if total is None else -(-total // self.batches.images),
             images=images,
             total_images=total,
             loss=float(loss_sum) / seen if loss_sum is not None and seen else (last.loss if last else None),

@@ -12,9 +12,9 @@ class TrainProgress:
 
     Attributes:
         epoch: the running epoch, 1 for the first.
-        epochs: of the whole training.
+        epochs: of the whole training; None where the clock decides, and tells nothing yet.
         images: trained on since the start.
-        total_images: of the whole training.
+        total_images: of the whole training, or None as well.
         loss: mean over the running epoch so far, or None before its first step.
         psnr: the last validation PSNR on noisy images, in dB, or None before the first.
         best_psnr: the best so far, or None.
@@ -25,9 +25,9 @@ class TrainProgress:
     """
 
     epoch: int
-    epochs: int
+    epochs: int | None
     images: int
-    total_images: int
+    total_images: int | None
     loss: float | None
     psnr: float | None
     best_psnr: float | None

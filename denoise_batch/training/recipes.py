@@ -75,6 +75,8 @@ class Recipe:
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
         noiseless, clean, gaussian, impulse: shares of the kinds of degradation, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
+        drawn: where the data bring noisy images of their own, the share of each step's images that get drawn noise
+            instead, so that the model does not forget it.
         held_out: training images kept for validation (at most a twelfth), the last of MNIST, runs of rows all over a
             dataset. 0, as the seed has it: all of MNIST is trained on, and validated on its test images; 5,000 of a
             dataset.
@@ -104,6 +106,7 @@ class Recipe:
     gaussian: float = 0.0
     impulse: float = 0.0
     copies: int = 0
+    drawn: float = 0.0
     held_out: int = 5000
     keep: Keep = Keep.BEST
     patience: int | None = None
@@ -140,6 +143,7 @@ RECIPES: dict[str, Recipe] = {
         clean=0.05,
         gaussian=0.15,
         impulse=0.07,
+        drawn=0.25,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(
@@ -183,7 +187,8 @@ class TrainSettings:
         column: the column of clean images; None finds it.
         noisy_column: the column of the same images with the user's own noise; None draws noise.
         polarity: of Parquet data, a value of `images.Polarity`.
-        init: a model folder whose weights the training starts from, of the recipe's network; None starts afresh.
+        init: a model folder, or the name of a model that ships, whose weights the training starts from, of the recipe's
+            network, with a tenth of the recipe's learning rate unless one is given; None starts afresh.
         max_images: train on the first so many images only (validation images among them).
         architecture, epochs, minutes, batch, learning_rate, sigma, half_range, clipped, patience, precision: replace
             the recipe's.
@@ -259,6 +264,8 @@ class TrainSettings:
         given = {name: getattr(self, name) for name in _REPLACE if getattr(self, name) is not None}
         if self.architecture is not None and self.architecture != RECIPES[self.recipe].architecture:
             given["parameters"] = {}
+        if self.init is not None and self.learning_rate is None:
+            given["learning_rate"] = RECIPES[self.recipe].learning_rate / 10.0  # or the first steps would undo it
         if self.noisy_column is not None:
             given["copies"] = 0  # the noise is in the data; there is nothing to draw again
         return replace(RECIPES[self.recipe], **given)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from denoise_batch.cuda_pass import end_of_recording, undisturbed
-from denoise_batch.noise import NoiseRecipe, noise_level
-from denoise_batch.training.batches import draw_noise, noise_generator
+from denoise_batch.noise import NoiseRecipe
+from denoise_batch.training.batches import noise_generator, noisy_images
 from denoise_batch.training.objective import AllOutputs, cross_entropy, heads_loss, weight_of
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class TrainingStep:
             warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noisy images and their noise levels."""
-        if batch.noisy is None:
-            return draw_noise(self._noise, batch, generator)
-        return batch.noisy, noise_level(batch.noisy, batch.clean)
+        return noisy_images(batch, self._noise, self._recipe.drawn, generator)
 
     def _recordable(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return self._step(batch, *self._noised(batch, generator), self._follow)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, lean_ray, publishing, storage
-from denoise_batch.bundle import Bundle, read_bundle, save_bundle
+from denoise_batch.bundle import Bundle, read_bundle, save_bundle, shipped_folder
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
@@ -55,8 +55,6 @@ _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-_CLEAN_PSNR = 30.0
-"""dB: below it a model is said to have forgotten what clean images are."""
 _SETTINGS_FILE = "settings.json"
 _RAY_FOLDER = "ray"
 _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
@@ -76,7 +74,7 @@ def train(
     Args:
         settings: what to train on what.
         progress: called with the newest state about twice a second, from a thread of its own.
-        noted: called with a line for each thing that is odd about the data, before anything starts, or about the model.
+        noted: called with a line for each thing that is odd about the data, before anything starts.
         starting: called once, when the request is found sound and Ray starts, which takes seconds.
         waiting: called with what the cluster has no room for, while the workers wait for it; from that thread too.
 
@@ -121,14 +119,7 @@ def train(
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)
-    made = read_bundle(output)
-    clean = made.metrics["validation_psnr_clean"]
-    if settings.noisy_column is not None and clean < _CLEAN_PSNR:
-        noted(
-            f"note: clean images come out of it at {clean:.1f} dB: it knows the noise of these pairs alone; "
-            "`evaluate` without --noisy-column shows what it makes of other noise"
-        )
-    return made
+    return read_bundle(output)
 
 
 # --- before Ray -------------------------------------------------------------------------------------------------------
@@ -146,7 +137,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 def _read_initial(folder: Path) -> Bundle:
     try:
-        return read_bundle(folder)
+        return read_bundle(shipped_folder(folder) or folder)
     except errors.ModelError as error:
         raise errors.ModelError(error.message, hint=error.hint.replace("--model", "--init")) from error
 

@@ -29,7 +29,7 @@ class Validation:
 
     Args:
         clean: (n, 28, 28) uint8 or float32, of all workers.
-        noisy: the same images with noise of their own, or None: it is drawn.
+        noisy: the same images with noise of their own, or None: the recipe's is drawn.
         noise: the recipe's.
         device: where the share goes.
         rank, workers: whose share.
@@ -37,7 +37,8 @@ class Validation:
     Attributes:
         clean, noisy: (m, 28, 28) float32, this worker's, on the device.
         total: n.
-        all_shown: (2 n, 28, 28) float32, on the CPU: the noisy and the clean images of all workers.
+        all_shown: (2 n, 28, 28) float32, on the CPU: the noisy and the clean images of all workers; (3 n, 28, 28) with
+            those of drawn noise, where the noisy ones have their own.
     """
 
     def __init__(
@@ -51,15 +52,13 @@ class Validation:
         workers: int,
     ) -> None:
         whole = to_unit(torch.from_numpy(np.require(clean, requirements="W")))
-        if noisy is None:
-            generator = torch.Generator().manual_seed(_SEED)
-            noised = torch.cat([noise.apply(part, generator)[0] for part in torch.split(whole, 1000)])
-        else:
-            noised = to_unit(torch.from_numpy(noisy))
+        generator = torch.Generator().manual_seed(_SEED)
+        drawn = torch.cat([noise.apply(part, generator)[0] for part in torch.split(whole, 1000)])
+        noised = drawn if noisy is None else to_unit(torch.from_numpy(noisy))
         rows = share(len(whole), rank, workers)
         self.clean, self.noisy = whole[rows].to(device), noised[rows].to(device)
         self.total = len(whole)
-        self.all_shown = torch.cat([noised, whole])
+        self.all_shown = torch.cat([noised, whole] if noisy is None else [noised, drawn, whole])
 
     @torch.no_grad()
     def errors(self, network: DenoisingNetwork, bfloat16: bool) -> Tensor:
