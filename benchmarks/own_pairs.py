@@ -1,7 +1,7 @@
-"""What a fine-tuning on a user's own pairs leaves of the rest: by the share of drawn noise beside the pairs.
+"""What a fine-tuning on a user's own pairs leaves of the rest: by how many images get drawn noise.
 
     python benchmarks/own_pairs.py                    # 20 minutes on two cores
-    python benchmarks/own_pairs.py --shares 0 0.25 --images 100000 --sheet pairs.png
+    python benchmarks/own_pairs.py --every 0 4 --images 100000 --sheet pairs.png
 
 The pairs are MNIST's digits as a poor scan has them, which is no noise that the default recipe draws: smeared sideways,
 on grey paper that is lighter at one end, between ruled lines, with a little noise, in 8 bits. The model that ships goes
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's IDX files; else found or downloaded")
     parser.add_argument("--images", type=int, default=200_000, help="that each fine-tuning sees")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.125, 0.25, 0.5], metavar="SHARE")
+    parser.add_argument("--every", type=int, nargs="+", default=[0, 8, 4, 2], metavar="N", help="drawn noise, 0: none")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw pairs, and what the last model makes of them")
     options = parser.parse_args()
     keep_freed_memory()
@@ -71,11 +71,14 @@ def main() -> None:
     ships = bundle.read_bundle(bundle.SHIPPED_FOLDER).load()
     print(f"| before | {levels(ships, truth, noisy)} | |", flush=True)
     network = ships
-    for share in options.shares:
+    for every in options.every:
         begun = time.monotonic()
-        network = fine_tuned(copy.deepcopy(ships), pairs[0], pairs[1], share, options.images)
+        network = fine_tuned(copy.deepcopy(ships), pairs[0], pairs[1], every, options.images)
         seconds = time.monotonic() - begun
-        print(f"| {share:.1%} | {levels(network, truth, noisy)} | {seconds:.0f} |", flush=True)
+        print(
+            f"| {f'one in {every}' if every else 'none'} | {levels(network, truth, noisy)} | {seconds:.0f} |",
+            flush=True,
+        )
     if options.sheet:
         pairs_figure(
             lambda images: outputs(network, torch.from_numpy(images).view(-1, 28, 28)).view(-1, 784).numpy(),
@@ -101,9 +104,9 @@ def scanned(clean: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return (noisy.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
 
 
-def fine_tuned(network: DenoisingNetwork, clean: Tensor, noisy: Tensor, share: float, images: int) -> DenoisingNetwork:
-    """The network of the averaged weights after so many images of the pairs, a share of them with drawn noise."""
-    recipe = replace(RECIPE, drawn=share)
+def fine_tuned(network: DenoisingNetwork, clean: Tensor, noisy: Tensor, every: int, images: int) -> DenoisingNetwork:
+    """The network of the averaged weights after so many images of the pairs, each so many-th with drawn noise."""
+    recipe = replace(RECIPE, drawn_every=every)
     network.train().requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, optimiser = copy.deepcopy(network), make_optimiser(recipe, network)
     take = TrainingStep(network, average, optimiser, recipe, seed=2, workers=1)

@@ -259,11 +259,11 @@ def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
     return sorted(found, key=lambda file: file.path)
 
 
-def unfinished(shown: str) -> MissingFileError:
+def unfinished(shown: str, command: str = "infer") -> MissingFileError:
     """The error of an output whose run has not come to its end."""
     return MissingFileError(
         f"{shown} is not finished: its run was interrupted, or is still working",
-        hint="run the same `denoise-batch infer` command again to go on with it",
+        hint=f"run the same `denoise-batch {command}` command again to go on with it",
     )
 
 

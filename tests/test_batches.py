@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from test_training_data import digits, numbers, opened, write
 
 from denoise_batch.errors import ParquetError
+from denoise_batch.models import build
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import (
     Batch,
@@ -28,6 +30,10 @@ from denoise_batch.training.batches import (
     share,
     to_unit,
 )
+from denoise_batch.training.optimisation import make_optimiser
+from denoise_batch.training.recipes import RECIPES
+from denoise_batch.training.step import TrainingStep
+from denoise_batch.training.validation import Validation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,19 +110,52 @@ def test_noise_of_an_image_is_the_same_for_any_workers() -> None:
 def test_a_share_of_the_pairs_gets_drawn_noise_the_same_for_any_workers() -> None:
     clean = to_unit(torch.from_numpy(digits(20).reshape(-1, 28, 28)))
     own, recipe = clean + 10.0, NoiseRecipe(half_range=(0.5, 1.0))
-    for drawn, count in ((0.0, 0), (0.25, 5), (1.0, 20)):
+    for every, places in ((0, []), (4, [3, 7, 11, 15, 19]), (7, [6, 13]), (1, list(range(20))), (21, [])):
         whole, levels = noisy_images(
-            Batch(clean, own, slice(0, 20), 20), recipe, drawn, noise_generator(1, 9, clean.device)
+            Batch(clean, own, slice(0, 20), 20), recipe, every, noise_generator(1, 9, clean.device)
         )
-        assert torch.equal(whole[count:], own[count:])
-        assert (whole[:count] < 5.0).all()
-        assert torch.allclose(levels[count:], torch.tensor(10.0))
-        assert (levels[:count] < 1.0).all()
-        for rows in (slice(0, 3), slice(3, 3), slice(3, 8), slice(8, 20)):
+        drawn = torch.zeros(20, dtype=torch.bool)
+        drawn[places] = True
+        assert torch.equal(whole[~drawn], own[~drawn])
+        assert torch.equal(own, clean + 10.0)
+        assert (whole[drawn] < 5.0).all()
+        assert torch.allclose(levels[~drawn], torch.tensor(10.0))
+        assert (levels[drawn] < 1.0).all()
+        for rows in (slice(0, 3), slice(3, 3), slice(3, 4), slice(4, 9), slice(9, 20)):
             share_of = Batch(clean[rows], own[rows], rows, 20)
-            part, level = noisy_images(share_of, recipe, drawn, noise_generator(1, 9, clean.device))
+            part, level = noisy_images(share_of, recipe, every, noise_generator(1, 9, clean.device))
             assert torch.allclose(part, whole[rows], atol=1e-6)
             assert torch.allclose(level, levels[rows], atol=1e-6)
+
+
+def test_a_step_trains_on_the_recipes_share_of_drawn_noise() -> None:
+    clean = to_unit(torch.from_numpy(digits(20).reshape(-1, 28, 28)))
+    seen: list[torch.Tensor] = []
+    network = build("seed")
+    for every in (0, 4):
+        recipe = replace(RECIPES["default"], drawn_every=every)
+        step = TrainingStep(network, None, make_optimiser(recipe, network), recipe, seed=0, workers=1)
+        step._trained.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        step(Batch(clean, clean + 10.0, slice(0, 20), 20), 1e-3, 0)
+    own, mixed = (bool_rows(images) for images in seen)
+    assert own == [True] * 20
+    assert mixed == [i % 4 != 3 for i in range(20)]
+
+
+def bool_rows(images: torch.Tensor) -> list[bool]:
+    """Which of them are ten brighter than any digit."""
+    return [bool(image.min() > 5.0) for image in images]
+
+
+def test_integers_are_chosen_on_all_that_was_trained_on() -> None:
+    pixels = digits(20).reshape(-1, 28, 28)
+    place: Any = {"noise": NoiseRecipe(), "device": torch.device("cpu"), "rank": 0, "workers": 1}
+    own = pixels.astype(np.float32) / np.float32(255) + np.float32(10)
+    assert len(Validation(pixels, None, **place).all_shown) == 40
+    assert len(Validation(pixels, own, **place).all_shown) == 40
+    beside = Validation(pixels, own, drawn_beside=True, **place)
+    assert bool_rows(beside.all_shown) == [True] * 20 + [False] * 40
+    assert bool_rows(beside.noisy) == [True] * 20
 
 
 def test_noise_has_the_recipes_levels() -> None:

@@ -317,9 +317,13 @@ def test_models_that_ship_have_names(folder: Path, tmp_path: Path, monkeypatch: 
     for name in ("bounds-unet", "seed"):
         assert find_bundle(Path(name)).folder == SHIPPED_FOLDER.with_name(name)
         assert find_bundle(Path(name)).architecture == name
-    for unknown in ("other", "reader", ".", "..", "", "pretrained/seed", "./seed/.."):
+    assert find_bundle("seed").architecture == "seed"  # type: ignore[arg-type]
+    for unknown in ("other", "reader", ".", "..", "", "pretrained/seed", "./seed/..", "a" * 300):
         with pytest.raises(ModelError):
             find_bundle(Path(unknown))
+    (tmp_path / ".seed.training").mkdir()  # so does one that is not finished
+    with pytest.raises(ModelError, match="model folder seed"):
+        find_bundle(Path("seed"))
     shutil.copytree(folder, tmp_path / "seed")  # a folder that is here goes first
     assert find_bundle(Path("seed")).folder == Path("seed")
 
@@ -341,15 +345,15 @@ def test_the_card_of_a_model_of_pairs_says_nothing_of_drawn_noise(tmp_path: Path
 
 
 def test_the_card_of_a_model_of_pairs_says_what_was_drawn_beside_them(tmp_path: Path) -> None:
-    recipe = {"name": "default", "sigma": [0.0, 2.25], "half_range": [0.01, 1.8], "gaussian": 0.15, "drawn": 0.25}
+    recipe = {"name": "default", "sigma": [0.0, 2.25], "half_range": [0.01, 1.8], "gaussian": 0.15, "drawn_every": 4}
     card = replace(CARD, noise={"source": "noisy column", "column": "scan"}, recipe=recipe)
     save_bundle(tmp_path / "m", build("seed"), card)
     text = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
     assert "the data's own, column `scan`; in its place for 25% of the images: Gaussian blur, σ from 0 to 2.25" in text
     assert "15% of the images have Gaussian" in text
-    assert '"drawn": 0.25' in text
+    assert '"drawn_every": 4' in text
     save_bundle(tmp_path / "n", build("seed"), replace(CARD, recipe=recipe))
-    assert '"drawn"' not in (tmp_path / "n" / "README.md").read_text(encoding="utf-8")
+    assert '"drawn_every"' not in (tmp_path / "n" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_card_names_every_kind_of_noise_and_how_sure_it_is(tmp_path: Path) -> None:

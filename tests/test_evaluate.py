@@ -261,13 +261,14 @@ def test_labels_of_a_dataset_say_what_is_right(tmp_path: Path, images: np.ndarra
     assert found.clean_accuracy == pytest.approx(right.mean())
 
 
-@pytest.mark.parametrize("odd", [None, 10, -1])
-def test_labels_that_are_no_digits_are_not_used(tmp_path: Path, images: np.ndarray, odd: int | None) -> None:
-    table = pa.table({"clean": [image.tobytes() for image in images], "label": [odd, *[1] * (len(images) - 1)]})
+@pytest.mark.parametrize("odd", [None, 10, -1, 0.5, "seven"])
+def test_labels_that_are_no_digits_are_not_used(tmp_path: Path, images: np.ndarray, odd: Any) -> None:
+    others = ["1" if isinstance(odd, str) else 1] * (len(images) - 1)
+    table = pa.table({"clean": [image.tobytes() for image in images], "label": [odd, *others]})
     pq.write_table(table, tmp_path / "a.parquet")
     loaded = load_clean_images(str(tmp_path / "a.parquet"))
     assert loaded.labels is None
-    assert loaded.notes == ("note: column 'label' is not used: it holds other values than the digits 0 to 9",)
+    assert loaded.notes == ("note: column 'label' is not used: it does not hold a digit, 0 to 9, for each image",)
 
 
 def test_float_images_are_rounded_to_8_bits(tmp_path: Path, images: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from denoise_batch.corrupt import CorruptSettings, corrupt
 from denoise_batch.errors import MissingFileError, ModelError, ParquetError
+from denoise_batch.inference.manifest import vouching
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.parquet import has_page_checksum
 from denoise_batch.inspection.result import Kind
@@ -192,22 +193,38 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert "same `denoise-batch infer` command" in raised.value.hint
 
 
+def test_an_unfinished_training(tmp_path: Path) -> None:
+    (tmp_path / ".model.training").mkdir()
+    with pytest.raises(MissingFileError, match="model is not finished") as raised:
+        inspect(str(tmp_path / "model"))
+    assert "same `denoise-batch train` command" in raised.value.hint
+
+
 @pytest.mark.usefixtures("footers_read_here")
 def test_a_finished_output(tmp_path: Path, digits: Any, write_images: Any) -> None:
     out = tmp_path / "out.parquet"
     write_images(out, digits[0])
     described = tmp_path / "_out.parquet.manifest"
     described.mkdir()
-    (described / "manifest.json").write_text(json.dumps({"format": 1, "rows_in": 300, "files": [{}, {}]}))
+    entry = {"path": "out.parquet", "bytes": 1, "digest": "0"}
+    sound = {"format": 1, "rows_in": 300, "output_column": "denoised", "files": [entry] * 2, "sidecar": []}
+    (described / "manifest.json").write_text(json.dumps(sound))
     found = inspect(str(out))
     assert found.kind is Kind.OUTPUT
     assert (found.facts["rows_in"], found.facts["files"]) == (300, 2)
     (problem,) = inspect(str(out), verify=True).problems
     assert "_SUCCESS is missing" in problem
-    for damaged in ("{", "[]", "\xff"):
+    odd = [{"files": 5}, {"files": {"a": 1}}, {"files": [{}]}, {"files": [1]}, {"sidecar": None}]
+    (described / "manifest.json").write_text(json.dumps(sound | {"quality": True, "output_column": 1}))
+    assert inspect(str(out)).problems == ()
+    texts = [json.dumps(content) for content in [None, [], {}, *(sound | other for other in odd)]]
+    for damaged in ("{", "\xff", "[" * 100_000, *texts):
         (described / "manifest.json").write_text(damaged, encoding="latin-1")
         (problem,) = inspect(str(out)).problems
         assert problem.startswith("the manifest is damaged: ")
+        (described / "_SUCCESS").write_bytes(vouching(damaged.encode("latin-1")))
+        (problem,) = inspect(str(out), verify=True).problems
+        assert " damaged: " in problem
     (described / "manifest.json").unlink()
     for verify in (False, True):
         found = inspect(str(out), verify=verify)

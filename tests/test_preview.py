@@ -190,6 +190,21 @@ def test_what_the_model_did_not_say_is_null_in_json(tmp_path: Path, columns: dic
     assert [row["expected_psnr"] for row in content["random"]] == [None, *[20.0] * (COUNT - 1)]
 
 
+def test_other_numbers_are_not_what_the_model_expects(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    table = {"image": columns["image"], "": pa.array(range(COUNT)), "denoised_psnr": pa.array(range(COUNT))}
+    shown = preview(_write(tmp_path / "a.parquet", table), tmp_path / "a.png")
+    assert all(row.expected_psnr is None for row in shown.random)
+
+
+def test_an_empty_file_need_not_say_what_the_model_expects(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    table = {"image": columns["image"], "denoised": columns["denoised"]}
+    (tmp_path / "set").mkdir()
+    _write(tmp_path / "set" / "a.parquet", {name: column[:0] for name, column in table.items()})
+    _write(tmp_path / "set" / "b.parquet", table | {"denoised_psnr": pa.array(map(float, range(COUNT)))})
+    shown = preview(str(tmp_path / "set"), tmp_path / "a.png", count=2)
+    assert [row.row for row in shown.worst] == [0, 1]
+
+
 @pytest.mark.slow
 def test_a_sheet_of_many_rows_is_no_strip(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
     for kept, count in ((["image"], COUNT), (["image", "denoised"], COUNT), (list(columns), 8)):

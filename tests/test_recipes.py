@@ -20,7 +20,7 @@ SETTINGS = TrainSettings(output=Path("model"))
 def test_the_seed_recipe_to_the_letter() -> None:
     seed = RECIPES["seed"]
     assert (seed.architecture, seed.optimiser, seed.learning_rate) == ("seed", Optimiser.ADADELTA, 1.0)
-    assert (seed.batch, seed.epochs, seed.copies, seed.held_out, seed.drawn) == (256, 500, 4, 0, 0.0)
+    assert (seed.batch, seed.epochs, seed.copies, seed.held_out, seed.drawn_every) == (256, 500, 4, 0, 0)
     assert (seed.sigma, seed.half_range, seed.clipped) == ((0.0, 2.0), (0.01, 1.5), 0.0)
     assert (seed.schedule, seed.warm_up, seed.average, seed.patience) == (Schedule.CONSTANT, 0, 0.0, None)
     assert (seed.keep, seed.precision, seed.faint_noise) == (Keep.LAST, Precision.FLOAT32, 0.0)

@@ -303,10 +303,19 @@ def find_bundle(explicit: Path | None = None) -> Bundle:
 
 
 def shipped_folder(name: Path) -> Path | None:
-    """Where the model lies that ships under this name; None where none does, or the name is that of a folder here."""
+    """Where the model lies that ships under this name; None where none does, or a folder here has it, or will."""
+    name = Path(name)
     folder = SHIPPED_FOLDER.with_name(name.name or "none")
-    ships = len(name.parts) == 1 and (folder / MODEL_FILE).is_file()
-    return folder if ships and not (name.exists() or name.is_symlink()) else None
+    with contextlib.suppress(OSError):  # a name that no folder can have
+        if len(name.parts) != 1 or not (folder / MODEL_FILE).is_file() or name.exists() or name.is_symlink():
+            return None
+        return None if _is_in_training(name) else folder
+    return None
+
+
+def _is_in_training(folder: Path) -> bool:
+    """Whether `train` has begun it, and not finished."""
+    return os.path.isdir(folder.with_name(f".{folder.name}.training"))  # noqa: PTH112 (no error for any name)
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -319,10 +328,10 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         kind = folder.stat().st_mode
     except OSError as error:
-        broken = folder.is_symlink() and isinstance(error, FileNotFoundError)
+        broken = isinstance(error, FileNotFoundError) and folder.is_symlink()
         reason = "is a link to nothing" if broken else (error.strerror or str(error)).lower()
         hint = "train one with `denoise-batch train`, or name another with --model"
-        if folder.with_name(f".{folder.name}.training").is_dir():
+        if _is_in_training(folder):
             hint = "its training is unfinished: the same `denoise-batch train` command goes on with it"
         raise ModelError(f"model folder {folder}: {reason}", hint=hint) from error
     if not stat.S_ISDIR(kind):

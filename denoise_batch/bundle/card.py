@@ -50,13 +50,23 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tenso
         f"SHA-256 of the weights: `{weights['sha256']}`",
     ]
     if recipe:
-        idle = ("drawn",) if not _of_pairs(model) else ("copies",) if recipe.get("drawn") else _NOISE_OF_RECIPE
+        idle = ("drawn_every",) if not _of_pairs(model) else ("copies",) if _drawn_every(model) else _NOISE_OF_RECIPE
         told = {key: value for key, value in recipe.items() if key not in idle}
         sections[-2:-2] = ["## Recipe", f"```json\n{json.dumps(told, indent=1)}\n```"]
     return "\n\n".join(sections) + "\n"
 
 
-_NOISE_OF_RECIPE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "copies", "drawn")
+_NOISE_OF_RECIPE = (
+    "sigma",
+    "half_range",
+    "clipped",
+    "noiseless",
+    "clean",
+    "gaussian",
+    "impulse",
+    "copies",
+    "drawn_every",
+)
 """What a recipe says of the noise that is drawn."""
 
 
@@ -88,10 +98,10 @@ def _training(model: dict[str, Any]) -> str:
         source = f"{data['rows']:,} rows of {len(data['files'])} Parquet file(s), column `{data['column']}`"
     lines = [f"- Data: {source}" + (f", the first {data['max_images']:,} images" if data.get("max_images") else "")]
     if _of_pairs(model):
-        drawn = model["recipe"].get("drawn")
+        every = _drawn_every(model)
         lines.append(
             f"- Noise: the data's own, column `{noise['column']}`"
-            + (f"; in its place for {drawn:.0%} of the images: {_drawn(model['recipe'])}" if drawn else "")
+            + (f"; in its place for {1 / every:.0%} of the images: {_drawn(model['recipe'])}" if every else "")
         )
     elif noise:
         lines.append(f"- Noise: {_drawn(noise)}")
@@ -130,6 +140,10 @@ def _before(initial: dict[str, Any]) -> str:
 
 def _of_pairs(model: dict[str, Any]) -> bool:
     return bool(model["noise"].get("source") == "noisy column")
+
+
+def _drawn_every(model: dict[str, Any]) -> int:
+    return int((model["recipe"] or {}).get("drawn_every", 0))
 
 
 def _unmeasured(model: dict[str, Any]) -> str:

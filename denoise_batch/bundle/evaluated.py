@@ -54,7 +54,7 @@ def _card_of(bundle: Bundle, model: dict[str, Any]) -> str:
     try:
         rows = read_history(history) if history.is_file() else ()
         return model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ModelError(
             f"{bundle.folder}: its card cannot be made of its model.json and history.csv: {error!r}", hint=RETRAIN
         ) from error

@@ -40,7 +40,10 @@ def train(
     ] = None,
     noisy_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Train on the noisy images in this column, and on a quarter of drawn noise."),
+        typer.Option(
+            metavar="NAME",
+            help="Train on the noisy images in this column; default recipe: drawn noise for one in four.",
+        ),
     ] = None,
     polarity: PolarityChoice = "auto",
     init: Annotated[
@@ -73,7 +76,9 @@ def train(
             "--batch", "--batch-size", metavar="N", help="Images a step, over all workers. Default: the recipe's."
         ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", metavar="X", help="Default: the recipe's.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", metavar="X", help="Default: the recipe's, or a tenth of it with --init.")
+    ] = None,
     sigma: Annotated[
         str | None,
         typer.Option(metavar="LOW:HIGH", help="Blur to train against, in pixels. Default: the recipe's."),

@@ -128,12 +128,10 @@ def _load_dataset(
         description += ", each image's own polarity"
     notes = [*dataset.notes, *notes]
     labels: npt.NDArray[np.uint8] | None = None
-    for name in labelled:
-        numbers = sample.numbers[name][good][:limit]
-        if np.isin(numbers, np.arange(10)).all():
-            labels = numbers.astype(np.uint8)
-        else:
-            notes.append(f"note: column {name!r} is not used: it holds other values than the digits 0 to 9")
+    if labelled and np.isin(numbers := sample.numbers[_LABEL][good][:limit], np.arange(10)).all():
+        labels = numbers.astype(np.uint8)
+    elif _LABEL in dataset.schema.names:
+        notes.append(f"note: column {_LABEL!r} is not used: it does not hold a digit, 0 to 9, for each image")
     images = np.rint(upright[0].clip(0.0, 1.0) * 255.0).astype(np.uint8)
     return CleanImages(images, labels, description, tuple(notes), None if len(columns) == 1 else upright[1])
 

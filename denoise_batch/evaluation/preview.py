@@ -242,7 +242,9 @@ def _ranked_by(dataset: Dataset, columns: dict[str, ImageColumn]) -> str | None:
 
 def _told_by_the_model(dataset: Dataset, columns: dict[str, ImageColumn]) -> list[str]:
     """The column in which the model says how good its images are, or none."""
-    name = psnr_column(columns["denoised"].name) if "denoised" in columns else ""
+    if "denoised" not in columns:
+        return []
+    name = psnr_column(columns["denoised"].name)
     return [name] if dataset.has_numbers(name) else []
 
 

@@ -188,6 +188,8 @@ def lowest_rows(
     file, row, value = none, none, np.zeros(0)
     for index, path in enumerate(dataset.files):
         start = 0
+        if not dataset.footers[index].rows:
+            continue  # an empty file may lack the column
         for batch in _batches(path, None, [name]):
             numbers = _floats(batch.column(name))
             there = np.flatnonzero(np.isfinite(numbers))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUCCESS = "_SUCCESS"
+VOUCHING = b"xxh3"
+"""How one of ours begins; others' are empty."""
 FOLDER = "_denoise_batch"
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -70,20 +72,41 @@ def to_text(manifest: dict[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(members) + "\n}\n").encode()
 
 
+class DamagedManifestError(ValueError):
+    """A manifest is not what `infer` writes."""
+
+
 def read_manifest(out: Path | StorePrefix) -> dict[str, Any] | None:
     """The manifest of a finished output of `infer`, or None where `out` is something else.
 
     Raises:
-        ValueError: it is damaged.
+        DamagedManifestError: it is not what `infer` writes.
     """
     if isinstance(out, StorePrefix):
         content = out.read(f"{FOLDER}/{MANIFEST}")
     else:
         path = sidecar(out) / MANIFEST
         content = path.read_bytes() if path.is_file() else None
-    manifest: dict[str, Any] | None = None if content is None else json.loads(content)
-    if not isinstance(manifest, dict | None):
-        raise ValueError("it holds no JSON object")
+    return None if content is None else _parsed(content)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedManifestError(f"it is no JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise DamagedManifestError("it is no JSON object")
+    for name in ("files", "sidecar"):
+        entries = manifest.get(name)
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("path"), str)
+            and isinstance(entry.get("bytes"), int)
+            and isinstance(entry.get("digest"), str)
+            for entry in entries
+        ):
+            raise DamagedManifestError(f"what it says under {name!r} is no list of files")
     return manifest
 
 
@@ -217,7 +240,11 @@ def _faults(files: _Files, beside: str, success: str) -> Iterator[str]:
     if files.read(success) != vouching(content):
         yield f"{files.shown(path)} is not the manifest that {SUCCESS} vouches for"
         return
-    manifest = json.loads(content)
+    try:
+        manifest = _parsed(content)
+    except DamagedManifestError as error:
+        yield f"{files.shown(path)} is damaged: {error}"
+        return
     known = {success, path}
     for prefix, entry in [("", e) for e in manifest["files"]] + [(beside, e) for e in manifest["sidecar"]]:
         if not _stays_below(entry["path"]):

@@ -78,19 +78,26 @@ def _model(folder: Path) -> Inspection:
 
 def _local_output(path: Path, *, verify: bool) -> Inspection | None:
     """An output in a file or folder; None where the path leads to something else."""
-    from denoise_batch.inference.manifest import MANIFEST, SUCCESS, read_manifest, sidecar
+    from denoise_batch.inference.manifest import (
+        MANIFEST,
+        SUCCESS,
+        VOUCHING,
+        DamagedManifestError,
+        read_manifest,
+        sidecar,
+    )
 
     if not path.exists():
         return None
     try:
         content = read_manifest(path)
-    except ValueError as error:
+    except DamagedManifestError as error:
         return _faulty(path, f"the manifest is damaged: {error}")
     if content is not None:
         return _output(path, content, verify=verify)
     # Without this, what is left of an output would pass for a sound folder of Parquet files.
     success = path / SUCCESS
-    if sidecar(path).is_dir() or (success.is_file() and success.read_bytes().startswith(b"xxh3")):
+    if sidecar(path).is_dir() or (success.is_file() and success.read_bytes().startswith(VOUCHING)):
         return _faulty(path, f"{sidecar(path) / MANIFEST} is missing")
     return None
 
@@ -105,20 +112,30 @@ def _store_output(uri: str, *, verify: bool) -> Inspection | None:
     Raises:
         MissingFileError: its run is not finished.
     """
-    from denoise_batch.inference.manifest import IDENTITY, SUCCESS, read_manifest
+    from denoise_batch.inference.manifest import (
+        FOLDER,
+        IDENTITY,
+        MANIFEST,
+        SUCCESS,
+        VOUCHING,
+        DamagedManifestError,
+        read_manifest,
+    )
     from denoise_batch.store_prefix import StorePrefix
 
     filesystem, root = storage.locate(uri)
     store = StorePrefix(uri, filesystem, root.rstrip("/"))
+    success = store.read(SUCCESS)
+    if success is None and store.read(IDENTITY) is not None:
+        raise unfinished(str(store))
     try:
         content = read_manifest(store)
-    except ValueError as error:
+    except DamagedManifestError as error:
         return _faulty(store, f"the manifest is damaged: {error}")
-    if content is not None and store.read(SUCCESS) is not None:
-        return _output(store, content, verify=verify)
-    if store.read(IDENTITY) is not None:
-        raise unfinished(str(store))
-    return None
+    if content is None:
+        vouched = success is not None and success.startswith(VOUCHING)
+        return _faulty(store, f"{store}/{FOLDER}/{MANIFEST} is missing") if vouched else None
+    return _output(store, content, verify=verify) if success else _faulty(store, f"{store}/{SUCCESS} is missing")
 
 
 def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -> Inspection:
@@ -127,10 +144,9 @@ def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -
     problems = manifest.verify(out) if verify else []
     # Lists of every file are for machines, which read the manifest itself.
     facts = {name: len(value) if isinstance(value, list) else value for name, value in content.items()}
-    if content.get("quality") is True and isinstance(out, Path):
-        facts["ranges"] = _ranges(
-            out, [field.name for field in ExtraColumns(quality=True).fields(content["output_column"])]
-        )
+    column = content.get("output_column")
+    if content.get("quality") is True and isinstance(column, str) and isinstance(out, Path):
+        facts["ranges"] = _ranges(out, [field.name for field in ExtraColumns(quality=True).fields(column)])
     facts["manifest"] = manifest.manifest_of(out)
     return Inspection(str(out), Kind.OUTPUT, facts, shortened(problems), verify)
 

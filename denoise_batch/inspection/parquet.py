@@ -41,6 +41,8 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
             ) from error
         if not storage.is_uri(path) and work_folder(Path(path)).is_dir():
             raise unfinished(path) from error
+        if not storage.is_uri(path) and Path(path).with_name(f".{Path(path).name}.training").is_dir():
+            raise unfinished(path, "train") from error
         raise
     found = footers.read_footers([file.path for file in listing.files])
     problems = [

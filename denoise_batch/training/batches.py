@@ -2,7 +2,8 @@
 
 Every worker walks through the same sequence of global batches and takes its share of each, so that a step's gradient
 is the same for any number of workers, dividing the batch or not. The noise of a whole global batch is drawn by every
-worker from a generator that the step seeds; each worker applies its share.
+worker from a generator that the step seeds; each worker applies its share. Images that come with noise of their own
+keep it, but for some.
 """
 
 from __future__ import annotations
@@ -93,12 +94,11 @@ def draw_noise(recipe: NoiseRecipe, batch: Batch, generator: torch.Generator) ->
     return recipe.draw(batch.total, generator, batch.clean.device)[batch.rows].degrade(batch.clean)
 
 
-def noisy_images(batch: Batch, recipe: NoiseRecipe, drawn: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What a step trains on: the batch's own noisy images, a share of them replaced by drawn noise; or drawn noise.
+def noisy_images(batch: Batch, recipe: NoiseRecipe, every: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What a step trains on: the batch's own noisy images, each so many-th replaced by drawn noise; or drawn noise.
 
     Args:
-        drawn: the share of the global batch. It is its first images, whose order is random, so that nothing is drawn in
-            vain.
+        every: of the global batch, so that it does not depend on the workers; 0 for none.
         generator: `noise_generator`'s.
 
     Returns:
@@ -107,13 +107,14 @@ def noisy_images(batch: Batch, recipe: NoiseRecipe, drawn: float, generator: tor
     if batch.noisy is None:
         return draw_noise(recipe, batch, generator)
     level = noise_level(batch.noisy, batch.clean)
-    count = round(drawn * batch.total)
-    rows = slice(min(batch.rows.start, count), min(batch.rows.stop, count))
-    mine = rows.stop - rows.start
-    if mine == 0:
+    if not every or batch.rows.stop // every == batch.rows.start // every:
         return batch.noisy, level
-    noisy, its_level = draw_noise(recipe, Batch(batch.clean[:mine], None, rows, count), generator)
-    return torch.cat([noisy, batch.noisy[mine:]]), torch.cat([its_level, level[mine:]])
+    places = slice((every - 1 - batch.rows.start) % every, None, every)  # in this worker's share
+    numbers = slice(batch.rows.start // every, batch.rows.stop // every)  # among all that are drawn
+    drawn = draw_noise(recipe, Batch(batch.clean[places], None, numbers, batch.total // every), generator)
+    noisy = batch.noisy.clone()
+    noisy[places], level[places] = drawn
+    return noisy, level
 
 
 def to_unit(images: Tensor) -> Tensor:

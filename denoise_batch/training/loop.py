@@ -341,7 +341,14 @@ class _Worker:
 
         config, options = self.config, {"batch": self.recipe.batch, "seed": self.config.seed, "rank": self.rank}
         options["workers"] = self.workers
-        held = partial(Validation, noise=self.noise, device=self.device, rank=self.rank, workers=self.workers)
+        held = partial(
+            Validation,
+            noise=self.noise,
+            drawn_beside=self.recipe.drawn_every > 0,
+            device=self.device,
+            rank=self.rank,
+            workers=self.workers,
+        )
         if config.parquet is not None:
             parquet = config.parquet
             count = min(parquet.rows, config.max_images or parquet.rows)

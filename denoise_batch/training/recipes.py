@@ -75,8 +75,8 @@ class Recipe:
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
         noiseless, clean, gaussian, impulse: shares of the kinds of degradation, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
-        drawn: where the data bring noisy images of their own, the share of each step's images that get drawn noise
-            instead, so that the model does not forget it.
+        drawn_every: where the data bring noisy images of their own, each so many-th image of a step gets drawn noise
+            instead, so that the model does not forget it; 0 for none.
         held_out: training images kept for validation (at most a twelfth), the last of MNIST, runs of rows all over a
             dataset. 0, as the seed has it: all of MNIST is trained on, and validated on its test images; 5,000 of a
             dataset.
@@ -106,7 +106,7 @@ class Recipe:
     gaussian: float = 0.0
     impulse: float = 0.0
     copies: int = 0
-    drawn: float = 0.0
+    drawn_every: int = 0
     held_out: int = 5000
     keep: Keep = Keep.BEST
     patience: int | None = None
@@ -143,7 +143,7 @@ RECIPES: dict[str, Recipe] = {
         clean=0.05,
         gaussian=0.15,
         impulse=0.07,
-        drawn=0.25,
+        drawn_every=4,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(
@@ -185,7 +185,7 @@ class TrainSettings:
         data: Parquet files of clean digits: a file, a folder, a glob or a URI; None trains on MNIST.
         mnist: the folder of MNIST's IDX files; None looks for it, and downloads it.
         column: the column of clean images; None finds it.
-        noisy_column: the column of the same images with the user's own noise; None draws noise.
+        noisy_column: the column of the same images with the user's own noise; None draws all noise.
         polarity: of Parquet data, a value of `images.Polarity`.
         init: a model folder, or the name of a model that ships, whose weights the training starts from, of the recipe's
             network, with a tenth of the recipe's learning rate unless one is given; None starts afresh.
@@ -285,7 +285,8 @@ class TrainSettings:
             )
         if any(value is not None for value in (self.sigma, self.half_range, self.clipped)):
             raise FlagError(
-                "--noisy-column brings its own noise: noise levels have no effect", hint="leave one of the two out"
+                "--noisy-column brings its own noise: no levels can be given beside it",
+                hint="leave one of the two out",
             )
 
 

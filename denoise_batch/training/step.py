@@ -118,7 +118,7 @@ class TrainingStep:
             warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return noisy_images(batch, self._noise, self._recipe.drawn, generator)
+        return noisy_images(batch, self._noise, self._recipe.drawn_every, generator)
 
     def _recordable(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return self._step(batch, *self._noised(batch, generator), self._follow)

@@ -31,6 +31,7 @@ class Validation:
         clean: (n, 28, 28) uint8 or float32, of all workers.
         noisy: the same images with noise of their own, or None: the recipe's is drawn.
         noise: the recipe's.
+        drawn_beside: where there are noisy ones, drawn noise was trained on as well.
         device: where the share goes.
         rank, workers: whose share.
 
@@ -38,7 +39,7 @@ class Validation:
         clean, noisy: (m, 28, 28) float32, this worker's, on the device.
         total: n.
         all_shown: (2 n, 28, 28) float32, on the CPU: the noisy and the clean images of all workers; (3 n, 28, 28) with
-            those of drawn noise, where the noisy ones have their own.
+            those of drawn noise beside the noisy ones.
     """
 
     def __init__(
@@ -47,18 +48,21 @@ class Validation:
         noisy: NDArray[Any] | None,
         *,
         noise: NoiseRecipe,
+        drawn_beside: bool = False,
         device: torch.device,
         rank: int,
         workers: int,
     ) -> None:
         whole = to_unit(torch.from_numpy(np.require(clean, requirements="W")))
-        generator = torch.Generator().manual_seed(_SEED)
-        drawn = torch.cat([noise.apply(part, generator)[0] for part in torch.split(whole, 1000)])
-        noised = drawn if noisy is None else to_unit(torch.from_numpy(noisy))
+        shown = [] if noisy is None else [to_unit(torch.from_numpy(noisy))]
+        if noisy is None or drawn_beside:
+            generator = torch.Generator().manual_seed(_SEED)
+            shown.append(torch.cat([noise.apply(part, generator)[0] for part in torch.split(whole, 1000)]))
+        noised = shown[0]
         rows = share(len(whole), rank, workers)
         self.clean, self.noisy = whole[rows].to(device), noised[rows].to(device)
         self.total = len(whole)
-        self.all_shown = torch.cat([noised, whole] if noisy is None else [noised, drawn, whole])
+        self.all_shown = torch.cat([*shown, whole])
 
     @torch.no_grad()
     def errors(self, network: DenoisingNetwork, bfloat16: bool) -> Tensor:

@@ -246,7 +246,7 @@ def test_streamed_pairs(settings: TrainSettings, tmp_path: Path) -> None:
     assert rows[-1].images == 2 * 1375
     assert rows[-1].loss < rows[0].loss
     assert notes == []
-    assert bundle.model["recipe"]["drawn"] == 0.25
+    assert bundle.model["recipe"]["drawn_every"] == 4
     assert bundle.noise == {"source": "noisy column", "column": "noisy"}
 
 
