@@ -48,6 +48,7 @@ SHOWN = {
     "the seed's mixture": NoiseRecipe(),
     "the same, 8 bits": NoiseRecipe(clipped=1.0),
     "salt and pepper": NoiseRecipe(impulse=1.0),
+    "blur alone, σ = 1": NoiseRecipe((1.0, 1.0), noiseless=1.0),
     "all kinds": NoiseRecipe.from_json({**RECIPE.noise_json(), "sigma": (0.0, 2.0), "half_range": (0.01, 1.5)}),
 }
 

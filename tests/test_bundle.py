@@ -349,8 +349,8 @@ def test_the_card_of_a_model_of_pairs_says_what_was_drawn_beside_them(tmp_path: 
     card = replace(CARD, noise={"source": "noisy column", "column": "scan"}, recipe=recipe)
     save_bundle(tmp_path / "m", build("seed"), card)
     text = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
-    assert "the data's own, column `scan`; in its place for 25% of the images: Gaussian blur, σ from 0 to 2.25" in text
-    assert "15% of the images have Gaussian" in text
+    assert "the data's own, column `scan`; in its place for 25% of the images Gaussian blur, σ from 0 to 2.25" in text
+    assert "15% of these have Gaussian" in text
     assert '"drawn_every": 4' in text
     save_bundle(tmp_path / "n", build("seed"), replace(CARD, recipe=recipe))
     assert '"drawn_every"' not in (tmp_path / "n" / "README.md").read_text(encoding="utf-8")

@@ -140,7 +140,7 @@ def test_accuracy_is_the_share_that_is_read_right(evaluation: Evaluation, images
         (reader.read(noisy.clip(0, 1)) == alike).mean()
     )
     assert (evaluation.clean_accuracy, evaluation.score("i=0", "noisy", "accuracy")) == (None, 1.0)
-    assert "no labels" in format_table(evaluation)
+    assert "Without labels" in format_table(evaluation)
     other = ((alike + np.arange(len(alike)) % 2) % 10).astype(np.uint8)  # every other one is wrong
     labelled = evaluate([], images, labels=other)
     assert labelled.clean_accuracy == labelled.score("i=0", "noisy", "accuracy") == 0.5

@@ -101,10 +101,10 @@ def _training(model: dict[str, Any]) -> str:
         every = _drawn_every(model)
         lines.append(
             f"- Noise: the data's own, column `{noise['column']}`"
-            + (f"; in its place for {1 / every:.0%} of the images: {_drawn(model['recipe'])}" if every else "")
+            + (f"; in its place for {1 / every:.0%} of the images {_drawn(model['recipe'], 'these')}" if every else "")
         )
     elif noise:
-        lines.append(f"- Noise: {_drawn(noise)}")
+        lines.append(f"- Noise: {_drawn(noise, 'the images')}")
     if "init" in data:
         lines.append(f"- Began with the weights {data['init']['sha256'][:12]}…{_before(data['init'])}")
     if "images_trained" in metrics:
@@ -121,12 +121,12 @@ def _training(model: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _drawn(noise: dict[str, Any]) -> str:
+def _drawn(noise: dict[str, Any], images: str) -> str:
     sigma, half_range = noise["sigma"], noise["half_range"]
     return (
         f"Gaussian blur, σ from {sigma[0]:g} to {sigma[1]:g} pixels, then uniform white noise in [−r, r], "
         f"r from {half_range[0]:g} to {half_range[1]:g}"
-        + "".join(f"; {noise[key]:.0%} of the images {said}" for key, said in _KINDS.items() if noise.get(key))
+        + "".join(f"; {noise[key]:.0%} of {images} {said}" for key, said in _KINDS.items() if noise.get(key))
     )
 
 
@@ -148,10 +148,10 @@ def _drawn_every(model: dict[str, Any]) -> int:
 
 def _unmeasured(model: dict[str, Any]) -> str:
     if not _of_pairs(model):
-        return "`denoise-batch evaluate --card` puts a table here: each noise level, beside classical filters."
+        return "`denoise-batch evaluate --model FOLDER --card` puts a table here: each noise level, beside filters."
     return (
-        "`denoise-batch evaluate --data PAIRS --noisy-column COLUMN` measures it on other pairs of its kind, "
-        "`denoise-batch evaluate --card` on drawn noise, and puts that table here."
+        "`denoise-batch evaluate --model FOLDER --data PAIRS --noisy-column COLUMN` measures it on other pairs of its "
+        "kind, `denoise-batch evaluate --model FOLDER --card` on drawn noise, and puts that table here."
     )
 
 

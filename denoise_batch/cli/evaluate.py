@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from denoise_batch.cli.options import Device, Json, MnistFolder, PolarityChoice, Verbose, example
+from denoise_batch.cli.options import Device, Json, MnistFolder, PolarityChoice, Verbose, example, model_folder
 from denoise_batch.console import print_result
 from denoise_batch.errors import FlagError
 from denoise_batch.progress import Progress
@@ -28,7 +28,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             "--model",
-            parser=local_path,
+            parser=model_folder,
             metavar="FOLDER",
             help="Model folder, or bounds-unet or seed, which ship with us; may be given several times. "
             "Default: ./denoise-model, else bounds-unet.",
@@ -70,13 +70,14 @@ def evaluate(
         int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
     ] = 3,
     card: Annotated[
-        bool, typer.Option("--card", help="Make the README.md of each --model anew, with its figures in it.")
+        bool,
+        typer.Option("--card", help="Write the figures into each --model: model.json, and README.md anew."),
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
-    from denoise_batch.bundle import find_bundle
+    from denoise_batch.bundle import find_bundle, shipped_folder
     from denoise_batch.bundle.evaluated import check_card, note_evaluation
     from denoise_batch.listing import list_inputs
 
@@ -90,7 +91,12 @@ def evaluate(
         )
     if figures is not None and figures.exists() and not figures.is_dir():
         raise FlagError(f"--figures {figures} is a file", hint="give a folder")
-    for bundle in bundles if card else ():
+    for bundle, named in zip(bundles, models or (), strict=True) if card else ():
+        if shipped_folder(named):
+            raise FlagError(
+                f"--card: {named} is what ships with us, and its card says what was measured of it",
+                hint=f"copy {bundle.folder}, and evaluate the copy",
+            )
         check_card(bundle)
     if data is not None:
         list_inputs((data,))

@@ -17,10 +17,10 @@ from denoise_batch.cli.options import (
     PolarityChoice,
     Verbose,
     example,
+    model_folder,
 )
 from denoise_batch.console import print_result
 from denoise_batch.progress import Progress, infer_line
-from denoise_batch.storage import local_path
 from denoise_batch.worker_count import parse_workers
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def infer(
         Path | None,
         typer.Option(
             "--model",
-            parser=local_path,
+            parser=model_folder,
             metavar="FOLDER",
             help="Model folder, or bounds-unet or seed: they ship with us. Default: ./denoise-model, else bounds-unet.",
         ),

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from denoise_batch.errors import FlagError
+from denoise_batch.errors import FlagError, ModelError
 from denoise_batch.storage import local_path
 
 Verbose = Annotated[
@@ -48,6 +48,24 @@ PolarityChoice = Annotated[
     ),
 ]
 LayoutChoice = Literal["binary", "list", "tensor", "encoded"]
+
+
+def model_folder(text: str | Path) -> Path:
+    """A model as a flag names it: a folder, or one that ships.
+
+    Raises:
+        FlagError: it is a URI.
+        ModelError: it is written as the path of a folder that is not there, and would be taken for one that ships.
+    """
+    path = local_path(text)
+    if "/" in str(text) and len(path.parts) == 1:
+        from denoise_batch.bundle import shipped_folder
+
+        if shipped_folder(path):
+            raise ModelError(
+                f"model folder {text}: no such file or directory", hint=f"{path} alone is the model that ships with us"
+            )
+    return path
 
 
 def level_range(flag: str, text: str) -> tuple[float, float]:

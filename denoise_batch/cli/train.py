@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from denoise_batch.cli.options import Address, Device, Json, MnistFolder, PolarityChoice, Verbose, example, level_range
+from denoise_batch.cli.options import (
+    Address,
+    Device,
+    Json,
+    MnistFolder,
+    PolarityChoice,
+    Verbose,
+    example,
+    level_range,
+    model_folder,
+)
 from denoise_batch.console import PROGRAM, print_result, session
 from denoise_batch.progress import Progress, training_line
 from denoise_batch.storage import local_path
@@ -49,9 +59,9 @@ def train(
     init: Annotated[
         Path | None,
         typer.Option(
-            parser=local_path,
+            parser=model_folder,
             metavar="FOLDER",
-            help="Start from this model's weights, at a tenth of the recipe's --lr: your own, or bounds-unet, ours.",
+            help="Start from this model's weights, at a tenth of the recipe's --lr: your own, or bounds-unet or seed.",
         ),
     ] = None,
     max_images: Annotated[

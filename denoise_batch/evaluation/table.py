@@ -80,7 +80,7 @@ def format_table(evaluation: Evaluation) -> str:
 
 def _reader_note(evaluation: Evaluation) -> str:
     if evaluation.clean_accuracy is None:
-        return "The images have no labels: right is what the classifier reads in the clean image."
+        return "Without labels, right is what the classifier reads in the clean image."
     text = f"The classifier reads {evaluation.clean_accuracy:.4f} of the clean images right."
     if evaluation.clean_accuracy < 0.5:
         text += " So few: are the labels the digits that the images show?"
