@@ -85,6 +85,21 @@ def test_a_folder_of_parts_a_manifest_and_a_mark(store: FolderStore, source: Pat
         run(source, compression="lz4")
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_describes_an_output_is_missed(store: FolderStore, source: Path, verify: bool) -> None:
+    run(source)
+    folder = store.root / "bucket" / "some" / "denoised"
+    described, success = folder / "_denoise_batch" / "manifest.json", folder / "_SUCCESS"
+    content = described.read_bytes()
+    described.write_bytes(content[:-10])
+    assert "manifest" in inspect(OUT, verify=verify).problems[0]
+    described.unlink()
+    assert inspect(OUT, verify=verify).problems == (f"{OUT}/_denoise_batch/manifest.json is missing",)
+    described.write_bytes(content)
+    success.unlink()
+    assert inspect(OUT, verify=verify).problems == (f"{OUT}/_SUCCESS is missing",)
+
+
 @pytest.mark.usefixtures("store")
 def test_one_file_or_none_in_is_a_folder_too(source: Path, tmp_path: Path) -> None:
     run(source / "000.parquet")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUCCESS = "_SUCCESS"
 VOUCHING = b"xxh3"
-"""How one of ours begins; others' are empty."""
+"""How a `_SUCCESS` of ours begins; those of others are empty."""
 FOLDER = "_denoise_batch"
 MANIFEST = "manifest.json"
 REPORT = "report.json"

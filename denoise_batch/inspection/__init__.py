@@ -135,7 +135,9 @@ def _store_output(uri: str, *, verify: bool) -> Inspection | None:
     if content is None:
         vouched = success is not None and success.startswith(VOUCHING)
         return _faulty(store, f"{store}/{FOLDER}/{MANIFEST} is missing") if vouched else None
-    return _output(store, content, verify=verify) if success else _faulty(store, f"{store}/{SUCCESS} is missing")
+    if success is None:
+        return _faulty(store, f"{store}/{SUCCESS} is missing")
+    return _output(store, content, verify=verify)
 
 
 def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -> Inspection:
