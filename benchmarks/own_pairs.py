@@ -1,6 +1,6 @@
 """What a fine-tuning on a user's own pairs leaves of the rest: by how many images get drawn noise.
 
-    python benchmarks/own_pairs.py                    # 20 minutes on two cores
+    python benchmarks/own_pairs.py                    # 10 minutes on two cores
     python benchmarks/own_pairs.py --every 0 4 --images 100000 --sheet pairs.png
 
 The pairs are MNIST's digits as a poor scan has them, which is no noise that the default recipe draws: smeared sideways,
