@@ -278,8 +278,14 @@ class _Steps:
         def work() -> str:
             bundle = read_bundle(self.out / "model")
             shown = load_clean_images(str(clean), limit=EVALUATED)
-            update = self.progress.update
-            found = evaluate([bundle], shown.images, description=shown.description, device="auto", progress=update)
+            found = evaluate(
+                [bundle],
+                shown.images,
+                labels=shown.labels,
+                description=shown.description,
+                device="auto",
+                progress=self.progress.update,
+            )
             draw_evaluation(found, [bundle], shown.images, figures)
             (self.out / "evaluation.json").write_text(json.dumps(found.to_json(), indent=2), encoding="utf-8")
             self.report.table = format_table(found)

@@ -37,7 +37,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="PARQUET", help="Clean images to degrade: a file, folder or glob. Default: MNIST's test set."
+            metavar="PARQUET",
+            help="Clean images to degrade, a column `label` with them if there is one. Default: MNIST's test set.",
         ),
     ] = None,
     mnist: MnistFolder = None,

@@ -56,6 +56,7 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     text = (here / "demo" / "report.md").read_text(encoding="utf-8")
     for picture in re.findall(r"\]\((.*?\.png)\)", text):
         assert (here / "demo" / picture).stat().st_size > 5_000
+    assert "of the clean images right" in text  # by their labels
     # The commands in the report are the program's own.
     for step in report["steps"]:
         assert step["command"] in text
