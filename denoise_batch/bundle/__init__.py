@@ -309,13 +309,18 @@ def shipped_folder(name: Path) -> Path | None:
     with contextlib.suppress(OSError):  # a name that no folder can have
         if len(name.parts) != 1 or not (folder / MODEL_FILE).is_file() or name.exists() or name.is_symlink():
             return None
-        return None if _is_in_training(name) else folder
+        return None if is_in_training(name) else folder
     return None
 
 
-def _is_in_training(folder: Path) -> bool:
+def training_folder(output: Path) -> Path:
+    """Where `train` keeps a model folder until it is finished."""
+    return output.with_name(f".{output.name}.training")
+
+
+def is_in_training(folder: Path) -> bool:
     """Whether `train` has begun it, and not finished."""
-    return os.path.isdir(folder.with_name(f".{folder.name}.training"))  # noqa: PTH112 (no error for any name)
+    return os.path.isdir(training_folder(folder))  # noqa: PTH112 (no error for any name)
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -331,7 +336,7 @@ def read_bundle(folder: Path) -> Bundle:
         broken = isinstance(error, FileNotFoundError) and folder.is_symlink()
         reason = "is a link to nothing" if broken else (error.strerror or str(error)).lower()
         hint = "train one with `denoise-batch train`, or name another with --model"
-        if _is_in_training(folder):
+        if is_in_training(folder):
             hint = "its training is unfinished: the same `denoise-batch train` command goes on with it"
         raise ModelError(f"model folder {folder}: {reason}", hint=hint) from error
     if not stat.S_ISDIR(kind):

@@ -28,6 +28,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     """Says what a file, a folder or a glob of Parquet is; arguments and errors as in `inspect`."""
     import pyarrow as pa
 
+    from denoise_batch.bundle import is_in_training
     from denoise_batch.inference import footers
     from denoise_batch.inference.run_folder import work_folder
 
@@ -41,7 +42,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
             ) from error
         if not storage.is_uri(path) and work_folder(Path(path)).is_dir():
             raise unfinished(path) from error
-        if not storage.is_uri(path) and Path(path).with_name(f".{Path(path).name}.training").is_dir():
+        if not storage.is_uri(path) and is_in_training(Path(path)):
             raise unfinished(path, "train") from error
         raise
     found = footers.read_footers([file.path for file in listing.files])

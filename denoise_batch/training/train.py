@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, lean_ray, publishing, storage
-from denoise_batch.bundle import Bundle, read_bundle, save_bundle, shipped_folder
+from denoise_batch.bundle import Bundle, read_bundle, save_bundle, shipped_folder, training_folder
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
@@ -95,7 +95,7 @@ def train(
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
     initial = None if settings.init is None else _read_initial(settings.init)
     weights = None if initial is None else _weights(initial, recipe)
-    folder = output.with_name(f".{output.name}.training")
+    folder = training_folder(output)
     with publishing.exclusive(folder):
         _enter(folder, settings, recipe, parquet, initial)
         if not (folder / "finished").exists():
