@@ -3,12 +3,14 @@
     python benchmarks/ablation.py                    # every variant, one after the other: 50 minutes on one core
     python benchmarks/ablation.py --images 1000000 --only "as it is" "AdamW, 0.005"
     python benchmarks/ablation.py --kinds            # one network for each kind of noise, beside one for all
+    python benchmarks/ablation.py --kinds --init denoise_batch/pretrained/bounds-unet
 
 Every variant sees as many images of MNIST's training set, with the seed's noise drawn afresh, its learning rate falling
 to 0 as a cosine, all from one seed. Prints the pooled PSNR of the averaged weights on the last 5,000 training images,
 the same noise for all: over the seed's mixture, and at its six levels; and images/s of training. The model that ships
 comes first. Differences of less than 0.05 dB are not to be trusted. `--kinds` prints for each kind of noise what a
-network reaches that saw nothing else, and what one reaches that saw all kinds in the default recipe's shares.
+network reaches that saw nothing else, and what one reaches that saw all kinds in the default recipe's shares. With
+`--init` all of them go on from that model's weights, at a tenth of the learning rate.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ VARIANTS: dict[str, tuple[Callable[[], BoundsUNet], Recipe]] = {
     "half the channels at 7×7": (lambda: BoundsUNet(deep=32), RECIPE),
     "half the channels at 14×14": (lambda: BoundsUNet(width=16), RECIPE),
     "one more convolution at 7×7": (lambda: BoundsUNet(blocks_in=2), RECIPE),
-    "all images count alike": (BoundsUNet, replace(RECIPE, faint_noise=0.0)),
+    "all images count alike": (BoundsUNet, replace(RECIPE, balance=0.0)),
     ALL: (BoundsUNet, RECIPE),
 }
 
@@ -123,7 +125,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="of the variants")
     parser.add_argument("--batch", type=int, default=RECIPE.batch)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--kinds", action="store_true", help="one network for each kind of noise, and one for all")
+    parser.add_argument(
+        "--kinds", nargs="*", choices=KINDS, help="one network for each of these kinds, and one for all"
+    )
+    parser.add_argument("--init", type=Path, metavar="MODEL", help="with --kinds: begin with this model's weights")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -138,14 +143,8 @@ def main() -> None:
         torch.backends.cudnn.benchmark = True
     all_kinds = NoiseRecipe.from_json(RECIPE.noise_json())
     usual = replace(RECIPE, batch=options.batch)
-    if options.kinds:
-        general, _ = train(_fresh(BoundsUNet), usual, all_kinds, pixels, options.images)
-        print("| noise | trained on it alone | trained on all kinds | difference, dB |")
-        print("|---|---|---|---|")
-        for name, noise in KINDS.items():
-            alone, _ = train(_fresh(BoundsUNet), usual, noise, pixels, options.images)
-            best, found = (psnr(network, held_out, noise) for network in (alone, general))
-            print(f"| {name} | {best:.2f} | {found:.2f} | {found - best:+.2f} |", flush=True)
+    if options.kinds is not None:
+        compare_kinds(options, usual, all_kinds, pixels)
         return
     print("| variant | weights | " + " | ".join(f"{name}, dB" for name in SHOWN) + " | images/s |")
     print("|---|---|" + "---|" * len(SHOWN) + "---|")
@@ -163,6 +162,32 @@ def main() -> None:
             print(
                 f"| {name} | {network.parameter_count():,} | {_levels(network, held_out)} | {rate:,.0f} |", flush=True
             )
+
+
+def compare_kinds(options: argparse.Namespace, recipe: Recipe, all_kinds: NoiseRecipe, pixels: Tensor) -> None:
+    """Prints a line for each kind of noise."""
+
+    def begun() -> BoundsUNet:
+        return _fresh(BoundsUNet) if options.init is None else _model(options.init)
+
+    if options.init is not None:
+        recipe = replace(recipe, learning_rate=recipe.learning_rate / 10.0)
+    general, _ = train(begun(), recipe, all_kinds, pixels, options.images)
+    before = "" if options.init is None else " before |"
+    print(f"| noise |{before} trained on it alone | trained on all kinds | difference, dB |")
+    print("|---|---|---|---|" + ("---|" if before else ""))
+    held_out = pixels[-HELD_OUT:].float() / 255
+    for name in options.kinds or KINDS:
+        alone, _ = train(begun(), recipe, KINDS[name], pixels, options.images)
+        networks = [alone, general] if options.init is None else [begun().to(pixels.device), alone, general]
+        found = [psnr(network, held_out, KINDS[name]) for network in networks]
+        print(f"| {name} | {' | '.join(f'{each:.2f}' for each in found)} | {found[-1] - found[-2]:+.2f} |", flush=True)
+
+
+def _model(folder: Path) -> BoundsUNet:
+    network = bundle.read_bundle(folder).load()
+    assert isinstance(network, BoundsUNet), folder
+    return network.requires_grad_(True).train()
 
 
 def _fresh(make: Callable[[], BoundsUNet]) -> BoundsUNet:

@@ -4,8 +4,10 @@
 
 The first table is of one process with one thread (or one GPU): milliseconds of drawing the noise, of the forward pass
 with its losses, of the backward pass, of the optimiser, of the moving average; and of averaging the gradient of two
-processes on this machine by gloo, which a training on several workers does besides. The second is of whole trainings of
-so many minutes: images/s as their `history.csv` has them, once the first epoch is over.
+processes on this machine by gloo, which a training on several workers does besides. On a GPU Python asks for these
+parts one by one, which takes longer than computing them, so a second table has whole steps as they are trained,
+recorded as CUDA graphs, and the noise's part of them. The last is of whole trainings of so many minutes: images/s as
+their `history.csv` has them, once the first epoch is over.
 """
 
 from __future__ import annotations
@@ -19,22 +21,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
 from denoise_batch import models
 from denoise_batch.bundle.history import read_history
+from denoise_batch.cuda_pass import undisturbed
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.training.batches import Batch, draw_noise
 from denoise_batch.training.objective import cross_entropy, heads_loss, weight_of
 from denoise_batch.training.optimisation import make_optimiser
 from denoise_batch.training.recipes import RECIPES
+from denoise_batch.training.step import TrainingStep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 RECIPE = RECIPES["default"]
@@ -62,6 +70,13 @@ def main() -> None:
     print(f"| all, of {RECIPE.batch} images | {total:.1f} | {1e3 * RECIPE.batch / total:,.0f} images/s |")
     if options.device == "cpu":
         print(f"| averaging over two workers, besides | {averaging(models.build(RECIPE.architecture)):.1f} | |")
+    else:
+        print("\n| recorded step of | ms | images/s | its noise alone, ms | share |\n|---|---|---|---|---|")
+        for batch in (RECIPE.batch, 1024, 2048, 4096):
+            step, noise = recorded(pixels, batch)
+            print(f"| {batch:,} images | {step:.2f} | {1e3 * batch / step:,.0f} | {noise:.2f} | {noise / step:.1%} |")
+    if not options.workers:
+        return
     print("\n| workers | images/s | against the first |\n|---|---|---|")
     first = 0.0
     for workers in options.workers:
@@ -87,7 +102,9 @@ def split(pixels: Tensor, device: torch.device) -> dict[str, float]:
         clock.note("noise")
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             outputs = network.outputs(noisy[:, None])
-        loss = (cross_entropy(outputs.logits.float(), clean[:, None]) * weight_of(level, RECIPE.faint_noise)).mean()
+        loss = (
+            cross_entropy(outputs.logits.float(), clean[:, None]) * weight_of(outputs.quality, RECIPE.balance)
+        ).mean()
         loss = loss + heads_loss(outputs, noisy[:, None], clean[:, None], level)
         clock.note("forward pass and losses")
         loss.backward()
@@ -101,6 +118,41 @@ def split(pixels: Tensor, device: torch.device) -> dict[str, float]:
         for name, seconds in clock.parts.items():
             took.setdefault(name, []).append(seconds)
     return {name: 1e3 * statistics.median(seconds[WARM_UP:]) for name, seconds in took.items()}
+
+
+def recorded(pixels: Tensor, batch: int) -> tuple[float, float]:
+    """Milliseconds of a step as a training takes it on a GPU, and of a graph that draws and adds its noise alone."""
+    torch.manual_seed(0)
+    recipe, device = replace(RECIPE, batch=batch), pixels.device
+    network = models.build(recipe.architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step = TrainingStep(network, copy.deepcopy(network), make_optimiser(recipe, network), recipe, seed=0, workers=1)
+    whole = Batch(pixels[:batch].float() / 255, None, slice(0, batch), batch)
+    noise, random = NoiseRecipe.from_json(recipe.noise_json()), torch.Generator(device)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    graph.register_generator_state(random)
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True  # as a training has it
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            draw_noise(noise, whole, random)
+        with undisturbed(), torch.cuda.graph(graph, stream=stream):
+            kept = draw_noise(noise, whole, random)
+        took = _milliseconds(lambda number: step(whole, recipe.learning_rate, number))
+        alone = _milliseconds(lambda _: graph.replay())
+    del kept
+    return took, alone
+
+
+def _milliseconds(run: Callable[[int], Any]) -> float:
+    """Of one run, the median of ten times twenty, after warming up."""
+    took: list[float] = []
+    for turn in range(12):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for number in range(20):
+            run(20 * turn + number)
+        torch.cuda.synchronize()
+        took.append((time.perf_counter() - begun) / 20)
+    return 1e3 * statistics.median(took[2:])
 
 
 class _Clock:

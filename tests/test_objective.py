@@ -16,12 +16,14 @@ def test_cross_entropy_is_each_images_own() -> None:
     torch.testing.assert_close(cross_entropy(logits, clean), torch.stack(alone))
 
 
-def test_faint_noise_counts_more_and_the_same_alone_as_in_company() -> None:
-    level = torch.tensor([0.0, 0.05, 0.5, 1.0])
-    weight = weight_of(level, 0.5)
-    assert weight.tolist() == pytest.approx([6**0.5, 2.0, 1.0, (0.6 / 1.1) ** 0.5])
-    assert torch.equal(weight_of(level[2:], 0.5), weight[2:])  # whatever share of a batch a worker has
-    assert weight_of(level, 0.0).tolist() == [1.0] * 4
+def test_images_count_by_the_psnr_that_is_expected_of_them() -> None:
+    quality = torch.tensor([[20.0, 0.3], [15.0, 0.9], [26.0, 0.0], [45.0, 0.0], [3.0, 1.0]]).requires_grad_()
+    weight = weight_of(quality, 0.5)
+    assert isinstance(weight, torch.Tensor)
+    assert weight.tolist() == pytest.approx([1.0, 10**-0.25, 10**0.3, 10**0.5, 10**-0.5])
+    assert not weight.requires_grad
+    assert torch.equal(weight_of(quality[2:], 0.5), weight[2:])  # type: ignore[arg-type]  # whatever share of a batch
+    assert weight_of(quality, 0.0) == weight_of(None, 0.5) == 1.0
 
 
 def test_the_best_answer_about_quality_is_the_truth_and_moves_no_pixel() -> None:

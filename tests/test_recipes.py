@@ -23,7 +23,7 @@ def test_the_seed_recipe_to_the_letter() -> None:
     assert (seed.batch, seed.epochs, seed.copies, seed.held_out, seed.drawn_every) == (256, 500, 4, 0, 0)
     assert (seed.sigma, seed.half_range, seed.clipped) == ((0.0, 2.0), (0.01, 1.5), 0.0)
     assert (seed.schedule, seed.warm_up, seed.average, seed.patience) == (Schedule.CONSTANT, 0, 0.0, None)
-    assert (seed.keep, seed.precision, seed.faint_noise) == (Keep.LAST, Precision.FLOAT32, 0.0)
+    assert (seed.keep, seed.precision, seed.balance) == (Keep.LAST, Precision.FLOAT32, 0.0)
 
 
 def test_settings_replace_the_recipes() -> None:

@@ -112,9 +112,6 @@ def _training(model: dict[str, Any]) -> str:
             f"- {metrics['images_trained']:,} images in {metrics['seconds']:,.0f} s, "
             f"{metrics['workers']} worker(s) on {metrics['device']}"
         )
-    if "heads" in data:
-        heads = data["heads"]
-        lines.append(f"- Its heads, afterwards, on {heads['images']:,} images more: `{heads['script']}`")
     if model["command"]:
         lines.append(f"- Command: `{model['command']}`")
     lines.append(f"- Versions: {_pairs(model['versions'])}")

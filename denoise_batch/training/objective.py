@@ -48,13 +48,24 @@ def cross_entropy(logits: Tensor, clean: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, clean, reduction="none").mean(dim=(1, 2, 3))
 
 
-def weight_of(level: Tensor, exponent: float) -> Tensor:
-    """What images count in a training: (n,) noise levels → (n,), 1 at level 0.5, more below.
+def weight_of(quality: Tensor | None, exponent: float) -> Tensor | float:
+    """What images count in a training, by the PSNR that the network expects of its own: 1 at 20 dB.
 
     The error that heavy noise leaves is a hundred times that of faint noise, so that an unweighted sum hardly looks at
-    the latter. A weight that hangs on the noise alone does not change which answer is best.
+    the latter; nor at salt and pepper or blur, of which little is left. At an exponent of 1 all errors count by how
+    large they are relative to what is expected, as decibels do. The network expects by what it is given alone, and a
+    weight that hangs on this does not change which answer is best.
+
+    Args:
+        quality: (n, 2), as `Outputs` has it; no gradient goes to it. None counts all alike.
+
+    Returns:
+        (n,), from 10^-exponent (at 10 dB) to 10^exponent (at 30 dB), or 1.
     """
-    return ((level + 0.1) / 0.6) ** -exponent
+    if quality is None or not exponent:
+        return 1.0
+    weight: Tensor = 10.0 ** (exponent * (quality[:, 0].detach() / 10.0 - 2.0).clamp(-1.0, 1.0))
+    return weight
 
 
 def gate_loss(trust: Tensor, noisy: Tensor, made: Tensor, truth: Tensor) -> Tensor:

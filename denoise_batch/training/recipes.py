@@ -69,7 +69,8 @@ class Recipe:
         minutes: train for so long, whatever that makes of epochs; the schedule then follows the clock. None follows
             `epochs`.
         average: decay of the exponential moving average of the weights, which is validated and kept; 0 for none.
-        faint_noise: exponent by which faintly noised images count more, `objective.weight_of`; 0 counts all alike.
+        balance: exponent by which images count more that less error is expected of, `objective.weight_of`; 0 counts
+            all alike.
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
@@ -97,7 +98,7 @@ class Recipe:
     warm_up: int = 0
     batch: int = 256
     average: float = 0.0
-    faint_noise: float = 0.0
+    balance: float = 0.0
     sigma: tuple[float, float] = (0.0, 2.0)
     half_range: tuple[float, float] = (0.01, 1.5)
     clipped: float = 0.0
@@ -133,7 +134,7 @@ RECIPES: dict[str, Recipe] = {
         warm_up=200,
         epochs=40,
         average=0.998,
-        faint_noise=0.25,
+        balance=0.75,
         # A little beyond the seed's, so that its two heaviest levels are not far from what was seen.
         sigma=(0.0, 2.25),
         half_range=(0.01, 1.8),

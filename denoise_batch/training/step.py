@@ -131,7 +131,7 @@ class TrainingStep:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
             outputs = self._trained(noisy[:, None])
         losses = cross_entropy(outputs.logits.float(), clean[:, None])
-        objective = (losses * weight_of(level, self._recipe.faint_noise)).mean()
+        objective = (losses * weight_of(outputs.quality, self._recipe.balance)).mean()
         objective = objective + heads_loss(outputs, noisy[:, None], clean[:, None], level)
         # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
         (objective * (rows * self._workers / batch.total)).backward()
