@@ -117,7 +117,9 @@ def training_line(now: TrainProgress) -> tuple[str, float]:
         parts.append(f"{now.psnr:.2f} dB")
     if now.images_per_second:
         parts.append(f"{now.images_per_second:,.0f} images/s")
-    if now.seconds_left is not None:
+    if now.trained:
+        parts.append("finishing the model")
+    elif now.seconds_left is not None:
         parts.append(f"{duration(now.seconds_left)} left")
     return ", ".join(parts), now.images / now.total_images if now.total_images else 0.0
 

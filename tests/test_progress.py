@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from denoise_batch.inference.report import InferProgress
 from denoise_batch.progress import Progress, duration, infer_line, training_line
@@ -72,6 +73,11 @@ def test_a_closed_stream_does_not_stop_a_job() -> None:
 def test_lines_for_training_and_denoising() -> None:
     now = TrainProgress(2, 10, 500, 1000, 0.1234, 17.5, 17.5, 1234.5, 75.0, 1, "cpu")
     assert training_line(now) == ("train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, 1 min 15 s left", 0.5)
+    over = replace(now, epoch=10, images=1000, trained=True)
+    assert training_line(over) == (
+        "train: epoch 10/10, loss 0.1234, 17.50 dB, 1,234 images/s, finishing the model",
+        1.0,
+    )
     first = TrainProgress(1, None, 0, None, None, None, None, 0.0, None, 1, "cpu")
     assert training_line(first) == ("train: epoch 1", 0.0)
     infer = InferProgress("denoising", 1, 4, 250, 1000, 3, 2000.0, 4.0)

@@ -171,6 +171,7 @@ class _Worker:
             kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
             load_weights(self.network, kept)
             torch.backends.cudnn.allow_tf32 = False  # this wants float32
+            self._show_progress(self.state.epoch, None, 0, trained=True)
             try:
                 self.network.prepare_int8(self.validation.all_shown[:, None].to(self.device))
             except RuntimeError as error:  # for want of memory, most likely: the model is whole without
@@ -299,7 +300,7 @@ class _Worker:
                 if tag not in ("epoch", "images") and value is not None:
                     self.writer.add_scalar(tag, value, drawn.epoch)
 
-    def _show_progress(self, epoch: int, loss_sum: Tensor | None, seen: int) -> None:
+    def _show_progress(self, epoch: int, loss_sum: Tensor | None, seen: int, *, trained: bool = False) -> None:
         now = time.monotonic()
         if self.rank != 0 or (loss_sum is not None and now - self.progress_at < _PROGRESS_SECONDS):
             return
@@ -330,6 +331,7 @@ class _Worker:
             seconds_left=left,
             workers=self.workers,
             device=self.state.device,
+            trained=trained,
         )
         temporary = self.folder / f".{PROGRESS_FILE}"
         temporary.write_text(json.dumps(shown.to_json()), encoding="utf-8")

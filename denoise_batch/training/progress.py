@@ -22,6 +22,7 @@ class TrainProgress:
         seconds_left: estimate, or None where there is none yet.
         workers: training processes.
         device: `cpu` or the GPU's name.
+        trained: whether all epochs are over: what 8-bit integers stand for is chosen then.
     """
 
     epoch: int
@@ -35,6 +36,7 @@ class TrainProgress:
     seconds_left: float | None
     workers: int
     device: str
+    trained: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

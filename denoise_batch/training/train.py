@@ -332,10 +332,7 @@ def _fit(
                 raise watch.verdict from stopped
             raise Interrupted("stopped by Ctrl-C", hint="run the same command again to go on from here") from stopped
         except ray.train.ControllerError as error:
-            raise JobFailed(
-                f"Ray cannot start {fewest} workers of {place.resources}: {str(error).strip().splitlines()[-1]}",
-                hint="lower --workers; -v shows Ray's log",
-            ) from error
+            raise _not_started(error, place) from error
         except ray.train.TrainingFailedError as error:
             raise left_failure(folder) or JobFailed(
                 f"the training's workers failed {MAX_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}",
@@ -344,6 +341,20 @@ def _fit(
     failure = left_failure(folder)
     if failure is not None:
         raise failure
+
+
+def _not_started(error: Exception, place: Place) -> JobFailed:
+    text = str(error).strip() or type(error).__name__
+    last = text.splitlines()[-1]
+    if "ModuleNotFoundError" in text or "ImportError" in text:
+        return JobFailed(
+            f"the training's workers cannot import what they need: {last}",
+            hint="every machine needs this package and what it needs, in the same versions; -v shows Ray's log",
+        )
+    return JobFailed(
+        f"Ray cannot start {place.workers[0]} workers of {place.resources}: {last}",
+        hint="lower --workers; -v shows Ray's log",
+    )
 
 
 @contextlib.contextmanager
