@@ -250,7 +250,7 @@ def test_integers_change_little_and_only_what_was_measured() -> None:
         assert 0.0 < error < 0.03
         off = (rounded.quality - exact.quality).abs()
         assert float(off[:, 0].median()) < 0.3  # where an image is just kept or just not, several decibels
-        assert float(off[:, 0].mean()) < 0.5
+        assert float(off[:, 0].mean()) < 0.7
         assert float(off[:, 1].mean()) < 0.02
         assert torch.equal(network(noisy), rounded.clean)
         network.largest *= 0.7  # values beyond what was measured are cut off; they do not come round to 0
