@@ -3,7 +3,7 @@
     python benchmarks/ablation.py                    # every variant, one after the other: 50 minutes on one core
     python benchmarks/ablation.py --images 1000000 --only "as it is" "AdamW, 0.005"
     python benchmarks/ablation.py --kinds            # one network for each kind of noise, beside one for all
-    python benchmarks/ablation.py --kinds --init denoise_batch/pretrained/bounds-unet
+    python benchmarks/ablation.py --kinds "blur alone" --init bounds-unet
 
 Every variant sees as many images of MNIST's training set, with the seed's noise drawn afresh, its learning rate falling
 to 0 as a cosine, all from one seed. Prints the pooled PSNR of the averaged weights on the last 5,000 training images,
@@ -130,6 +130,10 @@ def main() -> None:
     )
     parser.add_argument("--init", type=Path, metavar="MODEL", help="with --kinds: begin with this model's weights")
     options = parser.parse_args()
+    if options.kinds is None and options.init is not None:
+        parser.error("--init is for --kinds")
+    if options.kinds is not None and options.only is not None:
+        parser.error("--only is of the variants, --kinds compares others")
     torch.set_num_threads(1)
     keep_freed_memory()
     pixels = torch.from_numpy(load_mnist(find_mnist(options.mnist), Split.TRAIN)[0].copy()).to(options.device)
@@ -185,8 +189,9 @@ def compare_kinds(options: argparse.Namespace, recipe: Recipe, all_kinds: NoiseR
 
 
 def _model(folder: Path) -> BoundsUNet:
-    network = bundle.read_bundle(folder).load()
-    assert isinstance(network, BoundsUNet), folder
+    network = bundle.read_bundle(bundle.shipped_folder(folder) or folder).load()
+    if not isinstance(network, BoundsUNet):
+        raise SystemExit(f"--init {folder}: its network is no bounds-unet")
     return network.requires_grad_(True).train()
 
 

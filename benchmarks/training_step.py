@@ -61,6 +61,8 @@ def main() -> None:
     keep_freed_memory()
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} × {platform.processor() or platform.machine()}\n")
     pixels = torch.from_numpy(load_mnist(folder, Split.TRAIN)[0].copy()).to(options.device)
+    # As a training has it, and before the first convolution: cuDNN keeps what it chose.
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
     parts = split(pixels, torch.device(options.device))
     total = sum(parts.values())
     print("| part of a step | ms | share |")
@@ -129,8 +131,8 @@ def recorded(pixels: Tensor, batch: int) -> tuple[float, float]:
     whole = Batch(pixels[:batch].float() / 255, None, slice(0, batch), batch)
     noise, random = NoiseRecipe.from_json(recipe.noise_json()), torch.Generator(device)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
     graph.register_generator_state(random)
-    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True  # as a training has it
     with torch.cuda.stream(stream):
         for _ in range(2):
             draw_noise(noise, whole, random)

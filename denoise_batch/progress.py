@@ -121,7 +121,8 @@ def training_line(now: TrainProgress) -> tuple[str, float]:
         parts.append("finishing the model")
     elif now.seconds_left is not None:
         parts.append(f"{duration(now.seconds_left)} left")
-    return ", ".join(parts), now.images / now.total_images if now.total_images else 0.0
+    share = now.images / now.total_images if now.total_images else 0.0
+    return ", ".join(parts), 1.0 if now.trained else share  # which a training that stops early does not come to
 
 
 def duration(seconds: float) -> str:

@@ -30,6 +30,7 @@ from denoise_batch.training.batches import (
     share,
     to_unit,
 )
+from denoise_batch.training.objective import cross_entropy
 from denoise_batch.training.optimisation import make_optimiser
 from denoise_batch.training.recipes import RECIPES
 from denoise_batch.training.step import TrainingStep
@@ -156,6 +157,25 @@ def test_integers_are_chosen_on_all_that_was_trained_on() -> None:
     beside = Validation(pixels, own, drawn_beside=True, **place)
     assert bool_rows(beside.all_shown) == [True] * 20 + [False] * 40
     assert bool_rows(beside.noisy) == [True] * 20
+
+
+def test_validation_sums_up_over_workers_what_a_network_makes() -> None:
+    torch.manual_seed(0)
+    network = build("bounds-unet", {"width": 8, "deep": 8, "bottleneck": 4}).eval()
+    pixels = digits(20).reshape(-1, 28, 28)
+    place: Any = {"noise": NoiseRecipe(), "device": torch.device("cpu"), "workers": 2}
+    halves = [Validation(pixels, None, rank=rank, **place) for rank in (0, 1)]
+    loss, noisy, clean, quality, psnr = sum(half.errors(network, bfloat16=False) for half in halves).tolist()  # type: ignore[union-attr]
+    shown, truth = (torch.cat([getattr(half, name) for half in halves])[:, None] for name in ("noisy", "clean"))
+    with torch.no_grad():
+        made, kept = network.outputs(shown), network(truth)
+        errors = (made.clean - truth).square().mean(dim=(1, 2, 3))
+        assert made.quality is not None
+        assert loss == pytest.approx(float(cross_entropy(made.logits, truth).sum()), rel=1e-5)
+        assert noisy == pytest.approx(float(errors.sum()), rel=1e-5)
+        assert clean == pytest.approx(20 * float((kept - truth).square().mean()), rel=1e-5)
+        assert psnr == pytest.approx(float(-10 * errors.log10().sum()), rel=1e-5)
+        assert quality == pytest.approx(float((made.quality[:, 0] + 10 * errors.log10()).square().sum()), rel=1e-4)
 
 
 def test_noise_has_the_recipes_levels() -> None:

@@ -21,6 +21,7 @@ from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, find_bundle, read_b
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.models import build
+from denoise_batch.training.card import _beginning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -365,3 +366,27 @@ def test_the_card_names_every_kind_of_noise_and_how_sure_it_is(tmp_path: Path) -
     assert "blurred only" not in text
     assert "another kind than these" in text
     assert "off by 1.37 dB" in text
+
+
+def test_the_card_tells_of_each_training_that_weights_went_through(tmp_path: Path) -> None:
+    first = {"sha256": "a" * 64, "command": "train one", "images_trained": 1000, "seconds": 2.0}
+    second = {"sha256": "b" * 64, "command": "", "images_trained": 0, "seconds": 0, "init": first}
+    save_bundle(tmp_path / "m", build("seed"), replace(CARD, data={"source": "MNIST", "init": second}))
+    card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
+    assert (
+        "- Began with the weights bbbbbbbbbbbb…\n- These began with the weights aaaaaaaaaaaa…, of a training of 1,000"
+        in card
+    )
+    assert "in 2 s: `train one`\n" in card
+
+
+def test_what_a_foreign_folder_says_of_its_weights_is_kept_as_far_as_it_is_what_it_should_be() -> None:
+    told: dict[str, Any] = {"sha256": None, "command": ["x"], "images_trained": "many", "init": "nothing"}
+    nothing = {"sha256": "", "command": "['x']", "images_trained": 0, "seconds": 0}
+    assert _beginning(told) == nothing
+    for _ in range(20):
+        told = {**told, "init": told}
+    found, depth = _beginning(told), 1
+    while "init" in found:
+        found, depth = found["init"], depth + 1
+    assert (found, depth) == (nothing, 8)

@@ -12,7 +12,7 @@ from denoise_batch import publishing
 from denoise_batch.errors import JobFailed, ResourceExhausted
 from denoise_batch.training.failure import has_failed, leave_failure, left_failure, make_room
 from denoise_batch.training.place import Place
-from denoise_batch.training.train import _not_started
+from denoise_batch.training.train import _failed, _not_started
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,23 +39,20 @@ def test_an_error_is_left_and_forgotten(tmp_path: Path, monkeypatch: pytest.Monk
     assert left_failure(tmp_path) is None
 
 
+PLACE = Place((2, 2), False, 0.875, 1, 2)
+NO_MODULE = "in the worker\nModuleNotFoundError: No module named 'x'\n\nSee the log."
+
+
 @pytest.mark.parametrize(
-    ("said", "message", "hint"),
+    ("shown", "message", "hint"),
     [
-        (
-            "Training failed:\nValueError: no room",
-            "Ray cannot start 2 workers of .*: ValueError: no room",
-            "lower --workers",
-        ),
-        (
-            "in the worker\nModuleNotFoundError: No module named 'x'",
-            "cannot import .*: ModuleNotFoundError.*'x'",
-            "same versions",
-        ),
-        ("", "Ray cannot start 2 workers of .*: RuntimeError", "lower --workers"),
+        (_not_started(RuntimeError("so:\nno room"), PLACE), "Ray cannot start 2 workers of .*: no room", "lower"),
+        (_not_started(RuntimeError(NO_MODULE), PLACE), "cannot import .*: ModuleNotFoundError.* 'x'$", "same versions"),
+        (_not_started(RuntimeError(), PLACE), "Ray cannot start 2 workers of .*: RuntimeError", "lower"),
+        (_failed(RuntimeError("so:\nit died")), "workers failed 6 times: it died", "same command again"),
+        (_failed(RuntimeError(NO_MODULE)), "cannot import .*: ModuleNotFoundError.* 'x'$", "same versions"),
     ],
 )
-def test_workers_that_cannot_start_say_why(said: str, message: str, hint: str) -> None:
-    error = _not_started(RuntimeError(said), Place((2, 2), False, 0.875, 1, 2))
-    assert re.search(message, error.message)
-    assert hint in error.hint
+def test_workers_that_cannot_start_or_go_on_say_why(shown: JobFailed, message: str, hint: str) -> None:
+    assert re.search(message, shown.message)
+    assert hint in shown.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def _rows(count: int) -> list[EpochRow]:
     return [
-        EpochRow(e, 60 * e, 0.5 / e, 0.4 / e, 10 + e / 10, 11 + e / 10, 1e-3, 1000.5, 2.0 * e, 1.5 / e)
+        EpochRow(e, 60 * e, 0.5 / e, 0.4 / e, 10 + e / 10, 11 + e / 10, 1e-3, 1000.5, 2.0 * e, 1.5 / e, 12 + e / 10)
         for e in range(1, count + 1)
     ]
 
@@ -34,9 +35,16 @@ def test_networks_that_predict_no_quality_leave_it_empty(tmp_path: Path) -> None
     row = EpochRow(1, 60, 0.5, 0.4, 10.0, 11.0, 1e-3, 1000.5, 2.0)
     (tmp_path / "h.csv").write_text(history_csv([row]))
     assert read_history(tmp_path / "h.csv") == [row]
-    before = "\n".join(line.rpartition(",")[0] for line in (tmp_path / "h.csv").read_text().splitlines())
-    (tmp_path / "h.csv").write_text(before + "\n")  # as histories were before there was the column
+    before = "\n".join(line.rsplit(",", 2)[0] for line in (tmp_path / "h.csv").read_text().splitlines())
+    (tmp_path / "h.csv").write_text(before + "\n")  # as histories were before there were the columns
     assert read_history(tmp_path / "h.csv") == [row]
+
+
+def test_epochs_are_compared_by_all_images_alike() -> None:
+    """Where that is known: heavy noise decides a pooled PSNR."""
+    row = EpochRow(1, 60, 0.5, 0.4, 10.0, 11.0, 1e-3, 1000.5, 2.0)
+    assert row.score == 10.0
+    assert replace(row, val_mean_psnr=14.0).score == 14.0
 
 
 def test_another_csv_is_refused(tmp_path: Path) -> None:

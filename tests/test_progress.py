@@ -73,9 +73,9 @@ def test_a_closed_stream_does_not_stop_a_job() -> None:
 def test_lines_for_training_and_denoising() -> None:
     now = TrainProgress(2, 10, 500, 1000, 0.1234, 17.5, 17.5, 1234.5, 75.0, 1, "cpu")
     assert training_line(now) == ("train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, 1 min 15 s left", 0.5)
-    over = replace(now, epoch=10, images=1000, trained=True)
+    over = replace(now, trained=True)  # its patience ended it
     assert training_line(over) == (
-        "train: epoch 10/10, loss 0.1234, 17.50 dB, 1,234 images/s, finishing the model",
+        "train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, finishing the model",
         1.0,
     )
     first = TrainProgress(1, None, 0, None, None, None, None, 0.0, None, 1, "cpu")

@@ -33,6 +33,12 @@ def test_settings_replace_the_recipes() -> None:
     assert SETTINGS.resolve() == RECIPES["default"]
 
 
+def test_networks_that_expect_nothing_of_their_images_weigh_none() -> None:
+    other = replace(SETTINGS, architecture="seed").resolve()
+    assert (other.balance, RECIPES["default"].balance) == (0.0, 0.75)
+    assert replace(SETTINGS, architecture="bounds-unet").resolve() == RECIPES["default"]
+
+
 def test_from_a_models_weights_the_rate_is_a_tenth() -> None:
     assert replace(SETTINGS, init=Path("m")).resolve().learning_rate == pytest.approx(5e-4)
     assert replace(SETTINGS, init=Path("m"), learning_rate=0.5).resolve().learning_rate == 0.5

@@ -105,8 +105,10 @@ def _training(model: dict[str, Any]) -> str:
         )
     elif noise:
         lines.append(f"- Noise: {_drawn(noise, 'the images')}")
-    if "init" in data:
-        lines.append(f"- Began with the weights {data['init']['sha256'][:12]}…{_before(data['init'])}")
+    began, which = data.get("init"), "Began"
+    while began:
+        lines.append(f"- {which} with the weights {began['sha256'][:12]}…{_before(began)}")
+        began, which = began.get("init"), "These began"
     if "images_trained" in metrics:
         lines.append(
             f"- {metrics['images_trained']:,} images in {metrics['seconds']:,.0f} s, "

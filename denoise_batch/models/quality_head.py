@@ -1,6 +1,7 @@
 """How good a network takes its own image to be: a small head on what it has computed anyway.
 
-It is trained on the error that the image then has. No gradient goes back from it, so that it changes no pixel.
+It is trained on the error that the image then has, and no gradient goes back from it. In a training it says what each
+image counts (`objective.weight_of`); of a finished model it changes no pixel.
 """
 
 from __future__ import annotations

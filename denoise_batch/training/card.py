@@ -30,12 +30,12 @@ def card_of(
     """
     rows = state.history
     kept = rows[state.best_epoch - 1] if recipe.keep == "best" else rows[-1]
-    data = {"source": "MNIST"} if parquet is None else parquet.identity()
+    data: dict[str, Any] = {"source": "MNIST"} if parquet is None else parquet.identity()
     if initial is not None:
-        # Nobody has checked what a foreign folder says of itself.
-        found = {name: initial.metrics.get(name) for name in ("images_trained", "seconds")}
-        trained = {name: value if isinstance(value, int | float) else 0 for name, value in found.items()}
-        data |= {"init": {"sha256": initial.sha256, "command": str(initial.model.get("command", "")), **trained}}
+        its_data = initial.model.get("data")
+        before = its_data.get("init") if isinstance(its_data, dict) else None
+        told = {**initial.metrics, "sha256": initial.sha256, "command": initial.model.get("command"), "init": before}
+        data["init"] = _beginning(told)
     return BundleCard(
         architecture=recipe.architecture,
         parameters=parameters,
@@ -59,3 +59,22 @@ def card_of(
         },
         history=tuple(rows),
     )
+
+
+_MOST_BEGINNINGS = 8
+
+
+def _beginning(told: dict[str, Any], most: int = _MOST_BEGINNINGS) -> dict[str, Any]:
+    """What is recorded of weights that a training began with, and of those that their own training began with.
+
+    Args:
+        told: the same as a foreign folder has it, which nobody has checked.
+        most: of the weights, one before the other, that are recorded.
+    """
+    record: dict[str, Any] = {name: str(told.get(name) or "") for name in ("sha256", "command")}
+    for name in ("images_trained", "seconds"):
+        value = told.get(name)
+        record[name] = value if isinstance(value, int | float) else 0
+    if isinstance(told.get("init"), dict) and most > 1:
+        record["init"] = _beginning(told["init"], most - 1)
+    return record

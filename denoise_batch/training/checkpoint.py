@@ -43,7 +43,7 @@ class TrainingState:
         epoch: epochs done.
         step: steps done.
         history: a row for each epoch.
-        best_epoch: the epoch with the best validation PSNR on noisy images; 0 before the first.
+        best_epoch: the one with the best `EpochRow.score`; 0 before the first.
         stopped_early: whether the recipe's patience has run out.
         workers, device: where the last epoch ran; the device is `cpu` or a GPU's name.
     """
@@ -57,8 +57,9 @@ class TrainingState:
     device: str = ""
 
     @property
-    def best_psnr(self) -> float | None:
-        return self.history[self.best_epoch - 1].val_psnr_noisy if self.best_epoch else None
+    def best(self) -> EpochRow | None:
+        """The best epoch's row."""
+        return self.history[self.best_epoch - 1] if self.best_epoch else None
 
 
 def weights_of(module: nn.Module) -> Weights:

@@ -237,7 +237,7 @@ class _Worker:
         sums = torch.cat([torch.stack([loss_sum]), self.validation.errors(self.average or self.network, self.bfloat16)])
         if self.workers > 1:
             distributed.all_reduce(sums)
-        loss, val_loss, noisy_error, clean_error, quality_error = sums.tolist()
+        loss, val_loss, noisy_error, clean_error, quality_error, psnr = sums.tolist()
         count = self.validation.total
         row = EpochRow(
             epoch=epoch,
@@ -250,6 +250,7 @@ class _Worker:
             images_per_second=total / training_seconds,
             seconds=self._seconds(),
             val_quality_error=math.sqrt(quality_error / count) if self.network.has_quality else None,
+            val_mean_psnr=psnr / count,
         )
         if not all(map(math.isfinite, (row.loss, row.val_loss))):
             raise JobFailed(f"the training diverged in epoch {epoch}: the loss is not finite", hint="lower --lr")
@@ -257,10 +258,10 @@ class _Worker:
 
     def _finish_epoch(self, row: EpochRow) -> None:
         state = self.state
-        best = state.best_psnr
+        best = state.best
         state.history.append(row)
         state.epoch = row.epoch
-        if best is None or row.val_psnr_noisy > best:
+        if best is None or row.score > best.score:
             state.best_epoch = row.epoch
             self.best = weights_of(self.average or self.network)
         patience = self.recipe.patience
@@ -318,7 +319,7 @@ class _Worker:
             # At first the clock tells nothing.
             total = round(images / min(self.time_share, 1.0)) if self.time_share > 0.002 else None
             left = 60.0 * minutes * max(0.0, 1.0 - self.time_share)
-        last = self.state.history[-1] if self.state.history else None
+        last, best = self.state.history[-1] if self.state.history else None, self.state.best
         shown = TrainProgress(
             epoch=epoch,
             epochs=None if total is None else -(-total // self.batches.images),
@@ -326,7 +327,7 @@ class _Worker:
             total_images=total,
             loss=float(loss_sum) / seen if loss_sum is not None and seen else (last.loss if last else None),
             psnr=last.val_psnr_noisy if last else None,
-            best_psnr=self.state.best_psnr,
+            best_psnr=best.val_psnr_noisy if best else None,
             images_per_second=self.images_here / elapsed if elapsed > 0 else 0.0,
             seconds_left=left,
             workers=self.workers,

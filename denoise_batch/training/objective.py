@@ -52,12 +52,16 @@ def weight_of(quality: Tensor | None, exponent: float) -> Tensor | float:
     """What images count in a training, by the PSNR that the network expects of its own: 1 at 20 dB.
 
     The error that heavy noise leaves is a hundred times that of faint noise, so that an unweighted sum hardly looks at
-    the latter; nor at salt and pepper or blur, of which little is left. At an exponent of 1 all errors count by how
-    large they are relative to what is expected, as decibels do. The network expects by what it is given alone, and a
-    weight that hangs on this does not change which answer is best.
+    the latter; nor at salt and pepper or blur, of which little is left. At an exponent of 1 errors count roughly by how
+    large they are relative to what is expected, as decibels do.
+
+    What is expected hangs on the noisy image alone and gets no gradient, so that a weight, right or wrong, does not
+    change which answer to an image is best; it says which images a network is to be good at that cannot be good at all.
+    It moves with the weights, and what goes well counts more than before: its bounds end that.
 
     Args:
-        quality: (n, 2), as `Outputs` has it; no gradient goes to it. None counts all alike.
+        quality: (n, 2), as `Outputs` has it; no gradient goes to it. It is about the image that comes out, after what
+            is let through (`input_gate`), which differs beyond the upper bound alone. None counts all alike.
 
     Returns:
         (n,), from 10^-exponent (at 10 dB) to 10^exponent (at 30 dB), or 1.

@@ -17,7 +17,7 @@ class TrainProgress:
         total_images: of the whole training, or None as well.
         loss: mean over the running epoch so far, or None before its first step.
         psnr: the last validation PSNR on noisy images, in dB, or None before the first.
-        best_psnr: the best so far, or None.
+        best_psnr: the best epoch's so far, or None.
         images_per_second: of the running attempt, or 0 before its first step.
         seconds_left: estimate, or None where there is none yet.
         workers: training processes.

@@ -35,7 +35,7 @@ class Schedule(StrEnum):
 
 
 class Keep(StrEnum):
-    """Which epoch's weights become the model: the best validation PSNR on noisy images, or the last epoch."""
+    """Which epoch's weights become the model: the best mean PSNR of noisy validation images, or the last epoch."""
 
     BEST = "best"
     LAST = "last"
@@ -70,7 +70,7 @@ class Recipe:
             `epochs`.
         average: decay of the exponential moving average of the weights, which is validated and kept; 0 for none.
         balance: exponent by which images count more that less error is expected of, `objective.weight_of`; 0 counts
-            all alike.
+            all alike, as networks do that expect nothing.
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
@@ -140,10 +140,10 @@ RECIPES: dict[str, Recipe] = {
         half_range=(0.01, 1.8),
         # Mostly the seed's noise; enough of every other kind that the network knows it when it sees it.
         clipped=0.25,
-        noiseless=0.06,
+        noiseless=0.12,
         clean=0.05,
         gaussian=0.15,
-        impulse=0.07,
+        impulse=0.13,
         drawn_every=4,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
@@ -264,7 +264,7 @@ class TrainSettings:
         self._check_data_flags()
         given = {name: getattr(self, name) for name in _REPLACE if getattr(self, name) is not None}
         if self.architecture is not None and self.architecture != RECIPES[self.recipe].architecture:
-            given["parameters"] = {}
+            given |= {"parameters": {}, "balance": 0.0}  # of the others none says how good its images are
         if self.init is not None and self.learning_rate is None:
             given["learning_rate"] = RECIPES[self.recipe].learning_rate / 10.0  # or the first steps would undo it
         if self.noisy_column is not None:

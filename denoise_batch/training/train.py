@@ -334,27 +334,38 @@ def _fit(
         except ray.train.ControllerError as error:
             raise _not_started(error, place) from error
         except ray.train.TrainingFailedError as error:
-            raise left_failure(folder) or JobFailed(
-                f"the training's workers failed {MAX_FAILURES + 1} times: {str(error).strip().splitlines()[-1]}",
-                hint="run the same command again to go on from the last checkpoint; -v shows the workers' log",
-            ) from error
+            raise left_failure(folder) or _failed(error) from error
     failure = left_failure(folder)
     if failure is not None:
         raise failure
 
 
 def _not_started(error: Exception, place: Place) -> JobFailed:
-    text = str(error).strip() or type(error).__name__
-    last = text.splitlines()[-1]
-    if "ModuleNotFoundError" in text or "ImportError" in text:
-        return JobFailed(
-            f"the training's workers cannot import what they need: {last}",
-            hint="every machine needs this package and what it needs, in the same versions; -v shows Ray's log",
-        )
-    return JobFailed(
-        f"Ray cannot start {place.workers[0]} workers of {place.resources}: {last}",
+    return _import_failed(error) or JobFailed(
+        f"Ray cannot start {place.workers[0]} workers of {place.resources}: {_lines(error)[-1]}",
         hint="lower --workers; -v shows Ray's log",
     )
+
+
+def _failed(error: Exception) -> JobFailed:
+    return _import_failed(error) or JobFailed(
+        f"the training's workers failed {MAX_FAILURES + 1} times: {_lines(error)[-1]}",
+        hint="run the same command again to go on from the last checkpoint; -v shows the workers' log",
+    )
+
+
+def _import_failed(error: Exception) -> JobFailed | None:
+    said = [line for line in _lines(error) if "ModuleNotFoundError" in line or "ImportError" in line]
+    if not said:
+        return None
+    return JobFailed(
+        f"the training's workers cannot import what they need: {said[-1].strip()}",
+        hint="every machine needs this package and what it needs, in the same versions; -v shows Ray's log",
+    )
+
+
+def _lines(error: Exception) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]
 
 
 @contextlib.contextmanager

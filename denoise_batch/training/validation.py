@@ -66,19 +66,21 @@ class Validation:
 
     @torch.no_grad()
     def errors(self, network: DenoisingNetwork, bfloat16: bool) -> Tensor:
-        """Sums over this worker's images, (4,) float64: loss, squared error on noisy ones, squared error on clean ones,
-        squared error in dB of the PSNR predicted of noisy ones."""
+        """Sums over this worker's images, (5,) float64: loss, squared error on noisy ones, squared error on clean ones,
+        squared error in dB of the PSNR predicted of noisy ones, and their true PSNR."""
         outputs_of, device = AllOutputs(network), self.clean.device
-        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        sums = torch.zeros(5, dtype=torch.float64, device=device)
         batch = _GPU_BATCH if device.type == "cuda" else _BATCH
         for start in range(0, len(self.clean), batch):
             clean = self.clean[start : start + batch, None]
             for place, shown in ((1, self.noisy[start : start + batch, None]), (2, clean)):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                     outputs = outputs_of(shown)
-                if place == 1 and outputs.quality is not None:
-                    sums[3] += (outputs.quality[:, 0] - psnr_of(outputs.clean, clean)).square().sum()
                 if place == 1:
+                    psnr = psnr_of(outputs.clean, clean)
                     sums[0] += cross_entropy(outputs.logits.float(), clean).sum()
+                    sums[4] += psnr.sum()
+                    if outputs.quality is not None:
+                        sums[3] += (outputs.quality[:, 0] - psnr).square().sum()
                 sums[place] += functional.mse_loss(outputs.clean, clean) * len(clean)
         return sums
