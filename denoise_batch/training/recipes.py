@@ -140,10 +140,10 @@ RECIPES: dict[str, Recipe] = {
         half_range=(0.01, 1.8),
         # Mostly the seed's noise; enough of every other kind that the network knows it when it sees it.
         clipped=0.25,
-        noiseless=0.12,
+        noiseless=0.06,
         clean=0.05,
         gaussian=0.15,
-        impulse=0.13,
+        impulse=0.07,
         drawn_every=4,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
