@@ -56,7 +56,7 @@ def weight_of(quality: Tensor | None, exponent: float) -> Tensor | float:
     large they are relative to what is expected, as decibels do.
 
     What is expected hangs on the noisy image alone and gets no gradient, so that a weight, right or wrong, does not
-    change which answer to an image is best; it says which images a network is to be good at that cannot be good at all.
+    change which answer to an image is best; it says what a network is to be good at that cannot be good at everything.
     It moves with the weights, and what goes well counts more than before: its bounds end that.
 
     Args:
