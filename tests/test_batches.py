@@ -29,6 +29,7 @@ from denoise_batch.training.batches import (
     seed_of,
     share,
     to_unit,
+    with_blanks,
 )
 from denoise_batch.training.objective import cross_entropy
 from denoise_batch.training.optimisation import make_optimiser
@@ -157,6 +158,31 @@ def test_integers_are_chosen_on_all_that_was_trained_on() -> None:
     beside = Validation(pixels, own, drawn_beside=True, **place)
     assert bool_rows(beside.all_shown) == [True] * 20 + [False] * 40
     assert bool_rows(beside.noisy) == [True] * 20
+    blank = Validation(pixels.astype(np.float32), None, blank_every=8, **place)
+    assert [not bool(image.any()) for image in blank.clean] == [i % 8 == 7 for i in range(20)]
+    assert blank.noisy[7].any()
+    assert Validation(pixels, own, blank_every=8, **place).clean.flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_some_images_are_empty_the_same_ones_for_any_workers(workers: int) -> None:
+    clean = torch.ones((20, 28, 28))
+    parts = [share(20, rank, workers) for rank in range(workers)]
+    made = torch.cat([with_blanks(Batch(clean[rows], None, rows, 20), 8, 4).clean for rows in parts])
+    assert [not bool(image.any()) for image in made] == [i % 8 == 7 for i in range(20)]
+    assert clean.all()
+    # Of pairs those alone that get drawn noise in place of their own.
+    own = torch.cat([with_blanks(Batch(clean[rows], clean[rows], rows, 20), 8, 4).clean for rows in parts])
+    assert torch.equal(own, made)
+    for blank_every, drawn_every in ((8, 0), (8, 3), (0, 4)):
+        batch = Batch(clean, clean, slice(0, 20), 20)
+        assert with_blanks(batch, blank_every, drawn_every) is batch
+
+
+def test_the_default_recipes_empty_images_are_among_those_with_drawn_noise() -> None:
+    recipe = RECIPES["default"]
+    assert recipe.blank_every % recipe.drawn_every == 0
+    assert RECIPES["seed"].blank_every == 0
 
 
 def test_validation_sums_up_over_workers_what_a_network_makes() -> None:

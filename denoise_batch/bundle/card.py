@@ -105,6 +105,8 @@ def _training(model: dict[str, Any]) -> str:
         )
     elif noise:
         lines.append(f"- Noise: {_drawn(noise, 'the images')}")
+    if every := int((model["recipe"] or {}).get("blank_every", 0)):
+        lines.append(f"- One image in {every} is empty before its noise is drawn")
     began, which = data.get("init"), "Began"
     while began:
         lines.append(f"- {which} with the weights {began['sha256'][:12]}…{_before(began)}")

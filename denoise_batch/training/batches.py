@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -115,6 +115,22 @@ def noisy_images(batch: Batch, recipe: NoiseRecipe, every: int, generator: torch
     noisy = batch.noisy.clone()
     noisy[places], level[places] = drawn
     return noisy, level
+
+
+def with_blanks(batch: Batch, every: int, drawn_every: int) -> Batch:
+    """The batch with each so many-th image empty, as cells of forms are: no digit, so that none is made of its noise.
+
+    Of images that come with noise of their own, those that get drawn noise instead can be empty.
+
+    Args:
+        every: of the global batch, so that it does not depend on the workers; 0 for none.
+        drawn_every: as `noisy_images` has it.
+    """
+    if not every or (batch.noisy is not None and (not drawn_every or every % drawn_every)):
+        return batch
+    clean = batch.clean.clone()
+    clean[(every - 1 - batch.rows.start) % every :: every] = 0.0
+    return replace(batch, clean=clean)
 
 
 def to_unit(images: Tensor) -> Tensor:

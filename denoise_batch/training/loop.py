@@ -348,6 +348,7 @@ class _Worker:
             Validation,
             noise=self.noise,
             drawn_beside=self.recipe.drawn_every > 0,
+            blank_every=self.recipe.blank_every,
             device=self.device,
             rank=self.rank,
             workers=self.workers,

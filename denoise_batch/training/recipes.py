@@ -78,6 +78,8 @@ class Recipe:
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
         drawn_every: where the data bring noisy images of their own, each so many-th image of a step gets drawn noise
             instead, so that the model does not forget it; 0 for none.
+        blank_every: each so many-th image of a step is empty, no digit, before its noise is drawn; 0 for none. Beside
+            pairs a multiple of `drawn_every`.
         held_out: training images kept for validation (at most a twelfth), the last of MNIST, runs of rows all over a
             dataset. 0, as the seed has it: all of MNIST is trained on, and validated on its test images; 5,000 of a
             dataset.
@@ -108,6 +110,7 @@ class Recipe:
     impulse: float = 0.0
     copies: int = 0
     drawn_every: int = 0
+    blank_every: int = 0
     held_out: int = 5000
     keep: Keep = Keep.BEST
     patience: int | None = None
@@ -145,6 +148,7 @@ RECIPES: dict[str, Recipe] = {
         gaussian=0.15,
         impulse=0.07,
         drawn_every=4,
+        blank_every=52,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(

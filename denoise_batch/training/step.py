@@ -20,7 +20,7 @@ from torch import nn
 
 from denoise_batch.cuda_pass import end_of_recording, undisturbed
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.training.batches import noise_generator, noisy_images
+from denoise_batch.training.batches import noise_generator, noisy_images, with_blanks
 from denoise_batch.training.objective import AllOutputs, cross_entropy, heads_loss, weight_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class TrainingStep:
             for group in self._optimiser.param_groups:
                 group["lr"] = rate
             generator = noise_generator(self._seed, number, self._device)
-            return self._step(batch, *self._noised(batch, generator), follow)
+            return self._step(*self._noised(batch, generator), follow)
         self._rate.fill_(rate)
         self._follow.fill_(follow)
         if batch.total in self._recorded:
@@ -117,11 +117,13 @@ class TrainingStep:
             end_of_recording(self._device, self._pool)
             warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
-    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return noisy_images(batch, self._noise, self._recipe.drawn_every, generator)
+    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
+        """The batch, its noisy images, and their noise levels."""
+        batch = with_blanks(batch, self._recipe.blank_every, self._recipe.drawn_every)
+        return batch, *noisy_images(batch, self._noise, self._recipe.drawn_every, generator)
 
     def _recordable(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self._step(batch, *self._noised(batch, generator), self._follow)
+        return self._step(*self._noised(batch, generator), self._follow)
 
     def _step(self, batch: Batch, noisy: Tensor, level: Tensor, follow: float | Tensor) -> Tensor:
         rows, clean = batch.rows.stop - batch.rows.start, batch.clean

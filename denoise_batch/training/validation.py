@@ -32,6 +32,7 @@ class Validation:
         noisy: the same images with noise of their own, or None: the recipe's is drawn.
         noise: the recipe's.
         drawn_beside: where there are noisy ones, drawn noise was trained on as well.
+        blank_every: where noise is drawn, each so many-th image is empty before it, as in training; 0 for none.
         device: where the share goes.
         rank, workers: whose share.
 
@@ -49,11 +50,15 @@ class Validation:
         *,
         noise: NoiseRecipe,
         drawn_beside: bool = False,
+        blank_every: int = 0,
         device: torch.device,
         rank: int,
         workers: int,
     ) -> None:
         whole = to_unit(torch.from_numpy(np.require(clean, requirements="W")))
+        if noisy is None and blank_every:
+            whole = whole.clone()  # the caller's may be the same memory
+            whole[blank_every - 1 :: blank_every] = 0.0
         shown = [] if noisy is None else [to_unit(torch.from_numpy(noisy))]
         if noisy is None or drawn_beside:
             generator = torch.Generator().manual_seed(_SEED)
