@@ -33,31 +33,34 @@ pytestmark = pytest.mark.timeout(240)
 UNITS, ROWS, POISON = 16, 1500, 5
 WAIT_S = 100.0
 
-# One attempt, and once Ray has noticed the lost node (15 s later) no long wait for another: it would cost the test its
-# seconds again. Ray Data looks for new machines every 20 s; where the file appears, it looks at once.
+# One attempt, and once Ray has noticed the lost node (15 s later, and then the other file is there) no long wait for
+# another: it would cost the test its seconds again. Ray Data looks for new machines every 20 s; where the first file
+# appears, it looks at once.
 _INFER = """
 import contextlib, pathlib, sys, threading, time
 from denoise_batch import capacity, cli
 from denoise_batch.inference import infer
 
-def look_at_once(joined):
+def look_at_once(joined, lost):
     import ray
     while not joined.exists():
         time.sleep(0.2)
-    looked = False
+    looked, before = False, capacity.lost_nodes()
     while not looked or infer.NODE_LOSS_SECONDS > 1:
         time.sleep(0.2)
         with contextlib.suppress(Exception):
-            if capacity.lost_nodes():
+            if capacity.lost_nodes() - before:
                 infer.NODE_LOSS_SECONDS = 1.0
+                lost.touch()
             if not looked:
                 coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
                 ray.get(coordinator.get_reserved_resources.remote("test", recompute=True))
                 looked = True
 
 infer.ATTEMPTS = 1
-threading.Thread(target=look_at_once, args=(pathlib.Path(sys.argv[1]),), daemon=True).start()
-sys.exit(cli.run(sys.argv[2:]))
+files = [pathlib.Path(name) for name in sys.argv[1:3]]
+threading.Thread(target=look_at_once, args=files, daemon=True).start()
+sys.exit(cli.run(sys.argv[3:]))
 """
 
 
@@ -123,7 +126,7 @@ def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
 ) -> None:
     while len(nodes.raylets) < 2:
         nodes.tell("add")
-    source, out, joined = tmp_path / "in", tmp_path / "out", tmp_path / "joined"
+    source, out, joined, lost = (tmp_path / name for name in ("in", "out", "joined", "lost"))
     source.mkdir()
     for number in range(UNITS):
         ids = pa.array(range(number * ROWS, (number + 1) * ROWS))
@@ -133,7 +136,7 @@ def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
     poison = threading.Thread(target=_kill_whoever_takes, args=(POISON, nodes, staging, over, deaths))
     poison.start()
     try:
-        with _running([sys.executable, "-c", _INFER, str(joined), *command]) as process:
+        with _running([sys.executable, "-c", _INFER, str(joined), str(lost), *command]) as process:
             _until(process, lambda: len({parent(pid) for pid in actors(nodes.session)}) == 3, "actors on three nodes")
             assert all(
                 b"MALLOC_ARENA_MAX=1\0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in actors(nodes.session)
@@ -141,25 +144,36 @@ def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
             _until(process, lambda: _committed(out), "a receipt")
             known, asleep = set(nodes.raylets), set[int]()
 
-            def hold() -> list[int]:
-                """The new node's actors. All others stand still, so that there is work left for these.
+            def fresh() -> list[int]:
+                """The new node's actors."""
+                return [pid for pid in actors(nodes.session) if parent(pid) in set(nodes.raylets) - known]
+
+            def hold() -> None:
+                """All other actors stand still, so that there is work left for the new node's.
 
                 One that the poison has just killed starts anew, and would do all that is left by itself.
                 """
-                fresh = set(nodes.raylets) - known
-                others = [pid for pid in actors(nodes.session) if parent(pid) not in fresh]
+                others = set(actors(nodes.session)) - set(fresh())
                 asleep.update(pid for pid in others if kill(pid, signal.SIGSTOP))
-                return [pid for pid in actors(nodes.session) if parent(pid) in fresh]
+
+            def until(what: Callable[[], Any], named: str) -> None:
+                def look() -> Any:
+                    hold()
+                    return what()
+
+                _until(process, look, named)
 
             try:
                 hold()
                 nodes.tell("add")
                 joined.touch()
-                _until(process, hold, "the new node's actor")
+                until(fresh, "the new node's actor")
                 done = _committed(out)
-                _until(process, lambda: hold() and _committed(out) > done, "a receipt of its")
+                until(lambda: _committed(out) > done, "a receipt of its")
                 # Last: what is given to a lost node, until Ray has noticed, comes back for the wave after this one.
                 nodes.tell(f"kill {next(raylet for raylet in nodes.victims() if raylet in known)}")
+                # Or what was on it would be charged for its end, where Ray is slow to notice.
+                until(lost.exists, "Ray's notice of the lost node")
             finally:
                 for pid in asleep:
                     kill(pid, signal.SIGCONT)
