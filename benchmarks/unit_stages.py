@@ -1,8 +1,8 @@
 """What a unit costs beside its forward pass, by stage: how many rows a second a machine's cores could give at most.
 
-    python benchmarks/unit_stages.py [--rows 131072] [--compression none zstd] [--chunk 4096 16384]
+    python benchmarks/unit_stages.py [--rows 131072] [--layout binary] [--compression none zstd] [--chunk 4096 16384]
 
-A unit of drawn digits with the seed's noise, `binary`, goes through `denoise_unit` in one process, with a model that
+A unit of drawn digits with the seed's noise goes through `denoise_unit` in one process, with a model that
 costs nothing: it gives back what a model made of these very digits before. Prints µs a row: processor time in all, wall
 time in all and by stage (stages overlap), the best of a few. One core's rows/s are those of processor time, and so many
 cores give so many times that, at most.
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pipelines import column_of
 
 from denoise_batch import bundle
 from denoise_batch.denoiser import Denoiser
@@ -40,6 +41,7 @@ CORES = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=131_072)
+    parser.add_argument("--layout", default="binary", choices=("binary", "list", "encoded"))
     parser.add_argument("--compression", nargs="*", default=["none", "zstd"], choices=("none", "snappy", "lz4", "zstd"))
     parser.add_argument(
         "--chunk", type=int, nargs="*", default=[None], help="rows at a time; default: what is built in"
@@ -50,7 +52,8 @@ def main() -> None:
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
     noisy, denoised = digits()
-    print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}; {options.rows:,} rows\n")
+    machine = platform.processor() or platform.machine()
+    print(f"{time.strftime('%Y-%m-%d')}, {machine}; {options.rows:,} rows, {options.layout}\n")
     stages = ("read", "decode", "forward", "encode", "write", "verify")
     print(f"| compression | chunk | processor | wall | {' | '.join(stages)} | {CORES} cores, rows/s |")
     print("|---|---|---|---|" + "---|" * len(stages) + "---|")
@@ -77,9 +80,9 @@ def measured(
     """µs a row of one unit."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder, "in.parquet")
-        pixels = np.resize(noisy, (options.rows, 784))
-        image = pa.Array.from_buffers(pa.binary(784), len(pixels), [None, pa.py_buffer(pixels)])
-        table = pa.table({"label": np.arange(len(pixels)), "image": image})
+        images = column_of(noisy, options.layout)
+        image = pa.concat_arrays([images] * -(-options.rows // len(images)))[: options.rows]
+        table = pa.table({"label": np.arange(options.rows), "image": image})
         pq.write_table(table, path, compression=compression, use_dictionary=["label"], row_group_size=65_536)
         plan = make_plan(list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
         output = output_column(plan.column, "denoised")

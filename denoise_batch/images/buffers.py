@@ -1,6 +1,6 @@
 """Arrow arrays of images ⇄ NumPy arrays of pixels, by whole buffers: offsets, validity, slices and chunks minded.
 
-Only PNG and JPEG go row by row. Which column it is, and what its values mean, is in `images`.
+Only JPEGs, and PNGs of rare kinds, go row by row. Which column it is, and what its values mean, is in `images`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image, encode_png
+from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image
 from denoise_batch.images.layouts import PIXELS, SHAPES, SIDE, ImageColumn, Layout, is_variable_binary
 from denoise_batch.images.plain import plain
+from denoise_batch.images.png import decode_plain_pngs, encode_pngs
 
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.uint8]
@@ -248,8 +249,10 @@ def _decode_images(array: pa.Array, bad: Codes) -> Pixels:
     if pa.types.is_struct(array.type):
         array = array.field("bytes")
         _mark(bad, ~_valid(array), BadReason.NULL)
-    pixels = np.zeros((len(array), PIXELS), np.uint8)
-    for row in np.flatnonzero(bad == 0):
+    offsets = _offsets(array)
+    starts, ends = offsets[:-1], np.where(bad == 0, offsets[1:], offsets[:-1])
+    pixels, done = decode_plain_pngs(np.frombuffer(array.buffers()[2] or b"", np.uint8), starts, ends)
+    for row in np.flatnonzero((bad == 0) & ~done):
         try:
             pixels[row] = decode_image(array[row].as_buffer()).reshape(-1)
         except WrongImageSize:
@@ -293,7 +296,7 @@ def encode(pixels: Pixels, bad: Bools | Codes | None, column: ImageColumn) -> pa
 
 def _build(numbers: Pixels, good: Bools | None, type_: pa.DataType) -> pa.Array:
     """An array whose rows are `numbers`' rows, null where not good, put together from buffers."""
-    count = len(numbers)
+    count, width = numbers.shape
     validity = None if good is None else pa.py_buffer(np.packbits(good, bitorder="little"))
     fixed = pa.types.is_fixed_size_list(type_)
     if fixed or pa.types.is_fixed_size_binary(type_):
@@ -303,7 +306,7 @@ def _build(numbers: Pixels, good: Bools | None, type_: pa.DataType) -> pa.Array:
         if fixed:
             return pa.Array.from_buffers(type_, count, [validity], children=[_children(numbers, type_)])
         return pa.Array.from_buffers(type_, count, [validity, pa.py_buffer(numbers)])
-    width = SIDE if _is_nested(type_) else PIXELS
+    width = SIDE if _is_nested(type_) else width
     if good is not None:
         numbers = numbers[good]
     offsets = np.zeros(count + 1, np.int64)
@@ -341,14 +344,12 @@ def _offset_buffer(offsets: NDArray[np.int64], type_: pa.DataType) -> pa.Buffer:
 
 
 def _build_encoded(numbers: NDArray[np.uint8], good: Bools | None, type_: pa.DataType) -> pa.Array:
-    images: list[bytes | None] = list(encode_png(numbers))
-    if good is not None:
-        images = [image if kept else None for image, kept in zip(images, good, strict=True)]
-    if not pa.types.is_struct(type_):
-        return pa.array(images, type_)
-    children = [
-        pa.array(images, child.type) if child.name == "bytes" else pa.nulls(len(images), child.type) for child in type_
-    ]
+    """An array of PNGs, plain or in a struct of which only `bytes` is filled."""
+    struct = pa.types.is_struct(type_)
+    images = _build(encode_pngs(numbers), good, type_.field("bytes").type if struct else type_)
+    if not struct:
+        return images
+    children = [images if child.name == "bytes" else pa.nulls(len(images), child.type) for child in type_]
     return pa.StructArray.from_arrays(children, fields=list(type_), mask=None if good is None else pa.array(~good))
 
 

@@ -1,21 +1,19 @@
-"""PNG and JPEG bytes ⇄ 28×28 grey pixels, one image at a time. Damaged and hostile bytes are expected here."""
+"""PNG and JPEG bytes → 28×28 grey pixels, one image at a time. Damaged and hostile bytes are expected here."""
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from denoise_batch.images.layouts import PIXELS, SIDE
+from denoise_batch.images.png import SIGNATURE
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 
@@ -32,7 +30,7 @@ def looks_encoded(data: bytes) -> bool:
     """Whether the bytes begin as a PNG or a JPEG does."""
     # 784 raw pixels may begin as a JPEG does (white, slightly less, white); they do not also end as one.
     raw = len(data) == PIXELS and not data.endswith(_JPEG_END)
-    return data.startswith(_PNG) or (data.startswith(_JPEG) and not raw)
+    return data.startswith(SIGNATURE) or (data.startswith(_JPEG) and not raw)
 
 
 def decode_image(data: pa.Buffer | bytes) -> NDArray[np.uint8]:
@@ -62,16 +60,3 @@ def decode_image(data: pa.Buffer | bytes) -> NDArray[np.uint8]:
     except Exception as error:  # pillow raises SyntaxError, struct.error, ValueError and more on damaged data
         raise UndecodableImage(str(error)) from error
     raise WrongImageSize(f"{width}×{height}")
-
-
-def encode_png(images: NDArray[np.uint8]) -> list[bytes]:
-    """Pack (n, 784) uint8 as grey PNGs: written directly, since pillow's start-up dominates for images this small."""
-    head = _PNG + _chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0))
-    tail = _chunk(b"IEND", b"")
-    lines = np.zeros((len(images), SIDE, 1 + SIDE), np.uint8)  # each line begins with its filter: 0, none
-    lines[:, :, 1:] = images.reshape(-1, SIDE, SIDE)
-    return [head + _chunk(b"IDAT", zlib.compress(image.tobytes(), 1)) + tail for image in lines]
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,0 +1,168 @@
+"""PNGs of many digits at once: what pillow makes of each alone, or nothing."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from denoise_batch.digits import draw_digits
+from denoise_batch.images import Layout, decode, encode, image_column
+from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image
+from denoise_batch.images.png import decode_plain_pngs, encode_pngs
+
+GREY = struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(lines: bytes, *, head: bytes = GREY, between: bytes = b"", level: int = 6) -> bytes:
+    """A PNG of these lines, each with its filter in front."""
+    packed = chunk(b"IDAT", zlib.compress(lines, level))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + between + packed + chunk(b"IEND", b"")
+
+
+def filtered(image: np.ndarray, kinds: list[int]) -> bytes:
+    """(28, 28) uint8 as lines, by the words of PNG's specification."""
+    lines = bytearray()
+    at = lambda y, x: int(image[y, x]) if x >= 0 and y >= 0 else 0  # noqa: E731
+    for y, kind in enumerate(kinds):
+        lines.append(kind)
+        for x in range(28):
+            left, up, corner = at(y, x - 1), at(y - 1, x), at(y - 1, x - 1)
+            nearest = min((left, up, corner), key=lambda value: abs(left + up - corner - value))
+            foretold = (0, left, up, (left + up) // 2, nearest)[kind]
+            lines.append((at(y, x) - foretold) % 256)
+    return bytes(lines)
+
+
+def unpacked(*images: bytes) -> tuple[np.ndarray, np.ndarray]:
+    ends = np.cumsum([len(image) for image in images])
+    data = np.frombuffer(b"".join(images), np.uint8)
+    return decode_plain_pngs(data, ends - [len(image) for image in images], ends)
+
+
+def alone(image: bytes) -> Any:
+    try:
+        return decode_image(image).reshape(-1)
+    except (UndecodableImage, WrongImageSize):
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 4), min_size=28, max_size=28)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_every_filter_is_undone(drawn: list[tuple[int, list[int]]]) -> None:
+    images = [np.random.default_rng(seed).integers(0, 256, (28, 28), np.uint8) for seed, _ in drawn]
+    packed = [png(filtered(image, kinds)) for image, (_, kinds) in zip(images, drawn, strict=True)]
+    pixels, done = unpacked(*packed)
+    assert done.all()
+    assert np.array_equal(pixels, np.array(images).reshape(-1, 784))
+    assert np.array_equal(alone(packed[0]), pixels[0])
+
+
+def test_what_pillow_writes(digits: Any) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    images, written = [*digits[0][:200].reshape(-1, 28, 28), *noisy], list[bytes]()
+    for image in images:
+        for options in ({}, {"optimize": True}, {"compress_level": 0}):
+            out = io.BytesIO()
+            Image.fromarray(image).save(out, "PNG", **options)
+            written.append(out.getvalue())
+    pixels, done = unpacked(*written)
+    assert done.all()
+    assert np.array_equal(pixels, np.repeat(np.array(images).reshape(-1, 784), 3, axis=0))
+
+
+def test_all_but_the_plainest_are_left_to_pillow() -> None:
+    image = np.arange(784, dtype=np.uint8).reshape(28, 28)
+    lines = filtered(image, [0] * 28)
+    half = png(lines)
+    two = zlib.compress(lines)
+    left = {
+        "two pieces": half[:33] + chunk(b"IDAT", two[:50]) + chunk(b"IDAT", two[50:]) + half[-12:],
+        "a note": png(lines, between=chunk(b"tEXt", b"Title\0digit")),
+        "a transparent grey": png(lines, between=chunk(b"tRNS", b"\0\7")),
+        "bits": png(lines[: 28 * 5], head=struct.pack(">IIBBBBB", 28, 28, 1, 0, 0, 0, 0)),
+        "colours": png(bytes(28 * 85), head=struct.pack(">IIBBBBB", 28, 28, 8, 2, 0, 0, 0)),
+        "interlaced": png(bytes(900), head=struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 1)),
+        "wide": png(bytes(30 * 28), head=struct.pack(">IIBBBBB", 29, 28, 8, 0, 0, 0, 0)),
+        "too long": png(lines + bytes(300)),
+        "too short": png(lines[:-1]),
+        "a filter that there is not": png(b"\5" + lines[1:]),
+        "a bomb": png(bytes(800_000)),
+        "another checksum": half[:-20] + bytes([half[-20] ^ 1]) + half[-19:],
+        "another end": half[:-12] + chunk(b"IENd", b""),
+        "something behind it": half + b"\0",
+        "nothing": b"",
+        "its beginning": half[:60],
+    }
+    pixels, done = unpacked(half, *left.values(), half)
+    assert done.tolist() == [True] + [False] * len(left) + [True]
+    assert np.array_equal(pixels[[0, -1]], np.array([image, image]).reshape(-1, 784))
+    assert not pixels[1:-1].any()
+    column = image_column(pa.field("image", pa.binary()), Layout.ENCODED)
+    found = decode(pa.array(list(left.values())), column)
+    for name, pixels_of, bad in zip(left, found.pixels, found.bad, strict=True):
+        shown = alone(left[name])
+        assert (shown is None) == bool(bad), name
+        assert shown is None or np.array_equal(shown, pixels_of), name
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, 900), to=st.integers(0, 255), keep=st.integers(40, 900), level=st.integers(0, 9))
+def test_damage_gives_what_pillow_gives_or_nothing(at: int, to: int, keep: int, level: int) -> None:
+    lines = filtered(draw_digits(1, seed=5)[0].reshape(28, 28), [index % 5 for index in range(28)])
+    data = bytearray(png(lines, level=level))
+    data[at % len(data)] = to
+    pixels, done = unpacked(bytes(data[:keep]), bytes(data))
+    for image, shown, whole in zip((data[:keep], data), pixels, done, strict=True):
+        assert not whole or np.array_equal(alone(bytes(image)), shown)
+
+
+@pytest.mark.parametrize("type_", [pa.binary(), pa.large_binary()], ids=str)
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_slices_and_nulls(type_: pa.DataType, in_struct: bool, digits: Any) -> None:
+    images = digits[0][:6].reshape(-1, 784)
+    packed: list[Any] = [image.tobytes() for image in encode_pngs(images)]
+    packed[2], packed[4] = None, b"damaged"
+    values = [{"bytes": data, "path": None} for data in packed] if in_struct else packed
+    kind = pa.struct({"bytes": type_, "path": pa.string()}) if in_struct else type_
+    column = image_column(pa.field("image", kind), Layout.ENCODED)
+    array = pa.array(values, kind)
+    for part, first in ((array, 0), (array.slice(1), 1), (array.slice(3, 2), 3), (array.slice(6), 6)):
+        found = decode(part, column)
+        good = found.bad == 0
+        assert good.tolist() == [index not in (2, 4) for index in range(first, first + len(part))]
+        assert np.array_equal(found.pixels[good], images[first : first + len(part)][good])
+
+
+def test_what_is_written_is_a_png_of_those_pixels(digits: Any) -> None:
+    images = digits[0][:50].reshape(-1, 784)
+    for packed, image in zip(encode_pngs(images), images, strict=True):
+        with Image.open(io.BytesIO(packed.tobytes())) as opened:
+            opened.verify()
+        with Image.open(io.BytesIO(packed.tobytes())) as opened:
+            assert (opened.format, opened.mode) == ("PNG", "L")
+            assert np.array_equal(np.asarray(opened).reshape(-1), image)
+    column = image_column(pa.field("image", pa.binary()), Layout.ENCODED)
+    bad = np.arange(50) % 7 == 0
+    array = encode(images, bad, column)
+    array.validate(full=True)
+    assert array.is_null().to_pylist() == bad.tolist()
+    assert np.array_equal(decode(array, column).pixels[~bad], images[~bad])
