@@ -62,12 +62,12 @@ def test_a_plan_says_what_was_found_and_survives_its_file(tmp_path: Path) -> Non
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 40), max_size=12), min_size=1, max_size=4),
-    st.booleans(),
+    st.integers(1, 16),
 )
-def test_units_cover_every_row_once_in_order(groups: list[list[int]], split: bool) -> None:
+def test_units_cover_every_row_once_in_order(groups: list[list[int]], most_pieces: int) -> None:
     plan_rows, plan.UNIT_ROWS = plan.UNIT_ROWS, 10
     try:
-        units = plan._cut([Footer(b"", tuple(rows), 784) for rows in groups], split=split)
+        units = plan._cut([Footer(b"", tuple(rows), 784) for rows in groups], most_pieces)
     finally:
         plan.UNIT_ROWS = plan_rows
     covered = []
@@ -75,7 +75,7 @@ def test_units_cover_every_row_once_in_order(groups: list[list[int]], split: boo
         before_group = sum(groups[file][:first])
         assert start == before_group + skip
         assert skip + rows <= sum(groups[file][first : last + 1])
-        assert rows <= 10 or (first == last and (not split or groups[file][first] < 20))
+        assert rows <= 10 or (first == last and (most_pieces < 4 or groups[file][first] < 20))
         covered += [(file, row) for row in range(start, start + rows)]
     assert covered == [(file, row) for file, rows in enumerate(groups) for row in range(sum(rows))]
 
@@ -92,7 +92,22 @@ def test_units_cover_every_row_once_in_order(groups: list[list[int]], split: boo
     ],
 )
 def test_units_are_small_in_a_small_input_and_towards_the_end(groups: list[int], rows: list[int]) -> None:
-    assert plan._cut([Footer(b"", tuple(groups), 784)], split=True)["rows"].tolist() == rows
+    assert plan._cut([Footer(b"", tuple(groups), 784)], plan._MOST_PIECES)["rows"].tolist() == rows
+
+
+@pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize(
+    ("layout", "pieces"), [(Layout.BINARY, 6), (Layout.ENCODED, 6), (Layout.LIST, 4), (Layout.TENSOR, 4)]
+)
+def test_one_row_group_is_work_for_several_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Layout, pieces: int
+) -> None:
+    monkeypatch.setattr(plan, "UNIT_ROWS", 50)
+    monkeypatch.setattr(plan, "_SMALLEST_UNIT_ROWS", 50)
+    pixels = np.frombuffer(digits(300).buffers()[1], np.uint8).reshape(300, 784)
+    table = pa.table({"image": encode(pixels, None, output_column(None, "image", layout, "uint8"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert planned(tmp_path / "a.parquet").units["rows"].tolist() == [300 // pieces] * pieces
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,7 +121,7 @@ def test_reading_all_units_gives_the_file(
         groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
         plan_rows, plan.UNIT_ROWS = plan.UNIT_ROWS, unit_rows
         try:
-            units = plan._cut([Footer(b"", groups, 784)], split=True)
+            units = plan._cut([Footer(b"", groups, 784)], plan._MOST_PIECES)
         finally:
             plan.UNIT_ROWS = plan_rows
         ids = []
