@@ -15,6 +15,7 @@ import torch
 
 from denoise_batch.errors import FlagError, OutputError, ParquetError, ResumeError
 from denoise_batch.images import Polarity
+from denoise_batch.inference import plan
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.dry_run import dry_run
 from denoise_batch.inference.request import InferSettings, OutputShape, look_at
@@ -104,6 +105,18 @@ def test_what_infer_would_refuse_is_refused(tmp_path: Path, source: Path, model_
 
 @pytest.mark.usefixtures("footers_read_here")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("footers_read_here")
+def test_a_sample_reads_past_no_rows(
+    tmp_path: Path, source: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "UNIT_ROWS", 100)
+    monkeypatch.setattr(plan, "_SMALLEST_UNIT_ROWS", 100)
+    found = dry_run(InferSettings((str(source / "b.parquet"),), str(tmp_path / "out"), model=model_folder))
+    assert found.units == 3
+    assert found.estimate is not None
+    assert (found.estimate.sampled_rows, found.estimate.bad_rows) == (100, {"null": 3})  # which the first unit has
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, source: Path, model_folder: Path) -> None:
     settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, device="cuda")
     with pytest.raises(FlagError, match="--device cuda"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -124,6 +125,20 @@ def test_all_but_the_plainest_are_left_to_pillow() -> None:
         assert shown is None or np.array_equal(shown, pixels_of), name
 
 
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb = png(bytes(900_000), level=9)
+    assert len(bomb) < 1024
+    unpacked(bomb)
+    tracemalloc.start()
+    try:
+        _, done = unpacked(bomb)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not done.any()
+    assert most < 100_000
+
+
 @settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, 900), to=st.integers(0, 255), keep=st.integers(40, 900), level=st.integers(0, 9))
 def test_damage_gives_what_pillow_gives_or_nothing(at: int, to: int, keep: int, level: int) -> None:
@@ -150,6 +165,22 @@ def test_slices_and_nulls(type_: pa.DataType, in_struct: bool, digits: Any) -> N
         good = found.bad == 0
         assert good.tolist() == [index not in (2, 4) for index in range(first, first + len(part))]
         assert np.array_equal(found.pixels[good], images[first : first + len(part)][good])
+
+
+def test_many_blocks(digits: Any) -> None:
+    images = np.resize(digits[0].reshape(-1, 784), (9000, 784))
+    packed = encode_pngs(images)
+    packed[4500, 60] ^= 1
+    ends = np.arange(1, 9001) * packed.shape[1]
+    pixels, done = decode_plain_pngs(packed.reshape(-1), ends - packed.shape[1], ends)
+    assert np.flatnonzero(~done).tolist() == [4500]
+    assert np.array_equal(pixels[done], images[done])
+
+
+@pytest.mark.parametrize("type_", [pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())], ids=str)
+def test_views_and_dictionaries_are_not_written(type_: pa.DataType) -> None:
+    with pytest.raises(ValueError, match="cannot be written as"):
+        encode(np.zeros((1, 784), np.uint8), None, image_column(pa.field("image", type_), Layout.ENCODED))
 
 
 def test_what_is_written_is_a_png_of_those_pixels(digits: Any) -> None:

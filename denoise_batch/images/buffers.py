@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image
 from denoise_batch.images.layouts import PIXELS, SHAPES, SIDE, ImageColumn, Layout, is_variable_binary
-from denoise_batch.images.plain import plain
+from denoise_batch.images.plain import plain, plain_type
 from denoise_batch.images.png import decode_plain_pngs, encode_pngs
 
 Bools = NDArray[np.bool_]
@@ -269,13 +269,15 @@ def encode(pixels: Pixels, bad: Bools | Codes | None, column: ImageColumn) -> pa
         pixels: (n, 784) or (n, 28, 28), finite; float32 with 0..1, or uint8 with 0..255. uint8 columns get rint(255 x),
             clipped; float columns get floats as they are, or uint8 / 255.
         bad: (n,) mask or codes; rows where it is not 0 become null. None: no row is.
-        column: the column to make, from `output_column` or `image_column`.
+        column: the column to make, from `output_column`, or from `image_column` where its type has neither views nor
+            dictionaries.
 
     Returns:
         n rows of `column.type` (the storage, where it is an extension type of Ray's).
 
     Raises:
-        ValueError: the pixels have another shape, or are too many for the type's offsets (2.7 million for `list`).
+        ValueError: the pixels have another shape, or are too many for the type's offsets (2.7 million for `list`, 2.4
+            for `encoded`), or the column's type has views or dictionaries.
     """
     if pixels.size != len(pixels) * PIXELS:
         raise ValueError(f"pixels of shape {pixels.shape}, not (n, {PIXELS})")
@@ -288,6 +290,8 @@ def encode(pixels: Pixels, bad: Bools | Codes | None, column: ImageColumn) -> pa
         numbers = np.ascontiguousarray(numbers.reshape(-1, SIDE, SIDE).transpose(0, 2, 1)).reshape(-1, PIXELS)
     type_ = column.type
     storage = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    if plain_type(storage) != storage:
+        raise ValueError(f"images cannot be written as {type_}, but as {plain_type(storage)}")
     array = (
         _build_encoded(numbers, good, storage) if column.layout is Layout.ENCODED else _build(numbers, good, storage)
     )

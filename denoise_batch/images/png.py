@@ -34,8 +34,9 @@ _STORED: Final = b"\x78\x01\x01" + struct.pack("<HH", _LINES, _LINES ^ 0xFFFF)
 """How a zlib stream begins (RFC 1950, 1951) of which the only block is not compressed."""
 
 _LONGEST: Final = 1024
-"""Longer ones are left to pillow. A kilobyte unpacks to a megabyte at most, whatever it says of itself."""
-_BLOCK: Final = 4096  # images whose filters are undone together
+"""Longer ones are left to pillow: even pixels that are not compressed take no more."""
+_BLOCK: Final = 4096
+"""Images worked on together: 14 MB of memory, and steps of the filters that are long enough for NumPy."""
 
 
 def decode_plain_pngs(
@@ -55,6 +56,18 @@ def decode_plain_pngs(
         (n, 784) pixels, (n,) whether they were unpacked; pixels of the others are 0.
     """
     pixels, done = np.zeros((len(starts), PIXELS), np.uint8), np.zeros(len(starts), np.bool_)
+    for begin in range(0, len(starts), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        places, filtered = _plain_ones(data, starts[block], ends[block])
+        pixels[begin + places] = _unfiltered(filtered)
+        done[begin + places] = True
+    return pixels, done
+
+
+def _plain_ones(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Which of these images are plain, and their (m, 28, 29) lines."""
     places = np.flatnonzero((ends - starts > _AROUND) & (ends - starts <= _LONGEST))
     first, last = starts[places], ends[places]
     plain = _same(data, first, _HEAD)
@@ -65,14 +78,10 @@ def decode_plain_pngs(
     first, last = first[plain] + len(_HEAD) + 4, last[plain] - len(_TAIL) - 4
     unpacked = _unpacked(data.data, first.tolist(), last.tolist(), _numbers(data, last).tolist())
     places = places[[lines is not None for lines in unpacked]]
-    filtered = np.frombuffer(b"".join(lines for lines in unpacked if lines is not None), np.uint8)
-    filtered = filtered.reshape(-1, SIDE, _LINE)
+    joined = b"".join(lines for lines in unpacked if lines is not None)
+    filtered = np.frombuffer(joined, np.uint8).reshape(-1, SIDE, _LINE)
     known = (filtered[:, :, 0] < len(_UNDO)).all(axis=1)
-    places, filtered = places[known], filtered[known]
-    for block in range(0, len(places), _BLOCK):
-        pixels[places[block : block + _BLOCK]] = _unfiltered(filtered[block : block + _BLOCK])
-    done[places] = True
-    return pixels, done
+    return (places, filtered) if known.all() else (places[known], filtered[known])
 
 
 def encode_pngs(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -116,8 +125,10 @@ def _unpacked(
     for place, (start, end, checksum) in enumerate(zip(first, last, checksums, strict=True)):
         if zlib.crc32(data[start:end]) == checksum:
             with contextlib.suppress(zlib.error):
-                lines = zlib.decompress(data[start + len(_KIND) : end], bufsize=_LINES)
-                found[place] = lines if len(lines) == _LINES else None
+                stream = zlib.decompressobj()
+                # One more: what unpacks to a megabyte is found out, and the stream's own checksum is reached.
+                lines = stream.decompress(data[start + len(_KIND) : end], _LINES + 1)
+                found[place] = lines if stream.eof and len(lines) == _LINES else None
     return found
 
 

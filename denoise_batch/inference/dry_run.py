@@ -215,7 +215,7 @@ def _described(column: ImageColumn) -> dict[str, str]:
 
 
 def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
-    """Denoises the first rows of the middle unit as one actor would, and scales up.
+    """Denoises the first rows of the middle unit's row group as one actor would, and scales up.
 
     Raises:
         DenoiseBatchError: the sample cannot be denoised.
@@ -253,7 +253,8 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
             return denoiser.denoise(pixels, polarity, dtype, settings.extras)
 
         def denoise(name: str, most: int) -> Receipt:
-            part = replace(unit, rows=min(unit.rows, most))
+            # From its row group's first row on: a few rows would bear what a whole unit takes to read past others.
+            part = replace(unit, skip=0, start=unit.start - unit.skip, rows=min(unit.rows, most))
             result = denoise_unit(Assignment(part, plan.files[unit.file], 1, name), options, forward)
             if isinstance(result, Receipt):
                 return result

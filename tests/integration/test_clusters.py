@@ -156,12 +156,12 @@ def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
                 others = set(actors(nodes.session)) - set(fresh())
                 asleep.update(pid for pid in others if kill(pid, signal.SIGSTOP))
 
-            def until(what: Callable[[], Any], named: str) -> None:
+            def until(what: Callable[[], Any], named: str) -> Any:
                 def look() -> Any:
                     hold()
                     return what()
 
-                _until(process, look, named)
+                return _until(process, look, named)
 
             try:
                 hold()
@@ -171,7 +171,8 @@ def test_a_node_dies_and_one_joins_while_a_unit_kills_its_workers(
                 done = _committed(out)
                 until(lambda: _committed(out) > done, "a receipt of its")
                 # Last: what is given to a lost node, until Ray has noticed, comes back for the wave after this one.
-                nodes.tell(f"kill {next(raylet for raylet in nodes.victims() if raylet in known)}")
+                victims = until(lambda: known.intersection(nodes.victims()), "an actor on a node that was there")
+                nodes.tell(f"kill {victims.pop()}")
                 # Or what was on it would be charged for its end, where Ray is slow to notice.
                 until(lost.exists, "Ray's notice of the lost node")
             finally:
