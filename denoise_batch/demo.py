@@ -344,6 +344,8 @@ Different digits at the most blur and noise that it was trained with:
 
 ![Different digits](figures/digits.png)
 
+![Random images of the mixture, and some of its worst tenth](figures/mixture.png)
+
 Rows of `denoised.parquet`, at random and the worst:
 
 ![Contact sheet](preview.png)

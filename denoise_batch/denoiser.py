@@ -21,6 +21,7 @@ from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
 from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.images import Polarity, from_model_output, to_model_input
+from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def forward_pass(model: DenoisingNetwork, extras: ExtraColumns, images: Tensor) 
         assert outputs.quality is not None  # `ExtraColumns.check`
         return {
             "pixels": outputs.clean.reshape(-1, 784),
-            "psnr": outputs.quality[:, 0],
+            "psnr": outputs.quality[:, 0].clamp(0.0, MOST_PSNR),
             "noise_level": outputs.quality[:, 1].clamp_min(0.0),
         }
     return {"pixels": model(images).reshape(-1, 784)}

@@ -39,7 +39,7 @@ class Denoised:
 
     Attributes:
         pixels: (n, 784) float32 in 0..1, or as a column has them (`forward.Forward`).
-        psnr: (n,) float32, the denoised image's expected PSNR in dB; None unless asked for, as the following.
+        psnr: (n,) float32, 0 to 45, the denoised image's expected PSNR in dB; None unless asked for, as the following.
         noise_level: (n,) float32, at least 0: root mean square of the noise that was added to the input, blur and
             clipping not counted, in units of full ink. For uniform noise in [-r, r] this is r / √3.
         code: (n, k) float32, the bottleneck, row-major.

@@ -24,6 +24,25 @@ def test_all_quantities_see_the_same_images() -> None:
     np.testing.assert_array_equal(means, resampled_means(np.concatenate([values, 2.0 * values + 1.0])))
 
 
+def test_what_is_infinite_in_some_resamples_bounds_one_end_alone() -> None:
+    """Of 30 images three differ: one resample in 24 has none of them, and an infinite PSNR."""
+    errors = np.zeros((1, 30))
+    errors[0, :3] = 1e-4
+    with np.errstate(divide="ignore"):
+        decibels = -10.0 * np.log10(resampled_means(errors)[0])
+    assert 0 < np.isinf(decibels).sum() < 100
+    low, high = interval(decibels)
+    assert low == pytest.approx(46.3, abs=0.3)
+    assert high == np.inf
+    assert interval(decibels[np.isfinite(decibels)])[0] == pytest.approx(low, abs=0.1)
+
+
+def test_what_is_undefined_in_some_resamples_is_left_out() -> None:
+    values = np.array([np.nan, *np.linspace(0.0, 1.0, 1001)])
+    assert interval(values) == pytest.approx((0.025, 0.975))
+    assert np.isnan(interval(values[:1])).all()
+
+
 def test_an_infinite_value_makes_its_own_quantity_infinite() -> None:
     values = np.ones((2, 10))
     values[0, 3] = np.inf

@@ -321,6 +321,10 @@ def test_models_that_ship_have_names(folder: Path, tmp_path: Path, monkeypatch: 
     for unknown in ("other", "reader", ".", "..", "", "pretrained/seed", "./seed/..", "a" * 300):
         with pytest.raises(ModelError):
             find_bundle(Path(unknown))
+    (tmp_path / "bounds-unet").mkdir()  # no model, but it has the name
+    with pytest.raises(ModelError, match=r"bounds-unet/model\.json is missing") as caught:
+        find_bundle(Path("bounds-unet"))
+    assert f"--model {SHIPPED_FOLDER}" in str(caught.value.hint)
     (tmp_path / ".seed.training").mkdir()  # so does one that is not finished
     with pytest.raises(ModelError, match="model folder seed"):
         find_bundle(Path("seed"))

@@ -23,8 +23,10 @@ from denoise_batch.errors import ColumnError, FlagError, MissingFileError, Model
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images
 from denoise_batch.evaluation.digit_reader import load_reader
-from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, evaluate
-from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
+from denoise_batch.evaluation.evaluate import evaluate
+from denoise_batch.evaluation.evaluation_figures import draw_evaluation
+from denoise_batch.evaluation.protocol import CONDITIONS, MIXTURE, degrade_images, drawn_levels
+from denoise_batch.evaluation.result import LINEAR, Evaluation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.images import Polarity
 from denoise_batch.models.network import DenoisingNetwork
@@ -45,10 +47,10 @@ class _Clamp(DenoisingNetwork):
 
 
 class _ClampBundle:
-    def __init__(self, architecture: str = "clamp", sha256: str = "ab" * 32) -> None:
-        self.architecture = architecture
+    def __init__(self, folder: str = "clamp", sha256: str = "ab" * 32) -> None:
+        self.architecture = "clamping"
         self.sha256 = sha256
-        self.folder = "one"
+        self.folder = folder
         self.has_quality = False
 
     def load(self, device: str = "cpu") -> torch.nn.Module:
@@ -86,7 +88,9 @@ def test_scores_are_those_of_the_metrics(evaluation: Evaluation, images: np.ndar
     noisy = degrade_images(clean, CONDITIONS[0])
     scores = evaluation.row("mixture", "noisy").scores
     assert scores.pooled_psnr == pytest.approx(metrics.pooled_psnr(clean, noisy), abs=1e-9)
-    assert scores.mean_psnr == pytest.approx(metrics.mean_psnr(clean, noisy), abs=1e-9)
+    each = metrics.psnr_from_mse(metrics.mse(clean, noisy))
+    assert scores.mean_psnr == pytest.approx(np.minimum(each, 45.0).mean(), abs=1e-9)
+    assert evaluation.score("i=0", "noisy", "mean_psnr") == 45.0  # one exact image would make it infinite
     assert scores.ssim == pytest.approx(metrics.ssim(clean, noisy).mean(), abs=1e-9)
     excess = metrics.excess_cross_entropy(clean, noisy).mean()
     assert scores.excess_cross_entropy == pytest.approx(excess, abs=1e-9)
@@ -106,12 +110,16 @@ def test_a_models_card_takes_what_was_found(evaluation: Evaluation, model_folder
     low, high = scores.intervals["pooled_psnr"]
     noisy = evaluation.score("i=1", "noisy", "pooled_psnr")
     best = max(evaluation.score("i=1", kind, "pooled_psnr") for kind in ("median", "gaussian", "wiener"))
-    line = f"| i=1 |  | 0.5 | 0.4 | {noisy:.2f} | {best:.2f} | {scores.pooled_psnr:.2f} | {low:.2f} to {high:.2f} | "
+    line = (
+        f"| i=1 |  | 0.5 | 0.4 | {noisy:.2f} | {best:.2f} | – | {scores.pooled_psnr:.2f} | {low:.2f} to {high:.2f} | "
+    )
     assert card.count(f"{line}{scores.ssim:.3f} | ") == 1
-    assert re.search(r"\*\*The noisy images themselves, or a filter's, are better than this model's: .*i=1", card)
+    assert re.search(
+        r"\*\*The noisy images themselves, a filter's or the linear estimate are better than this model's: .*i=1", card
+    )
     assert f"On {evaluation.images} images (bars), noise of seed 2019" in card
     assert "| mixture | the original article's, all levels | 0 to 2 | 0.01 to 1.5 | " in card
-    assert re.search(r"\| i=0 \|  \| 0 \| 0 \| ∞ \| [0-9.]+ \| ∞ \| ∞ to ∞ \| ", card)
+    assert re.search(r"\| i=0 \|  \| 0 \| 0 \| ∞ \| [0-9.]+ \| – \| ∞ \| ∞ to ∞ \| ", card)
     assert list(noted["conditions"]) == [condition.key for condition in CONDITIONS]
 
 
@@ -191,7 +199,9 @@ def test_json_is_strict_and_infinity_is_null(evaluation: Evaluation) -> None:
     content = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
     level0 = next(condition for condition in content["conditions"] if condition["condition"] == "i=0")
     assert level0["methods"][0]["pooled_psnr"] is None
-    assert content["models"] == [{"method": "clamp", "architecture": "clamp", "sha256": "ab" * 32, "folder": "one"}]
+    assert content["models"] == [
+        {"method": "clamp", "architecture": "clamping", "sha256": "ab" * 32, "folder": "clamp"}
+    ]
 
 
 def test_the_table_is_aligned_and_says_what_is_extrapolated(evaluation: Evaluation) -> None:
@@ -205,11 +215,54 @@ def test_the_table_is_aligned_and_says_what_is_extrapolated(evaluation: Evaluati
     assert {len(line) for line in rows} == {16 + 8 * 10, 16 + 6 * 10}  # the seed's conditions, other kinds
 
 
-def test_models_of_one_architecture_are_told_apart_by_their_hash(images: np.ndarray) -> None:
-    pair = bundles(_ClampBundle(sha256="a" * 64), _ClampBundle(sha256="b" * 64))
-    assert evaluate(pair, images[:2]).methods[-2:] == ["clamp aaaaaaaa", "clamp bbbbbbbb"]
+def test_models_are_told_apart_by_their_folders_and_hashes(images: np.ndarray) -> None:
+    def named(*folders: str) -> list[str]:
+        given = [_ClampBundle(folder, sha256=str(place) * 64) for place, folder in enumerate(folders)]
+        return evaluate(bundles(*given), images[:2]).methods[-len(folders) :]
+
+    assert named("a/first", "second") == ["first", "second"]
+    assert named("a/same", "b/same") == ["same 00000000", "same 11111111"]
+    assert named("models/median") == ["median 00000000"]  # a filter's name
     with pytest.raises(FlagError, match="--model: one and one hold the same weights"):
-        evaluate(bundles(_ClampBundle(), _ClampBundle()), images[:2])
+        evaluate(bundles(_ClampBundle("one"), _ClampBundle("one")), images[:2])
+
+
+def test_images_without_ink_have_no_error_on_ink(images: np.ndarray) -> None:
+    found = evaluate(bundles(), np.zeros((3, 28, 28), np.uint8))
+    assert math.isnan(found.score("mixture", "clamp", "foreground_rmse"))
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert content["conditions"][0]["methods"][0]["foreground_rmse"] is None
+    some = evaluate(bundles(), np.concatenate([images[:1], np.zeros((9, 28, 28), np.uint8)]))
+    low, high = some.row("mixture", "clamp").scores.intervals["foreground_rmse"]
+    found_error = some.score("mixture", "clamp", "foreground_rmse")
+    assert (low, high) == pytest.approx((found_error, found_error))  # the one image that has ink, in every resample
+
+
+def test_single_images_are_kept_with_their_levels(evaluation: Evaluation, images: np.ndarray) -> None:
+    assert evaluation.single is not None
+    squared = evaluation.single.squared["clamp"]
+    assert evaluation.score("mixture", "clamp", "pooled_psnr") == pytest.approx(-10 * np.log10(squared.mean()))
+    sigma, half_range = drawn_levels(MIXTURE, 700)
+    again, _ = drawn_levels(MIXTURE, 24)
+    assert sigma.shape == half_range.shape == (700,)
+    np.testing.assert_array_equal(sigma[:24], again)
+    np.testing.assert_array_equal(evaluation.single.levels[0], again)  # type: ignore[index]
+    noisy = degrade_images(images.astype(np.float32) / np.float32(255), MIXTURE)
+    # The lowest of 784 numbers, most of them noise alone, is close to the half range.
+    np.testing.assert_allclose(-noisy.min(axis=(1, 2)), half_range[:24], rtol=0.05, atol=0.02)
+
+
+def test_pictures_are_drawn_of_as_few_images_as_there_are(images: np.ndarray, tmp_path: Path) -> None:
+    bundle = read_bundle(SHIPPED_FOLDER.with_name("seed"))
+    for count in (1, 2, 24):
+        found = evaluate([bundle], images[:count])
+        paths = draw_evaluation(found, [bundle], images[:count], tmp_path / str(count), device="cpu")
+        assert [path.name for path in paths] == ["levels.png", "digits.png", "mixture.png", "metrics.png"]
+        assert all(path.stat().st_size > 1000 for path in paths)
+    noisy = images.astype(np.float32) / np.float32(255)
+    paired = evaluate([bundle], images, noisy=noisy)
+    (path,) = draw_evaluation(paired, [bundle], images, tmp_path, noisy=noisy, device="cpu")
+    assert path.name == "pairs.png"
 
 
 def test_progress_ends_at_one(images: np.ndarray) -> None:
@@ -324,7 +377,7 @@ def test_pairs_say_how_well_a_model_knows_its_images(images: np.ndarray) -> None
     (row,) = paired.quality
     assert np.isfinite(row.scores.error)
     assert row.to_json()["level_error"] is None  # nobody knows it of given images
-    assert f"PSNR that {bundle.architecture} expects, less the true one: mean" in format_table(paired)
+    assert f"PSNR that {bundle.folder.name} expects, less the true one: mean" in format_table(paired)
 
 
 def test_pairs_that_cannot_be_measured_on(images: np.ndarray, tmp_path: Path) -> None:

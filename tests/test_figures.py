@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from denoise_batch.evaluation.evaluate import LINEAR, Evaluation, Row, Scores
 from denoise_batch.evaluation.figures import (
     Section,
     Tile,
     contact_sheet,
     metric_curves,
-    pairs_figure,
     seed_figure_digits,
     seed_figure_levels,
 )
 from denoise_batch.evaluation.protocol import CONDITIONS
+from denoise_batch.evaluation.result import LINEAR, Evaluation, ImageErrors, Row, Scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,17 +69,6 @@ def test_pictures_are_the_same_bytes_twice_and_nothing_else_is_left(tmp_path: Pa
         assert image.size == (800, 600)
 
 
-def test_pairs_are_drawn_as_they_are(tmp_path: Path, digits: np.ndarray) -> None:
-    pairs_figure(_clip, digits / np.float32(255) + np.float32(0.5), digits, tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.size == (800, 600)
-        shown = np.asarray(image.convert("L"))
-    noisy, denoised, clean = shown[:200], shown[200:400], shown[400:]
-    # Over its own range the noisy one looks like the clean one; what is clipped is light all over.
-    assert abs(noisy.mean() - clean.mean()) < 12
-    assert denoised.mean() > clean.mean() + 30
-
-
 def test_a_users_own_style_changes_nothing(tmp_path: Path, digits: np.ndarray) -> None:
     import matplotlib as mpl
 
@@ -107,8 +96,14 @@ def _evaluation(*models: str) -> Evaluation:
 
 @pytest.mark.parametrize("models", [(), ("bounds-unet",), ("bounds-unet", "seed")])
 def test_curves_are_drawn_with_infinities_and_without_models(tmp_path: Path, models: tuple[str, ...]) -> None:
-    metric_curves(_evaluation(*models), tmp_path / "curves.png")
+    found = _evaluation(*models)
+    metric_curves(found, tmp_path / "curves.png")
     assert _size(tmp_path / "curves.png") == (1100, 460)
+    generator = np.random.default_rng(0)
+    squared = {method: generator.random(10) for method in found.methods if method != LINEAR}
+    levels = generator.random(10, np.float32), np.full(10, 0.5, np.float32)  # seven of eight groups are empty
+    metric_curves(replace(found, single=ImageErrors(squared, levels)), tmp_path / "more.png")
+    assert _size(tmp_path / "more.png") == (1100, 840)
 
 
 def test_a_contact_sheet_shows_each_picture_over_its_range(tmp_path: Path) -> None:
@@ -124,6 +119,16 @@ def test_a_contact_sheet_shows_each_picture_over_its_range(tmp_path: Path) -> No
     assert pixels[145, 170] == 0
     assert pixels[145, 250] == 255
     assert pixels[145, 320] == pytest.approx(128, abs=2)
+
+
+def test_a_picture_that_is_the_same_all_over_is_shown_as_bright_as_it_is(tmp_path: Path) -> None:
+    """Over its own range, which is none, matplotlib would show white paper black."""
+    tiles = tuple(Tile("row", (np.full((28, 28), value, np.float32),)) for value in (0.0, 0.5, 1.0))
+    contact_sheet(tmp_path / "a.png", [Section("rows", tiles)], columns=("image",), title="t", own_range=(True,))
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    found = [int(pixels[145, 30 + 237 * place + 180]) for place in range(3)]
+    assert found == pytest.approx([0, 128, 255], abs=2)
 
 
 def test_single_pictures_stand_three_abreast(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from denoise_batch import models
-from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, read_bundle, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.evaluate import evaluate
@@ -57,7 +57,7 @@ def test_an_evaluation_has_them_for_models_that_tell(tmp_path: Path) -> None:
     images[:, 5:22, 10:14] = np.arange(100, 220, 10)[:, None, None]
     evaluation = evaluate(bundles, images)
     assert [row.condition for row in evaluation.quality] == [condition.key for condition in CONDITIONS]
-    assert {row.method for row in evaluation.quality} == {"bounds-unet"}
+    assert {row.method for row in evaluation.quality} == {"tells"}
 
     clean = images.astype(np.float32) / np.float32(255)
     noisy, levels = degrade_with_levels(clean, CONDITIONS[0])
@@ -75,3 +75,13 @@ def test_an_evaluation_has_them_for_models_that_tell(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 120
     content = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
     assert content["conditions"][0]["quality"][0]["bias"] == pytest.approx(scores.bias)
+
+
+def test_what_is_expected_lies_where_a_psnr_can_be() -> None:
+    """Of images that no training has, the head alone would say -25 or 48 dB."""
+    denoiser = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision=Precision.FLOAT32)
+    odd = np.repeat(np.array([-0.3, 0.0, 1.0, 15.9, -15.9], np.float32)[:, None], 784, axis=1)
+    told = denoiser.run(odd, ExtraColumns(quality=True)).psnr
+    assert told is not None
+    assert told.min() >= 0.0
+    assert told.max() <= 45.0

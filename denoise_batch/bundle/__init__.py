@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
-from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, parse_json, read_file, read_tensors
+from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, member, parse_json, read_file, read_tensors
 from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.redaction import redact, redact_all
@@ -56,8 +56,6 @@ CODE_SIZES = {"seed": 128, "seed-transposed": 128}
 
 PIXELS = {"shape": [28, 28], "dtype": "float32", "background": 0.0, "ink": 1.0, "input_clipped": False}
 """What goes into the network: floats, light on dark, noise beyond 0..1 kept. What comes out lies in 0..1."""
-
-T = TypeVar("T")
 
 _MAX_PARAMETER = 1 << 16
 
@@ -291,6 +289,7 @@ def find_bundle(explicit: Path | None = None) -> Bundle:
         ModelError: that one is missing or unfit. A folder that exists but is unfit is never passed over.
     """
     if explicit is not None:
+        _check_not_hidden(Path(explicit))
         return read_bundle(shipped_folder(explicit) or explicit)
     if DEFAULT_FOLDER.exists() or DEFAULT_FOLDER.is_symlink():
         return read_bundle(DEFAULT_FOLDER)
@@ -311,6 +310,18 @@ def shipped_folder(name: Path) -> Path | None:
             return None
         return None if is_in_training(name) else folder
     return None
+
+
+def _check_not_hidden(name: Path) -> None:
+    """Refuses a folder that is no model, but hides one that ships with us, by its name."""
+    found = os.path.isdir(name)  # noqa: PTH112 (no error for any name)
+    if len(name.parts) == 1 and found and not (name / MODEL_FILE).exists() and not is_in_training(name):
+        ships = SHIPPED_FOLDER.with_name(name.name)
+        if (ships / MODEL_FILE).is_file():
+            raise ModelError(
+                f"model folder {name}: {name / MODEL_FILE} is missing",
+                hint=f"the folder {name} here hides the model that ships with us: rename it, or give --model {ships}",
+            )
 
 
 def training_folder(output: Path) -> Path:
@@ -344,12 +355,12 @@ def read_bundle(folder: Path) -> Bundle:
     path = folder / MODEL_FILE
     model = parse_json(read_file(path, MAX_JSON), path)
     _check_version(model, path)
-    weights = _member(model, "weights", dict, path)
-    architecture, parameters = _member(model, "architecture", str, path), _member(model, "parameters", dict, path)
-    if _member(model, "pixels", dict, path) != PIXELS:
+    weights = member(model, "weights", dict, path)
+    architecture, parameters = member(model, "architecture", str, path), member(model, "parameters", dict, path)
+    if member(model, "pixels", dict, path) != PIXELS:
         raise ModelError(f"{path}: its pixel convention is not {PIXELS}", hint=RETRAIN)
     content = read_file(folder / WEIGHTS_FILE, MAX_WEIGHTS)
-    found, expected = hashlib.sha256(content).hexdigest(), _member(weights, "sha256", str, path)
+    found, expected = hashlib.sha256(content).hexdigest(), member(weights, "sha256", str, path)
     if found != expected:
         raise ModelError(
             f"{folder / WEIGHTS_FILE} is not the file that {MODEL_FILE} describes: "
@@ -358,7 +369,7 @@ def read_bundle(folder: Path) -> Bundle:
         )
     tensors = read_tensors(content, folder / WEIGHTS_FILE)
     listed = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors.items()}
-    if listed != _member(weights, "tensors", dict, path):
+    if listed != member(weights, "tensors", dict, path):
         raise ModelError(f"{folder / WEIGHTS_FILE} holds other tensors or shapes than {MODEL_FILE} lists", hint=RETRAIN)
     return Bundle(
         folder,
@@ -366,8 +377,8 @@ def read_bundle(folder: Path) -> Bundle:
         parameters,
         found,
         tensors,
-        noise=_member(model, "noise", dict, path),
-        metrics=_member(model, "metrics", dict, path),
+        noise=member(model, "noise", dict, path),
+        metrics=member(model, "metrics", dict, path),
         model=model,
     )
 
@@ -386,11 +397,3 @@ def _check_version(model: dict[str, Any], path: Path) -> None:
             f"{path} has format version {found}; this program reads {FORMAT_VERSION}",
             hint="update denoise-batch" if isinstance(found, int) and found > FORMAT_VERSION else RETRAIN,
         )
-
-
-def _member(model: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
-    value = model.get(name)
-    if not isinstance(value, kind):
-        found = "missing" if name not in model else f"a {type(value).__name__}, not a {kind.__name__}"
-        raise ModelError(f"{path} is damaged: {name!r} is {found}", hint=RETRAIN)
-    return value

@@ -192,16 +192,20 @@ _CONDITIONS = {
 """The conditions of `evaluation.protocol` whose levels do not say what they are."""
 
 
+_UNHARMED_DB = 30.0
+"""Of a clean image that comes out at less, people see the difference."""
+
+
 def _evaluation(found: dict[str, Any]) -> str:
     """The table of `evaluate --card`."""
     rows = found["conditions"]
     lines = [
         f"On {found['images']:,} images ({found['description']}), noise of seed {found['seed']}; {found['date']}. "
-        "Pooled PSNR in dB, of the model with its 95% interval; beside it the noisy images' and that of the best of "
-        "three classical filters, each at its best setting. SSIM, and how many of the model's images a classifier of "
-        "clean digits reads right:\n",
-        "| | noise | σ | r | noisy | filter | model | 95% interval | SSIM | read right |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "Pooled PSNR in dB, of the model with its 95% interval; beside it the noisy images', that of the best of "
+        "three classical filters, each at its best setting, and that of the linear MMSE estimate, which is told σ and "
+        "r. SSIM, and how many of the model's images a classifier of clean digits reads right:\n",
+        "| | noise | σ | r | noisy | filter | linear MMSE | model | 95% interval | SSIM | read right |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     worse = []
     for key, row in rows.items():
@@ -210,18 +214,23 @@ def _evaluation(found: dict[str, Any]) -> str:
         noisy, best, psnr, low, high = (
             _decibels(value) for value in (row["noisy"], row["filter"], row["pooled_psnr"], *row["interval_95"])
         )
+        linear = "–" if row.get("linear") is None else _decibels(row["linear"])
         lines.append(
-            f"| {key} | {_CONDITIONS.get(key, '')} | {levels} | {noisy} | {best} | {psnr} | {low} to {high} | "
-            f"{row['ssim']:.3f} | {row['accuracy']:.1%} |"
+            f"| {key} | {_CONDITIONS.get(key, '')} | {levels} | {noisy} | {best} | {linear} | {psnr} | "
+            f"{low} to {high} | {row['ssim']:.3f} | {row['accuracy']:.1%} |"
         )
-        others = [value for value in (row["noisy"], row["filter"]) if value is not None]
+        others = [value for value in (row["noisy"], row["filter"], row.get("linear")) if value is not None]
         # Of images without noise nothing is to be made.
         if row["noisy"] is not None and row["pooled_psnr"] is not None and row["pooled_psnr"] < max(others):
             worse.append(key)
     if worse:
         lines.append(
-            f"\n**The noisy images themselves, or a filter's, are better than this model's: {', '.join(worse)}.**"
+            "\n**The noisy images themselves, a filter's or the linear estimate are better than this model's: "
+            f"{', '.join(worse)}.**"
         )
+    untouched = rows.get("i=0", {}).get("pooled_psnr")
+    if untouched is not None and untouched < _UNHARMED_DB:
+        lines.append(f"\n**It harms clean images: they come out at {untouched:.2f} dB (i=0).**")
     return "\n".join(lines)
 
 

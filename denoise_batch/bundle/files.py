@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+T = TypeVar("T")
 
 MAX_JSON = 16 << 20
 MAX_WEIGHTS = 4 << 30
@@ -60,6 +62,19 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ModelError(f"{path} is damaged: it holds no JSON object", hint=RETRAIN)
     return parsed
+
+
+def member(model: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
+    """A member of an object that must be there and of that type; `path` is named in errors.
+
+    Raises:
+        ModelError: it is not.
+    """
+    value = model.get(name)
+    if not isinstance(value, kind):
+        found = "missing" if name not in model else f"a {type(value).__name__}, not a {kind.__name__}"
+        raise ModelError(f"{path} is damaged: {name!r} is {found}", hint=RETRAIN)
+    return value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -64,12 +64,14 @@ def evaluate(
         typer.Option(
             parser=local_path,
             metavar="FOLDER",
-            help="Draw pictures into this folder: one digit at six levels, others, curves; or some of the pairs.",
+            help="Draw pictures into this folder: one digit at six levels, random images, the worst ones, curves; or "
+            "some of the pairs.",
         ),
     ] = None,
     digit: Annotated[
-        int, typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0.")
-    ] = 3,
+        int | None,
+        typer.Option(min=0, metavar="K", help="Which image the picture of six levels shows, from 0. Default: 3."),
+    ] = None,
     card: Annotated[
         bool,
         typer.Option("--card", help="Write the figures into each --model: model.json, and README.md anew."),
@@ -108,7 +110,7 @@ def evaluate(
         data, column, noisy_column=noisy_column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity)
     )
     prior = load_prior_images(mnist) if data is None else None
-    if figures is not None and clean.noisy is None and digit >= len(clean.images):
+    if digit is not None and figures is not None and clean.noisy is None and digit >= len(clean.images):
         raise FlagError(
             f"--digit {digit}: there are {len(clean.images):,} images, from 0", hint="give a smaller number"
         )

@@ -5,6 +5,7 @@ B. Efron, "Bootstrap methods: another look at the jackknife", The Annals of Stat
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -36,10 +37,14 @@ def resampled_means(per_image: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 
 
 def interval(resampled: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95% of (m,) values; ∞ where one of them is infinite."""
-    if not np.isfinite(resampled).all():
-        return float("inf"), float("inf")
-    low, high = np.quantile(resampled, (0.025, 0.975))
+    """The middle 95% of (m,) values, of which some may be infinite; NaN ones are left out."""
+    values = np.sort(resampled[~np.isnan(resampled)])
+    if len(values) == 0:
+        return math.nan, math.nan
+    if np.isfinite(values).all():
+        low, high = np.quantile(values, (0.025, 0.975))
+    else:  # between a number and infinity there is nothing
+        low, high = np.quantile(values, 0.025, method="lower"), np.quantile(values, 0.975, method="higher")
     return float(low), float(high)
 
 

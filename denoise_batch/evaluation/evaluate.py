@@ -9,14 +9,12 @@ Two runs print the same table: see `protocol`.
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,14 +28,17 @@ from denoise_batch.evaluation.protocol import (
     BLOCK,
     CONDITIONS,
     FILTER_SETTINGS,
+    MIXTURE,
     NOISE_SEED,
     PAIRS,
     SETTINGS_IMAGES,
     Condition,
     best_filter_settings,
     degrade_with_levels,
+    drawn_levels,
 )
 from denoise_batch.evaluation.quality import QualityRow, quality_scores
+from denoise_batch.evaluation.result import LINEAR, Evaluation, ImageErrors, Row, Scores
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.precision import Precision
@@ -53,149 +54,6 @@ if TYPE_CHECKING:
     """(n, 28, 28)."""
     Degrade = Callable[[Images, int], tuple[Images, npt.NDArray[np.float32]]]
     """Clean images, and the number of the first of them → noisy ones, and their noise levels (n,)."""
-
-FIGURES: Final = ("pooled_psnr", "mean_psnr", "ssim", "foreground_rmse", "excess_cross_entropy", "accuracy")
-"""The figures of `Scores`."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the metrics say of one method under one condition; each is defined in `metrics`.
-
-    Attributes:
-        pooled_psnr: dB, of the mean squared error over all images.
-        mean_psnr: dB, mean of the images' own.
-        ssim: mean over the images.
-        foreground_rmse: root of the mean squared error over all pixels that hold ink, in units of full ink.
-        excess_cross_entropy: nats a pixel above the clean images' own entropy.
-        accuracy: share of the images that a classifier of clean digits reads right (`digit_reader`); of images without
-            labels, the share that it reads as it reads the clean ones.
-        intervals: 95% interval of each of them over other images of the kind; see `bootstrap`.
-    """
-
-    pooled_psnr: float
-    mean_psnr: float
-    ssim: float
-    foreground_rmse: float
-    excess_cross_entropy: float
-    accuracy: float
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; an infinite one (PSNR of an exact copy) is None."""
-        content: dict[str, Any] = {name: _finite(getattr(self, name)) for name in FIGURES}
-        intervals = {name: [_finite(end) for end in ends] for name, ends in self.intervals.items()}
-        return content | {"intervals_95": intervals}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method under one condition; `setting` is a classical filter's, else None."""
-
-    condition: str
-    method: str
-    setting: float | None
-    scores: Scores
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A table.
-
-    Attributes:
-        images: how many clean images it stands on.
-        description: what they are.
-        seed: of the noise; None where the noisy images were given, which is the one condition `PAIRS` then.
-        target_entropy: mean entropy of the clean pixels, in nats: the floor of the cross-entropy.
-        clean_accuracy: of the classifier on the clean images; None where they have no labels.
-        models: `method`, `architecture`, `sha256` and `folder` of each model.
-        rows: condition by condition, each with its methods in the same order; the linear MMSE estimate stands only
-            where σ and r are fixed and there is noise.
-        quality: condition by condition, the models that say how good their images are.
-    """
-
-    images: int
-    description: str
-    seed: int | None
-    target_entropy: float
-    clean_accuracy: float | None
-    models: tuple[dict[str, str], ...]
-    rows: tuple[Row, ...]
-    quality: tuple[QualityRow, ...] = ()
-
-    @property
-    def methods(self) -> list[str]:
-        """What the models are compared with, then the models."""
-        models = [model["method"] for model in self.models]
-        return [name for name in dict.fromkeys(row.method for row in self.rows) if name not in models] + models
-
-    def row(self, condition: str, method: str) -> Row:
-        """That method under that condition.
-
-        Raises:
-            KeyError: it has none.
-        """
-        for row in self.rows:
-            if (row.condition, row.method) == (condition, method):
-                return row
-        raise KeyError((condition, method))
-
-    def score(self, condition: str, method: str, name: str) -> float:
-        """One figure of `Scores`; NaN where the method has none under that condition."""
-        try:
-            return float(getattr(self.row(condition, method).scores, name))
-        except KeyError:
-            return math.nan
-
-    def of_model(self, method: str) -> dict[str, Any]:
-        """What a model's card says of it, as `bundle.note_evaluation` takes it; of drawn noise alone."""
-        conditions = {}
-        for condition in CONDITIONS:
-            scores = self.row(condition.key, method).scores.to_json()
-            conditions[condition.key] = {
-                **{name: condition.recipe.to_json()[name] for name in ("sigma", "half_range")},
-                **{name: scores[name] for name in ("pooled_psnr", "ssim", "accuracy")},
-                "noisy": _finite(self.score(condition.key, "noisy", "pooled_psnr")),
-                "filter": _finite(max(self.score(condition.key, kind, "pooled_psnr") for kind in Filter)),
-                "interval_95": scores["intervals_95"]["pooled_psnr"],
-            }
-        found = {"images": self.images, "description": self.description, "seed": self.seed}
-        return found | {"date": time.strftime("%Y-%m-%d"), "conditions": conditions}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`, which knows no infinity."""
-        conditions: dict[str, dict[str, Any]] = {PAIRS: {}}
-        if self.seed is not None:
-            conditions = {
-                condition.key: condition.recipe.to_json() | {"beyond_training": condition.beyond_training}
-                for condition in CONDITIONS
-            }
-        return {
-            "images": self.images,
-            "description": self.description,
-            "seed": self.seed,
-            "target_entropy": self.target_entropy,
-            "clean_accuracy": self.clean_accuracy,
-            "ssim_window": {"side": metrics.SSIM_WINDOW, "sigma": metrics.SSIM_SIGMA},
-            "models": list(self.models),
-            "conditions": [
-                {
-                    "condition": key,
-                    **facts,
-                    "methods": [
-                        {
-                            "method": row.method,
-                            "setting": row.setting,
-                            **row.scores.to_json(),
-                        }
-                        for row in self.rows
-                        if row.condition == key
-                    ],
-                    "quality": [row.to_json() for row in self.quality if row.condition == key],
-                }
-                for key, facts in conditions.items()
-            ],
-        }
 
 
 def evaluate(
@@ -307,11 +165,21 @@ def evaluate(
             QualityRow(condition, method, quality_scores(*np.concatenate(parts, axis=1)))
             for (condition, method), parts in told.items()
         ),
+        _image_errors(tallies, len(images), None if noisy is not None else seed),
     )
 
 
-LINEAR: Final = "linear MMSE"
-"""The method's name."""
+def _image_errors(
+    tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]], count: int, seed: int | None
+) -> ImageErrors:
+    """Of the seed's mixture; of pairs where `seed` is None."""
+    shown = PAIRS if seed is None else MIXTURE.key
+    errors = {
+        method: np.concatenate([part[0] for part in parts])
+        for (condition, method), parts in tallies.items()
+        if condition == shown
+    }
+    return ImageErrors(errors, None if seed is None else drawn_levels(MIXTURE, count, seed=seed))
 
 
 def _linear_estimates(prior: npt.NDArray[np.uint8]) -> dict[str, Callable[[npt.NDArray[np.float32]], Any]]:
@@ -325,11 +193,12 @@ def _linear_estimates(prior: npt.NDArray[np.uint8]) -> dict[str, Callable[[npt.N
 
 
 def _model_names(bundles: Sequence[Bundle]) -> list[str]:
-    """Each model's architecture, with the first digits of its hash where two would be called alike."""
-    kinds = [bundle.architecture for bundle in bundles]
+    """Each model's folder, with the first digits of its hash where two would be called alike."""
+    folders = [Path(bundle.folder).resolve().name or bundle.architecture for bundle in bundles]
+    taken = [*folders, "noisy", LINEAR, *(kind.value for kind in Filter)]
     names = [
-        kind if kinds.count(kind) == 1 else f"{kind} {bundle.sha256[:8]}"
-        for kind, bundle in zip(kinds, bundles, strict=True)
+        folder if taken.count(folder) == 1 else f"{folder} {bundle.sha256[:8]}"
+        for folder, bundle in zip(folders, bundles, strict=True)
     ]
     for name in names:
         if names.count(name) > 1:
@@ -359,13 +228,14 @@ def _given(noisy: Images) -> dict[str, Degrade]:
 def _per_image(
     clean: npt.NDArray[np.float32], other: npt.NDArray[np.float32], entropy: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """(6, n): squared error, PSNR, SSIM, squared error over ink and pixels of ink, excess cross-entropy."""
+    """(6, n): squared error, PSNR (at most `MOST_PSNR`), SSIM, squared error over ink and pixels of ink, excess
+    cross-entropy."""
     squared_error = metrics.mse(clean, other)
     excess = metrics.binary_cross_entropy(clean, other) - entropy
     return np.stack(
         [
             squared_error,
-            metrics.psnr_from_mse(squared_error),
+            np.minimum(metrics.psnr_from_mse(squared_error), MOST_PSNR),
             metrics.ssim(clean, other),
             *metrics.foreground(clean, other),
             excess,
@@ -385,15 +255,13 @@ def _scores(per_image: npt.NDArray[np.float64]) -> Scores:
 def _figures(means: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
     """The figures of `Scores` from (7, m) means of `_per_image` and of what is read right: (m,) each."""
     squared_error, psnr, ssim, ink_error, ink, excess, right = means
+    with np.errstate(invalid="ignore"):  # images without ink have no error where there is some
+        over_ink = np.sqrt(ink_error / ink)
     return {
         "pooled_psnr": metrics.psnr_from_mse(squared_error),
         "mean_psnr": psnr,
         "ssim": ssim,
-        "foreground_rmse": np.sqrt(ink_error / np.maximum(ink, np.finfo(np.float64).tiny)),
+        "foreground_rmse": over_ink,
         "excess_cross_entropy": excess,
         "accuracy": right,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,27 +1,44 @@
-"""The pictures of an evaluation: for each model the seed's two figures, and curves over the noise levels for all.
+"""The pictures of an evaluation: for each model the seed's two figures, random images and bad ones; curves for all.
 
 paths = draw_evaluation(evaluation, bundles, images, Path("figures"))
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from denoise_batch.denoiser import Denoiser
-from denoise_batch.evaluation.figures import metric_curves, pairs_figure, seed_figure_digits, seed_figure_levels
+from denoise_batch.evaluation.figures import (
+    Section,
+    Tile,
+    contact_sheet,
+    metric_curves,
+    seed_figure_digits,
+    seed_figure_levels,
+)
+from denoise_batch.evaluation.metrics import psnr_from_mse
+from denoise_batch.evaluation.protocol import BLOCK, MIXTURE, degrade_images
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    import numpy as np
     import numpy.typing as npt
 
     from denoise_batch.bundle import Bundle
-    from denoise_batch.evaluation.evaluate import Evaluation
+    from denoise_batch.evaluation.result import Evaluation, ImageErrors
 
-_DIGITS = 8  # columns of the second figure
+    Numbers = npt.NDArray[np.int64]
+
+_DIGITS: Final = 8
+"""Columns of the seed's second figure."""
+_TILES: Final = 8
+"""Images in each half of a sheet."""
+_SEED: Final = 3
+"""Seeds which images are the random ones."""
 
 
 def draw_evaluation(
@@ -31,19 +48,21 @@ def draw_evaluation(
     folder: Path,
     *,
     noisy: npt.NDArray[np.float32] | None = None,
-    digit: int = 3,
+    digit: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
-    """Draws `levels.png` and `digits.png` for each model, `metrics.png` for all; existing ones are replaced.
+    """Draws `levels.png`, `digits.png` and `mixture.png` for each model, `metrics.png` for all; old ones are replaced.
 
-    Of pairs there is `pairs.png` for each model instead: the first of them.
+    `mixture.png` has random images of the seed's mixture, and such of the tenth that came out worst. Of pairs there is
+    the same alone, as `pairs.png`.
 
     Args:
         evaluation: of these bundles on these images.
         images: (n, 28, 28) uint8, clean.
         folder: is made if need be.
         noisy: (n, 28, 28) float32, where the evaluation is of pairs.
-        digit: the image in `levels.png`, less than n; the seed took the fourth of MNIST's test set.
+        digit: the image in `levels.png`, less than n; None takes the fourth, as the seed did of MNIST's test set, or
+            the last of fewer.
         device: where the models run.
 
     Returns:
@@ -53,14 +72,66 @@ def draw_evaluation(
     for bundle, model in zip(bundles, evaluation.models, strict=True):
         suffix = f"-{model['method'].replace(' ', '-')}" if len(bundles) > 1 else ""
         denoise = Denoiser(bundle, device=device, precision=Precision.FLOAT32)
-        if noisy is not None:
-            paths.append(folder / f"pairs{suffix}.png")
-            pairs_figure(denoise, noisy[:_DIGITS], images[:_DIGITS], paths[-1])
-            continue
-        paths += [folder / f"levels{suffix}.png", folder / f"digits{suffix}.png"]
-        seed_figure_levels(denoise, images[digit], paths[-2])
-        seed_figure_digits(denoise, images[:_DIGITS], paths[-1])
+        if noisy is None:
+            paths += [folder / f"levels{suffix}.png", folder / f"digits{suffix}.png"]
+            seed_figure_levels(denoise, images[min(3, len(images) - 1) if digit is None else digit], paths[-2])
+            seed_figure_digits(denoise, images[:_DIGITS], paths[-1])
+        if evaluation.single is not None:
+            paths.append(folder / f"{'mixture' if noisy is None else 'pairs'}{suffix}.png")
+            _sheet(evaluation, model["method"], denoise, images, noisy, paths[-1])
     if noisy is None:
         paths.append(folder / "metrics.png")
         metric_curves(evaluation, paths[-1])
     return paths
+
+
+def _sheet(
+    evaluation: Evaluation,
+    method: str,
+    denoise: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    images: npt.NDArray[np.uint8],
+    noisy: npt.NDArray[np.float32] | None,
+    path: Path,
+) -> None:
+    """Random images beside some of the worst tenth, from its worst to its best."""
+    single = evaluation.single
+    assert single is not None
+    squared = single.squared[method]
+    count = min(_TILES, len(squared))
+    random = np.sort(np.random.default_rng(_SEED).choice(len(squared), count, replace=False))
+    tenth = np.argsort(-squared, kind="stable")[: max(1, len(squared) // 10)]
+    worst = tenth[np.unique(np.linspace(0, len(tenth) - 1, count).round().astype(np.int64))]
+    sections = []
+    for heading, chosen in ((f"random, of {len(squared):,} images", random), ("of the worst tenth", worst)):
+        given = _mixed(images, chosen, evaluation.seed) if noisy is None else noisy[chosen]
+        made = denoise(given.reshape(len(given), -1)).reshape(given.shape)
+        clean = images[chosen].astype(np.float32) / np.float32(255)
+        tiles = [
+            Tile(_caption(single, squared, number, picture), (picture, *others))
+            for number, picture, *others in zip(chosen, given, made, clean, strict=True)
+        ]
+        sections.append(Section(heading, tuple(tiles)))
+    title = f"{method}: {'the mixture of noise' if noisy is None else evaluation.description}"
+    columns = ("noisy", "denoised", "clean")
+    contact_sheet(path, sections, columns=columns, title=title, own_range=(True, False, False))
+
+
+def _mixed(images: npt.NDArray[np.uint8], chosen: Numbers, seed: int | None) -> npt.NDArray[np.float32]:
+    """Those of the images as the evaluation had them under the seed's mixture."""
+    assert seed is not None
+    made = []
+    for number in chosen:
+        block, place = divmod(int(number), BLOCK)
+        clean = images[block * BLOCK : (block + 1) * BLOCK].astype(np.float32) / np.float32(255)
+        made.append(degrade_images(clean, MIXTURE, seed=seed, block=block)[place])
+    return np.stack(made)
+
+
+def _caption(single: ImageErrors, squared: npt.NDArray[np.float64], number: int, noisy: npt.NDArray[np.float32]) -> str:
+    lines = [f"image {number:,}"]
+    if single.levels is not None:
+        sigma, half_range = (values[number] for values in single.levels)
+        lines.append(f"s={sigma:.2f}, r={half_range:.2f}")
+    lines.append(f"PSNR {psnr_from_mse(squared[number]):.1f} dB")
+    lines.append(f"{noisy.min():.2f} to {noisy.max():.2f}".replace("-", "−"))
+    return "\n".join(lines)

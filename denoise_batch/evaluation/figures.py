@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from denoise_batch import publishing
+from denoise_batch.evaluation.metrics import psnr_from_mse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from denoise_batch.evaluation.evaluate import Evaluation
+    from denoise_batch.evaluation.result import Evaluation
 
     Image = npt.NDArray[np.float32]
     Denoise = Callable[[Image], Image]
@@ -99,19 +100,6 @@ def seed_figure_digits(
     _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy), "clean": clean}, titles, path)
 
 
-def pairs_figure(denoise: Denoise, noisy: Image, clean: npt.NDArray[np.uint8], path: Path) -> None:
-    """Noisy images as they were given, what is made of them, and the clean ones.
-
-    Args:
-        denoise: (n, 784) float32 noisy → (n, 784) float32 denoised.
-        noisy: (n, 28, 28) float32, one a column.
-        clean: (n, 28, 28) uint8.
-        path: of the PNG.
-    """
-    shown = clean.astype(np.float32) / np.float32(255)
-    _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy), "clean": shown}, [""] * len(noisy), path)
-
-
 def _degraded(digits: npt.NDArray[np.uint8], levels: Sequence[tuple[float, float]], seed: int) -> Image:
     import torch
 
@@ -144,7 +132,8 @@ def _draw_rows(rows: dict[str, Image], titles: Sequence[str], path: Path) -> Non
                 axis = axes[line, column]
                 axis.set_xticks([])
                 axis.set_yticks([])
-                axis.imshow(image, cmap="gray", **({} if name == "noisy" else {"vmin": 0.0, "vmax": 1.0}))
+                low, high = _shown_over(image, own_range=name == "noisy")
+                axis.imshow(image, cmap="gray", vmin=low, vmax=high)
                 if name == "noisy":
                     axis.set_title(titles[column], fontsize=10, pad=4)
                     axis.set_xlabel(_range_of(image), fontsize=7, color=_GREY, labelpad=2)
@@ -158,47 +147,84 @@ def _range_of(image: Image) -> str:
 
 
 def metric_curves(evaluation: Evaluation, path: Path) -> None:
-    """Pooled PSNR and SSIM at the seed's six levels: models in colour, the noisy input and the filters in grey.
+    """PSNR and SSIM at the seed's six levels; below, PSNR over blur and over noise. Models in colour, others in grey.
 
-    The shaded part lies beyond the seed's training range. A PSNR that is infinite (the undegraded input) is not drawn.
+    The shaded part lies beyond the seed's training range. What leaves the picture above stands there as a number, for
+    models; a PSNR that is infinite (the undegraded input) is not drawn. The lower curves are of the seed's mixture, the
+    images sorted by one of the two levels while the other is whatever it was, eight groups over its range.
     """
     from denoise_batch.evaluation.protocol import CONDITIONS
 
     levels = [condition for condition in CONDITIONS if condition.key.startswith("i=")]
+    single = evaluation.single
+    with _drawing(path, 11.0, 8.4 if single and single.levels else 4.6) as figure:
+        axes = figure.subplots(2 if single and single.levels else 1, 2, squeeze=False)
+        for axis, (field, title) in zip(axes[0], (("pooled_psnr", "pooled PSNR, dB"), ("ssim", "SSIM")), strict=True):
+            drawn = {
+                method: [evaluation.score(level.key, method, field) for level in levels]
+                for method in evaluation.methods
+            }
+            _curves(axis, range(len(levels)), drawn, evaluation)
+            _mark_levels(axis, levels)
+            axis.set_title(title, fontsize=11)
+            if field == "ssim":
+                axis.set_ylim(0.0, 1.03)
+        if single and single.levels:
+            names = ("s, blur in pixels (any r)", "r, half range of the noise (any s)")
+            for axis, values, name in zip(axes[1], single.levels, names, strict=True):
+                middles, groups = _groups(values)
+                drawn = {method: _pooled(squared, groups) for method, squared in single.squared.items()}
+                _curves(axis, middles, drawn, evaluation)
+                _plain(axis)
+                axis.set_title("pooled PSNR over the mixture, dB", fontsize=11)
+                axis.set_xlabel(name, fontsize=9)
+        height = figure.get_figheight()
+        figure.subplots_adjust(
+            left=0.05, right=0.985, top=1 - 0.41 / height, bottom=1.0 / height, wspace=0.12, hspace=0.42
+        )
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
+
+
+def _curves(axis: Axes, x: Sequence[float], drawn: dict[str, list[float]], evaluation: Evaluation) -> None:
+    """A line for each method. The limits are set for decibels: lines of more than `_HIGHEST_DB` leave the picture."""
     models = [model["method"] for model in evaluation.models]
     others = [method for method in evaluation.methods if method not in models]
     marks = dict(zip(others, ("", "s", "^", "v", "D"), strict=False))
-    panels = (("pooled_psnr", "pooled PSNR, dB"), ("ssim", "SSIM"))
-    with _drawing(path, 11.0, 4.6) as figure:
-        axes = figure.subplots(1, 2)
-        for axis, (field, title) in zip(axes, panels, strict=True):
-            drawn: dict[str, list[float]] = {}
-            for method in evaluation.methods:
-                values = [evaluation.score(level.key, method, field) for level in levels]
-                drawn[method] = [value if np.isfinite(value) else float("nan") for value in values]
-                style: dict[str, Any] = (
-                    {"linewidth": 2.2, "marker": "o", "markersize": 5, "zorder": 3}
-                    if method in models
-                    else {
-                        "linewidth": 1.2,
-                        "color": "0.5",
-                        "linestyle": "--",
-                        "marker": marks[method],
-                        "markersize": 4.5,
-                    }
-                )
-                axis.plot(drawn[method], label=method, **style)
-            _mark_levels(axis, levels)
-            axis.set_title(title, fontsize=11)
-            if field == "pooled_psnr":
-                # What leaves clean images alone reaches 50 dB and more there: its line may leave the picture.
-                shown = [value for values in drawn.values() for value in values if value < _HIGHEST_DB]
-                axis.set_ylim(min([*shown, 0.0]) - 1.0, max([*shown, 10.0]) + 2.0)
-            else:
-                axis.set_ylim(0.0, 1.03)
-        figure.subplots_adjust(left=0.05, right=0.985, top=0.91, bottom=0.22, wspace=0.12)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
+    shown = [value for values in drawn.values() for value in values if value < _HIGHEST_DB]
+    top = max([*shown, 10.0]) + 2.0
+    axis.set_ylim(min([*shown, 0.0]) - 1.0, top)
+    for method in evaluation.methods:
+        if method not in drawn:
+            continue
+        model = method in models
+        style: dict[str, Any] = (
+            {"linewidth": 2.2, "marker": "o", "markersize": 5, "zorder": 3, "color": f"C{models.index(method)}"}
+            if model
+            else {"linewidth": 1.2, "color": "0.5", "linestyle": "--", "marker": marks[method], "markersize": 4.5}
+        )
+        values = [value if np.isfinite(value) else float("nan") for value in drawn[method]]
+        axis.plot(x, values, label=method, **style)
+        above = [(place, value) for place, value in zip(x, values, strict=True) if value > top] if model else []
+        for place, value in above:
+            below = (0, -4 - 12 * models.index(method))
+            color = f"C{models.index(method)}"
+            axis.annotate(
+                f"↑ {value:.0f}", (place, top), below, textcoords="offset points", va="top", fontsize=9, color=color
+            )
+
+
+def _groups(values: npt.NDArray[np.float32]) -> tuple[list[float], npt.NDArray[np.int64]]:
+    """Eight groups over the values' range: their middles, and each value's group."""
+    edges = np.linspace(values.min(), values.max(), 9)
+    middles = (edges[1:] + edges[:-1]) / 2
+    return middles.tolist(), np.clip(np.searchsorted(edges, values, side="right") - 1, 0, 7)
+
+
+def _pooled(squared: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> list[float]:
+    """The pooled PSNR of each group; NaN of an empty one."""
+    parts = [squared[groups == group] for group in range(8)]
+    return [float(psnr_from_mse(part.mean())) if len(part) else math.nan for part in parts]
 
 
 def _mark_levels(axis: Axes, levels: Sequence[Any]) -> None:
@@ -214,6 +240,10 @@ def _mark_levels(axis: Axes, levels: Sequence[Any]) -> None:
             ha="center", va="top", fontsize=8, color=_GREY,
         )  # fmt: skip
     axis.set_xlim(-0.3, len(levels) - 0.5)
+    _plain(axis)
+
+
+def _plain(axis: Axes) -> None:
     axis.grid(axis="y", color="0.88")
     axis.set_axisbelow(True)
     for side in ("top", "right"):
@@ -302,9 +332,15 @@ def contact_sheet(
 
 
 def _place(axis: Axes, picture: Image, x: float, y: float, *, own_range: bool) -> None:
-    low, high = (None, None) if own_range else (0.0, 1.0)
+    low, high = _shown_over(picture, own_range=own_range)
     box = (x, x + _TILE, y + _TILE, y)
     axis.imshow(picture, cmap="gray", extent=box, interpolation="nearest", aspect="auto", vmin=low, vmax=high)
+
+
+def _shown_over(picture: Image, *, own_range: bool) -> tuple[float, float]:
+    """Black and white: an image's least and greatest value, or 0 and 1, as for one that is the same all over."""
+    low, high = float(picture.min()), float(picture.max())
+    return (low, high) if own_range and high - low > 1e-6 else (0.0, 1.0)
 
 
 def _fit(text: str, width: float, letter: float) -> str:

@@ -63,11 +63,6 @@ def pooled_psnr(clean: Images, other: Images) -> float:
     return float(psnr_from_mse(mse(clean, other).mean()))
 
 
-def mean_psnr(clean: Images, other: Images) -> float:
-    """Mean of the images' own PSNRs, in dB; ∞ as soon as one image is exact."""
-    return float(psnr_from_mse(mse(clean, other)).mean())
-
-
 def _window_matrix() -> PerImage:
     """(28, 18) float64: right-multiplied to rows of 28 pixels, weights them by the SSIM window at its 18 places."""
     offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2

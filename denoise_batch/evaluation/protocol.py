@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from denoise_batch.noise import NoiseDraw
+
 NOISE_SEED: Final = 2019
 """Seeds the noise of every published table."""
 SETTINGS_SEED: Final = 1936
@@ -90,6 +92,8 @@ def _other_conditions() -> tuple[Condition, ...]:
 
 
 CONDITIONS: Final = (*_seed_conditions(), *_other_conditions())
+MIXTURE: Final = CONDITIONS[0]
+"""The seed's noise, with levels drawn for each image."""
 PAIRS: Final = "pairs"
 """The key of the one condition where noisy images are given, and none are drawn."""
 
@@ -131,13 +135,29 @@ def degrade_with_levels(
     clean: npt.NDArray[np.float32], condition: Condition, *, seed: int = NOISE_SEED, block: int = 0
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """As `degrade_images`; and the noise level of each image, (n,), as `NoiseDraw.degrade` defines it."""
-    # A full block is drawn even where fewer images are left: image i then gets the same noise whatever comes after it.
     padded = torch.zeros((BLOCK, *clean.shape[1:]))
     padded[: len(clean)] = torch.from_numpy(clean)
-    state = np.random.SeedSequence([seed, condition.stream, block]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    noisy, levels = condition.recipe.draw(BLOCK, generator).degrade(padded)
+    noisy, levels = _draw(condition, seed, block).degrade(padded)
     return noisy[: len(clean)].numpy(), levels[: len(clean)].numpy()
+
+
+def drawn_levels(
+    condition: Condition, count: int, *, seed: int = NOISE_SEED
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """σ in pixels and r in units of full ink, (count,) float32 each, of the first so many images."""
+    draws = [_draw(condition, seed, block) for block in range(-(-count // BLOCK))]
+    sigma = torch.cat([draw.sigma for draw in draws])[:count]
+    half_range = torch.cat([draw.half_range for draw in draws])[:count]
+    return sigma.numpy(), half_range.numpy()
+
+
+def _draw(condition: Condition, seed: int, block: int) -> NoiseDraw:
+    """What is random about a block's noise.
+
+    A full block is drawn even where fewer images are left: image i then gets the same noise whatever comes after it.
+    """
+    state = np.random.SeedSequence([seed, condition.stream, block]).generate_state(1, np.uint64)
+    return condition.recipe.draw(BLOCK, torch.Generator().manual_seed(int(state[0] >> np.uint64(1))))
 
 
 def choose_filter_settings(

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Final
 
 from denoise_batch.evaluation import bootstrap, metrics
 from denoise_batch.evaluation.baselines import Filter
-from denoise_batch.evaluation.evaluate import LINEAR
 from denoise_batch.evaluation.protocol import CONDITIONS, PAIRS, SETTINGS_IMAGES, Condition
+from denoise_batch.evaluation.result import LINEAR
+from denoise_batch.models.quality_head import MOST_PSNR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from denoise_batch.evaluation.evaluate import Evaluation
+    from denoise_batch.evaluation.result import Evaluation
 
 _WINDOW: Final = f"{metrics.SSIM_WINDOW}×{metrics.SSIM_WINDOW}"
 _BLOCKS: Final = (
     ("pooled_psnr", "pooled PSNR, dB (higher is better)", 2),
-    ("mean_psnr", "mean PSNR, dB (higher is better)", 2),
+    ("mean_psnr", f"mean PSNR, dB, each image's at most {MOST_PSNR:g} (higher is better)", 2),
     ("ssim", f"SSIM, {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA} (higher is better)", 4),
     ("foreground_rmse", "RMSE where there is ink, of full ink (lower is better)", 4),
     ("excess_cross_entropy", "excess cross-entropy, nats a pixel (lower is better)", 4),
