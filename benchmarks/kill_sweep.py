@@ -80,9 +80,10 @@ class Sweep:
                 raise RuntimeError(f"{self.kind}: kills do not reach their targets")
 
     def _start(self, run: Run) -> Driver:
-        steps = self.world.steps(single=run.single)
-        # A resumed run takes fewer steps: some come to their end.
-        kill_at = self.random.randint(1, steps) if self.kind == "step" and self.tally.kills < self.wanted else None
+        kill_at = None
+        if self.kind == "step" and self.tally.kills < self.wanted:
+            # A resumed run takes fewer steps: some come to their end.
+            kill_at = self.random.randint(1, self.world.steps(single=run.single))
         return run.start(kill_at, self.nodes.address if self.nodes else None)
 
     def _strike(self, run: Run, driver: Driver) -> bool:

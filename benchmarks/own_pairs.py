@@ -5,8 +5,9 @@
 
 The pairs are MNIST's digits as a poor scan has them, which is no noise that the default recipe draws: smeared sideways,
 on grey paper that is lighter at one end, between ruled lines, with a little noise, in 8 bits. The model that ships goes
-on from its weights, as `train --init bounds-unet --lr 0.0005 --noisy-column ...` does. Prints pooled PSNR on MNIST's
-first test images: of such pairs, of clean images, and of the noise that the model knew before.
+on from its weights, as `train --init bounds-unet --lr 0.0005 --noisy-column ...` does. Prints pooled PSNR on the last
+of MNIST's training images, which no training of ours learns from: of such pairs, of clean images, and of the noise
+that the model knew before.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from scipy.ndimage import uniform_filter1d
 
 from denoise_batch import bundle
 from denoise_batch.digits import Split, find_mnist, load_mnist
-from denoise_batch.evaluation.figures import pairs_figure
+from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import ResidentBatches
@@ -62,11 +63,13 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     folder = find_mnist(options.mnist)
-    clean = load_mnist(folder, Split.TRAIN)[0][:PAIRS]
-    tested = load_mnist(folder, Split.TEST)[0][:TESTED]
+    images = load_mnist(folder, Split.TRAIN)[0]
+    clean, tested = images[:PAIRS], images[-TESTED:]
     pairs = [torch.from_numpy(images.copy()) for images in (clean, scanned(clean, 1))]
     truth, noisy = (torch.from_numpy(images).float() / 255 for images in (tested, scanned(tested, 2)))
-    print(f"{time.strftime('%Y-%m-%d')}: {PAIRS:,} pairs, {options.images:,} images, {TESTED:,} test images; dB\n")
+    print(
+        f"{time.strftime('%Y-%m-%d')}: {PAIRS:,} pairs, {options.images:,} images, {TESTED:,} validation images; dB\n"
+    )
     print("| drawn noise | own pairs | " + " | ".join(SHOWN) + " | s |")
     print("|---|---|" + "---|" * len(SHOWN) + "---|")
     ships = bundle.read_bundle(bundle.SHIPPED_FOLDER).load()
@@ -81,11 +84,11 @@ def main() -> None:
             flush=True,
         )
     if options.sheet:
-        pairs_figure(
-            lambda images: outputs(network, torch.from_numpy(images).view(-1, 28, 28)).view(-1, 784).numpy(),
-            noisy[:10].numpy(),
-            tested[:10],
-            options.sheet,
+        made = outputs(network, noisy[:10])
+        tiles = [Tile("", tuple(part[row].numpy() for part in (noisy, made, truth))) for row in range(10)]
+        columns = ("noisy", "denoised", "clean")
+        contact_sheet(
+            options.sheet, [Section("", tuple(tiles))], columns=columns, title="pairs", own_range=(True, False, False)
         )
 
 

@@ -56,7 +56,12 @@ _THREAD_SECONDS, _KILLED_SECONDS = 1.0, 3.0
 
 @contextlib.contextmanager
 def connect(
-    *, address: str | None = None, cpus: int | None = None, data_workers: int | None = None, verbose: bool = False
+    *,
+    address: str | None = None,
+    cpus: int | None = None,
+    data_workers: int | None = None,
+    training: bool = False,
+    verbose: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Starts or joins Ray, quietly, and leaves it at the end. A Ray that already runs in this process is used.
 
@@ -65,6 +70,7 @@ def connect(
         cpus: for a Ray that is started here, the CPUs it may use; None is all.
         data_workers: for a Ray that works on datasets of `infer` alone: there is work for so many workers. One that is
             started here goes without all that these do not use (`lean_ray`).
+        training: the same, for a Ray that trains (and may work on datasets as well).
         verbose: let Ray's own log through.
 
     Yields:
@@ -99,7 +105,7 @@ def connect(
     if workers_have and not local:
         here["runtime_env"] = {"env_vars": workers_have}
     # A hook of the user's may give workers an environment of their own, which one of the agents left out would make.
-    lean = local and data_workers is not None and "RAY_RUNTIME_ENV_HOOK" not in os.environ
+    lean = local and (training or data_workers is not None) and "RAY_RUNTIME_ENV_HOOK" not in os.environ
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     _adopt_orphans()
     try:
@@ -111,9 +117,11 @@ def connect(
         ):
             stack.enter_context(environment(workers_have))  # what is started here hands it on
             if lean:
-                lean = stack.enter_context(lean_ray.only_what_is_used(data_workers or 1, show_logs=verbose))
+                lean = stack.enter_context(
+                    lean_ray.only_what_is_used(0 if training else data_workers or 1, show_logs=verbose)
+                )
             if lean:
-                here["_system_config"] = dict(lean_ray.SYSTEM_CONFIG)
+                here["_system_config"] = lean_ray.SYSTEM_CONFIG | ({} if training else lean_ray.PRELOADING)
             ray.init(address=address, **quiet, **here)
     except (KeyboardInterrupt, DenoiseBatchError):
         _shut_down(orphans=True)

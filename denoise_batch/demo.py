@@ -136,7 +136,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoReport:
     steps.digits(source, mnist, "train.parquet", Split.TRAIN, TRAINING_IMAGES)
     steps.digits(source, mnist, "test.parquet", Split.TEST, settings.rows)
     # One Ray for training and denoising: starting it takes as long as either's own start.
-    with connect(verbose=settings.verbose):
+    with connect(training=True, verbose=settings.verbose):
         steps.train()
         steps.corrupt()
         steps.infer()

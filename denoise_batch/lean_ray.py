@@ -1,4 +1,4 @@
-"""A Ray that is started for one run of `infer` on this machine, without what such a run has no use for.
+"""A Ray that is started for one run of `infer` or `train` on this machine, without what such a run has no use for.
 
 Ray as it comes starts nine processes of its own beside its workers. On two cores they take longer than a small run,
 and each wakes up now and then while the workers compute. Needed are two of them: its service (GCS) and the node's
@@ -11,9 +11,11 @@ process (raylet). Left out here are
 - the actors of Ray Data that keep accounts for its dashboard, share a cluster out among its users, and know on which
   machine an actor is.
 
-Workers import what they will need as soon as they are started, while the driver still connects.
+Workers of `infer` import what they will need as soon as they are started, while the driver still connects.
 
-`train` needs the agents, and leaves out one actor of Ray Train's alone, which could not work without a dashboard.
+`train` keeps the agent for runtime environments, since Ray Train gives its processes such; no worker is started ahead,
+as none without one would be taken. Left out besides are the actors of Ray Train that serve datasets of Ray Data, ask an
+autoscaler for room, and remove what a dead controller leaves.
 
 All of this is beneath Ray's public interface, so it is done with the versions that it was tried with alone; any other
 Ray starts as it comes.
@@ -31,11 +33,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SYSTEM_CONFIG: dict[str, Any] = {
-    "preload_python_modules": ["denoise_batch.inference.worker_imports"],
-    "enable_metrics_collection": False,
-}
+SYSTEM_CONFIG: dict[str, Any] = {"enable_metrics_collection": False}
 """Settings of Ray's core that go with it."""
+PRELOADING: dict[str, Any] = {"preload_python_modules": ["denoise_batch.inference.worker_imports"]}
+"""The same, for `infer` alone."""
 
 _TRIED = ("2.60.",)
 """How the names of the versions begin."""
@@ -53,7 +54,7 @@ def only_what_is_used(workers: int, *, show_logs: bool = False) -> Iterator[bool
     """While it lasts, `ray.init` starts a Ray without the processes named above.
 
     Args:
-        workers: the most that there will be use for.
+        workers: the most that there will be use for, without runtime environments; 0 where all have one.
         show_logs: the driver shows what workers print, which the log monitor brings.
 
     Yields:
@@ -122,11 +123,15 @@ def _agent_ports() -> list[str]:
 
 
 def _without_agents(command: list[str], workers: int) -> list[str]:
-    """The node's command line, its agents replaced by processes that sleep; it is told their ports as by agents."""
+    """The node's command line, its agents replaced by processes that sleep; it is told their ports as by agents.
+
+    Without workers (`only_what_is_used`) the agent for runtime environments stays.
+    """
     import ray
 
     options = dict(word.split("=", 1) for word in command if "=" in word)
-    for number, name in enumerate(_agent_ports(), start=1):
+    *others, of_environments = _agent_ports()
+    for number, name in enumerate([*others, of_environments] if workers else others, start=1):
         ray._raylet.persist_port(options["--session_dir"], options["--node_id"], name, number)
     stand_in = Path(options["--session_dir"], "agent_stand_in.py")
     stand_in.write_text(_AGENT_STAND_IN)
@@ -135,11 +140,9 @@ def _without_agents(command: list[str], workers: int) -> list[str]:
     resources = options["--static_resource_list"].split(",")
     numbers = dict(zip(resources[::2], map(float, resources[1::2]), strict=True))
     at_once = min(workers, int(options["--num_prestart_python_workers"]), int(numbers.get("GPU", 0)) or workers)
-    instead = {
-        "--dashboard_agent_command": sleeping,
-        "--runtime_env_agent_command": sleeping,
-        "--num_prestart_python_workers": str(at_once),
-    }
+    instead = {"--dashboard_agent_command": sleeping, "--num_prestart_python_workers": str(at_once)}
+    if workers:
+        instead["--runtime_env_agent_command"] = sleeping
     names = [word.partition("=")[0] for word in command]
     return [f"{name}={instead[name]}" if name in instead else word for name, word in zip(names, command, strict=True)]
 
@@ -200,24 +203,34 @@ def data_of_one_machine() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_without_dashboard() -> Iterator[None]:
-    """While it lasts, Ray Train starts no actor that removes what a dead controller leaves, where it could not work.
+def training_on_one_machine() -> Iterator[None]:
+    """While it lasts, Ray Train starts no actors that a Ray which was started here has no use for.
 
-    That actor asks the dashboard whether the controller lives. Without a dashboard each question waits ten seconds for
-    an answer, and at the end of a training the controller waits for the last one. A Ray that was started for the
-    training ends with it, so there is nothing to remove.
+    Three are left out, each a process that takes two seconds of a core to start. One hands out shares of datasets, of
+    which there are none. One asks an autoscaler for room; only where the number of workers is fixed, since it also
+    tells how many find room. One removes what a dead controller leaves: it asks the dashboard whether that lives, and
+    without a dashboard each question waits ten seconds for an answer, the controller's end for the last one; a Ray that
+    was started for the training ends with it. A cluster's Ray is left as it is.
     """
     try:
         from ray._private import worker
         from ray.train.v2._internal.execution.callback import ControllerCallback
         from ray.train.v2.api import data_parallel_trainer as trainer
 
-        dashboard = worker._global_node.webui_url
+        from denoise_batch.training.fixed_workers import scaling_policy
+
+        ours = worker._global_node.is_head() and not worker._global_node.webui_url
     except (ImportError, AttributeError):
-        dashboard = "unknown"
-    with (
-        contextlib.nullcontext()
-        if dashboard
-        else replaced(trainer, "PlacementGroupCleanerCallback", ControllerCallback)
-    ):
+        ours = False
+    with contextlib.ExitStack() as stack:
+        for name, instead in (
+            (
+                ("PlacementGroupCleanerCallback", ControllerCallback),
+                ("DatasetsCallback", lambda **_: ControllerCallback()),
+                ("create_scaling_policy", scaling_policy),
+            )
+            if ours
+            else ()
+        ):
+            stack.enter_context(replaced(trainer, name, instead))
         yield

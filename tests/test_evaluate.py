@@ -21,7 +21,7 @@ from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ModelError, OutputError, RequestError
 from denoise_batch.evaluation import metrics
-from denoise_batch.evaluation.clean_images import load_clean_images
+from denoise_batch.evaluation.clean_images import load_clean_images, trained_on
 from denoise_batch.evaluation.digit_reader import load_reader
 from denoise_batch.evaluation.evaluate import evaluate
 from denoise_batch.evaluation.evaluation_figures import draw_evaluation
@@ -29,7 +29,10 @@ from denoise_batch.evaluation.protocol import CONDITIONS, MIXTURE, degrade_image
 from denoise_batch.evaluation.result import LINEAR, Evaluation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.images import Polarity
+from denoise_batch.listing import list_inputs
 from denoise_batch.models.network import DenoisingNetwork
+from denoise_batch.training.data import open_parquet
+from denoise_batch.training.recipes import TrainSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -281,6 +284,29 @@ def _write(path: Path, **columns: np.ndarray) -> str:
     arrays = {name: pa.array([row.tobytes() for row in value], pa.binary(784)) for name, value in columns.items()}
     pq.write_table(pa.table(arrays), path)
     return str(path)
+
+
+def test_a_model_that_was_trained_on_these_files_is_noted(
+    tmp_path: Path, images: np.ndarray, model_folder: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        _write(tmp_path / f"{name}.parquet", image=images)
+    learnt = TrainSettings(output=tmp_path / "m", data=f"{tmp_path}/[ab].parquet")
+    identity = json.loads(json.dumps(open_parquet(learnt).identity()))
+    bundle = read_bundle(model_folder)
+    bundle = replace(bundle, model=bundle.model | {"data": identity})
+
+    def noted(pattern: str) -> str | None:
+        return trained_on(bundle, list_inputs((f"{tmp_path}/{pattern}.parquet",)).files)
+
+    assert noted("c") is None
+    begin = f"note: {bundle.folder} was trained on"
+    assert (noted("a") or "").startswith(f"{begin} {tmp_path}/a.parquet: ")
+    assert (noted("*") or "").startswith(f"{begin} 2 of these files: ")
+    _write(tmp_path / "a.parquet", image=images[:5])  # another file of that name
+    assert noted("a") is None
+    for odd in (None, {"files": 3}, {"files": [1, None]}, []):
+        assert trained_on(replace(bundle, model={"data": odd}), list_inputs((str(tmp_path),)).files) is None
 
 
 def test_clean_images_come_from_the_clean_column(tmp_path: Path, images: np.ndarray) -> None:

@@ -101,9 +101,8 @@ def evaluate(
                 hint=f"copy {bundle.folder}, and evaluate the copy",
             )
         check_card(bundle)
-    if data is not None:
-        list_inputs((data,))
-    from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images
+    files = list_inputs((data,)).files if data is not None else ()
+    from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images, trained_on
     from denoise_batch.images import Polarity
 
     clean = load_clean_images(
@@ -136,14 +135,15 @@ def evaluate(
             drawn = draw_evaluation(
                 evaluation, bundles, clean.images, figures, noisy=clean.noisy, digit=digit, device=device
             )
-    content = {**evaluation.to_json(), "notes": list(clean.notes), "figures": [str(path) for path in drawn]}
+    notes = [*clean.notes, *filter(None, (trained_on(bundle, files) for bundle in bundles))]
+    content = {**evaluation.to_json(), "notes": notes, "figures": [str(path) for path in drawn]}
     lines = [
         *(
             f"model {bundle.folder}: {model['method']} in the table"
             for bundle, model in zip(bundles, evaluation.models, strict=True)
         ),
         format_table(evaluation),
-        *clean.notes,
+        *notes,
         *(f"drawn: {path}" for path in drawn),
     ]
     if card:

@@ -8,6 +8,7 @@ No torch here: what can be refused is refused at once.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -24,10 +25,13 @@ from denoise_batch.images import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from denoise_batch.bundle import Bundle
+    from denoise_batch.listing import InputFile
 
 _DATASET_IMAGES: Final = 10_000
 _SAMPLE_SEED: Final = 2019
@@ -134,6 +138,18 @@ def _load_dataset(
         notes.append(f"note: column {_LABEL!r} is not used: it does not hold a digit, 0 to 9, for each image")
     images = np.rint(upright[0].clip(0.0, 1.0) * 255.0).astype(np.uint8)
     return CleanImages(images, labels, description, tuple(notes), None if len(columns) == 1 else upright[1])
+
+
+def trained_on(bundle: Bundle, files: Sequence[InputFile]) -> str | None:
+    """A note where a model's training had some of these very files, as model.json names them; else None."""
+    data = bundle.model.get("data")
+    listed = data.get("files") if isinstance(data, dict) else None
+    known = {json.dumps(file) for file in listed} if isinstance(listed, list) else set()
+    found = [file for file in files if json.dumps([storage.redact(file.path), file.size, file.mtime_ns]) in known]
+    if not found:
+        return None
+    what = storage.redact(found[0].path) if len(found) == 1 else f"{len(found):,} of these files"
+    return f"note: {bundle.folder} was trained on {what}: on images that it has not seen it may do worse"
 
 
 def load_prior_images(mnist_folder: Path | None = None) -> npt.NDArray[np.uint8]:

@@ -50,6 +50,8 @@ _RAY_TRAIN = {
     # A worker's report waits until the controller asks for it, every 2 s by default: an epoch may take less.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_START_SECONDS),
+    # It tells workers that their node is about to go, which ours do not ask: a checkpoint is never far.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
@@ -101,7 +103,7 @@ def train(
         if not (folder / "finished").exists():
             starting()
             try:
-                with connect(address=settings.address, verbose=settings.verbose):
+                with connect(address=settings.address, training=True, verbose=settings.verbose):
                     check_seen_by_nodes(folder, _data_paths(parquet))
                     place = choose_place(settings, capacity.living_nodes(), capacity.nodes_to_come())
                     config = _loop_config(settings, recipe, folder, parquet, mnist, weights, place)
@@ -324,7 +326,7 @@ def _fit(
         ),
     )
     watch = WorkerWatch(place, folder / "progress.json", progress, waiting)
-    with _sigint_kept(), environment(_RAY_TRAIN), lean_ray.training_without_dashboard(), watch:
+    with _sigint_kept(), environment(_RAY_TRAIN), lean_ray.training_on_one_machine(), watch:
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so

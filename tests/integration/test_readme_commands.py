@@ -29,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_five_commands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"^```\n(denoise-batch inspect scans.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert cli.run(["digits", "clean.parquet", "--source", "synthetic", "--count", "1500"]) == 0
+    assert cli.run(["digits", "others.parquet", "--source", "synthetic", "--count", "100", "--seed", "1"]) == 0
     assert cli.run(["corrupt", "clean.parquet", "scans.parquet"]) == 0
     for line in block.splitlines():
         program, *arguments = shlex.split(line, comments=True)

@@ -125,6 +125,23 @@ def _when(condition: Callable[[], bool], act: Callable[[], object]) -> Iterator[
         thread.join()
 
 
+def _commands_below(pid: int) -> list[str]:
+    """How the command lines begin of all that a process has started and that lives."""
+    commands: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            commands[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+    family, size = {pid}, 0
+    while len(family) > size:
+        size = len(family)
+        for process in commands.keys() - family:
+            with contextlib.suppress(OSError):
+                if _parent(process) in family:
+                    family.add(process)
+    found = (commands[process].partition(" --")[0].strip() for process in family - {pid})
+    return [command for command in found if command]
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -199,10 +216,16 @@ def test_a_killed_driver_goes_on_where_it_was(
         while _epochs_done(output) < 2:
             assert driver.poll() is None
             time.sleep(0.02)
+        started = _commands_below(driver.pid)
     finally:
         driver.kill()
         driver.wait()
     assert not output.exists()
+    # One worker more may be left over from Ray's start; nothing else runs beside the training.
+    ours_alone = {"gcs_server": 1, "raylet": 1, "agent_stand_in": 1, "RayTrainWorker": 2, "SynchronizationActor": 1}
+    ours_alone |= {"RuntimeEnvAgent": 1, "TrainController": 1}
+    counted = [next((kind for kind in ours_alone if kind in command), command) for command in started]
+    assert {kind: counted.count(kind) for kind in counted if not kind.startswith("ray::IDLE")} == ours_alone
     time.sleep(1)  # its Ray notices that it is gone
     before = json.loads((_training_folder(output) / "progress.json").read_text())["epoch"]
 
