@@ -7,8 +7,8 @@ Prints the share of MNIST's test images that classifiers name right under each c
 clean digits, shown the noisy images (clipped to 0..1) and what each model makes of them; one trained on noisy images of
 the seed's mixture, fresh for every step, which is what one would use instead of a denoiser; and one trained on what the
 default model makes of such images. Then what the default model says of images that are no digits, noised as digits are:
-the PSNR that it expects of them, the one they have, and how many of them are among the tenth of all images, half of
-them digits, that it expects least of. The classifiers are one convolutional network, trained from one seed each.
+the PSNR that it expects of them, the one they have, and how often it expects less of one of them than of a digit under
+the same noise. The classifiers are one convolutional network, trained from one seed each.
 """
 
 from __future__ import annotations
@@ -151,12 +151,13 @@ def print_foreign(model: Denoiser, digits: NDArray[np.uint8], sheet: Path | None
         "letters": np.stack([_letter(random) for _ in range(count)]),
         "digits upside down": _unit(digits[:count])[:, ::-1],
         "digits in halves, exchanged": np.roll(_unit(digits[:count]), 14, axis=1),
+        "clothes": np.stack([_garment(random) for _ in range(count)]),
         "checks and stripes": np.stack([_pattern(random) for _ in range(count)]),
         "empty": np.zeros((count, 28, 28), np.float32),
         "all ink": np.ones((count, 28, 28), np.float32),
     }
     noise = {"the seed's mixture": NoiseRecipe(), "σ = 0.5, r = 0.4": NoiseRecipe((0.5, 0.5), (0.4, 0.4)), "none": None}
-    print("\n| images | noise | expected PSNR, dB | true PSNR, dB | in the worst tenth, with as many digits |")
+    print("\n| images | noise | expected PSNR, dB | true PSNR, dB | less is expected of it than of a digit |")
     print("|---|---|---|---|---|")
     rows = []
     for title, recipe in noise.items():
@@ -168,13 +169,9 @@ def print_foreign(model: Denoiser, digits: NDArray[np.uint8], sheet: Path | None
             made = told.pixels.reshape(-1, 28, 28)
             assert told.psnr is not None
             of_digits = told.psnr if of_digits is None else of_digits
-            limit = np.quantile(np.concatenate([of_digits, told.psnr]), 0.1)
+            below = (told.psnr[:, None] < of_digits).mean() + (told.psnr[:, None] == of_digits).mean() / 2
             true = -10 * np.log10(np.maximum(((made - clean) ** 2).mean(axis=(1, 2)), 10 ** (-MOST_PSNR / 10)))
-            flagged = (
-                ""
-                if name == "digits"
-                else f"{100 * (told.psnr <= limit).mean():.0f}%, of digits {100 * (of_digits <= limit).mean():.0f}%"
-            )
+            flagged = "" if name == "digits" else f"{100 * below:.0f}%"
             print(f"| {name} | {title} | {told.psnr.mean():.1f} | {true.mean():.1f} | {flagged} |", flush=True)
             if recipe is not None and recipe.sigma[0] == recipe.sigma[1]:
                 rows.append((name, clean[:8], noisy[:8].numpy(), made[:8]))
@@ -205,6 +202,31 @@ def _letter(random: np.random.Generator) -> Images:
 
         inside ^= Outline(polygon).contains_points(points)
     return inside.reshape(28, 3, 28, 3).mean(axis=(1, 3)).astype(np.float32)
+
+
+GARMENTS = (
+    [(2, 3), (5, 2), (9, 2), (12, 3), (14, 6), (12, 7), (11, 6), (11, 13), (3, 13), (3, 6), (2, 7), (0, 6)],  # shirt
+    [(4, 1), (10, 1), (11, 13), (8, 13), (7, 5), (6, 13), (3, 13)],  # trousers
+    [(5, 1), (6, 2), (8, 2), (9, 1), (9, 5), (12, 13), (2, 13), (5, 5)],  # dress
+    [(1, 5), (4, 5), (4, 2), (10, 2), (10, 5), (13, 5), (13, 12), (1, 12)],  # bag
+    [(3, 2), (7, 2), (8, 7), (13, 9), (13, 12), (2, 12), (2, 9)],  # boot
+)
+"""Outlines of what Fashion-MNIST shows, in 14ths of an image, x to the right and y down."""
+
+
+def _garment(random: np.random.Generator) -> Images:
+    """Cloth of a grey that changes from one side to the other, filling most of the image as in Fashion-MNIST."""
+    from PIL import Image, ImageDraw
+
+    side = 28 * 4
+    outline = np.array(GARMENTS[random.integers(len(GARMENTS))]) / 14 - 0.5
+    outline = outline * random.uniform(0.8, 1.0, 2) + random.normal(0.0, 0.012, outline.shape) + 0.5
+    mask = Image.new("L", (side, side))
+    ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in outline * side], fill=255)
+    cloth = np.linspace(random.uniform(0.3, 1.0), random.uniform(0.3, 1.0), 28)
+    cloth = np.tile(cloth, (28, 1)) + random.normal(0.0, 0.08, (28, 28))
+    covered = np.asarray(mask).reshape(28, 4, 28, 4).mean(axis=(1, 3)) / 255
+    return (covered * cloth.clip(0.0, 1.0)).astype(np.float32)
 
 
 def _pattern(random: np.random.Generator) -> Images:
