@@ -14,8 +14,7 @@ process (raylet). Left out here are
 Workers of `infer` import what they will need as soon as they are started, while the driver still connects.
 
 `train` keeps the agent for runtime environments, since Ray Train gives its processes such; no worker is started ahead,
-as none without one would be taken. Left out besides are the actors of Ray Train that serve datasets of Ray Data, ask an
-autoscaler for room, and remove what a dead controller leaves.
+as none without one would be taken. `training.one_machine` has what of Ray Train is left out besides.
 
 All of this is beneath Ray's public interface, so it is done with the versions that it was tried with alone; any other
 Ray starts as it comes.
@@ -199,38 +198,4 @@ def data_of_one_machine() -> Iterator[None]:
             (pool, "get_actor_locations", lambda _: {}),  # then it takes what each actor said when it was ready
         ):
             stack.enter_context(replaced(owner, name, instead))
-        yield
-
-
-@contextlib.contextmanager
-def training_on_one_machine() -> Iterator[None]:
-    """While it lasts, Ray Train starts no actors that a Ray which was started here has no use for.
-
-    Three are left out, each a process that takes two seconds of a core to start. One hands out shares of datasets, of
-    which there are none. One asks an autoscaler for room; only where the number of workers is fixed, since it also
-    tells how many find room. One removes what a dead controller leaves: it asks the dashboard whether that lives, and
-    without a dashboard each question waits ten seconds for an answer, the controller's end for the last one; a Ray that
-    was started for the training ends with it. A cluster's Ray is left as it is.
-    """
-    try:
-        from ray._private import worker
-        from ray.train.v2._internal.execution.callback import ControllerCallback
-        from ray.train.v2.api import data_parallel_trainer as trainer
-
-        from denoise_batch.training.fixed_workers import scaling_policy
-
-        ours = worker._global_node.is_head() and not worker._global_node.webui_url
-    except (ImportError, AttributeError):
-        ours = False
-    with contextlib.ExitStack() as stack:
-        for name, instead in (
-            (
-                ("PlacementGroupCleanerCallback", ControllerCallback),
-                ("DatasetsCallback", lambda **_: ControllerCallback()),
-                ("create_scaling_policy", scaling_policy),
-            )
-            if ours
-            else ()
-        ):
-            stack.enter_context(replaced(trainer, name, instead))
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,39 +47,6 @@ def test_a_training_keeps_the_agent_that_makes_environments(tmp_path: Path) -> N
     assert options["--dashboard_agent_command"].endswith("agent_stand_in.py")
     assert options["--num_prestart_python_workers"] == "0"  # none without an environment would be taken
     assert len(list(tmp_path.iterdir())) == 1 + 3
-
-
-def test_only_a_fixed_number_of_workers_asks_nobody_for_room() -> None:
-    from ray.train import ScalingConfig
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
-
-    from denoise_batch.training.fixed_workers import AskingNobody, scaling_policy
-
-    policy = pickle.loads(pickle.dumps(scaling_policy(ScalingConfig(num_workers=3))))
-    assert isinstance(policy, AskingNobody)
-    policy.after_controller_start(None)
-    assert policy.make_decision_for_non_running_worker_group().num_workers == 3
-    assert isinstance(scaling_policy(ScalingConfig(num_workers=(1, 3))), ElasticScalingPolicy)
-
-
-def test_a_ray_train_without_these_parts_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.train.v2.api import data_parallel_trainer as trainer
-
-    def parts() -> list[object]:
-        return [trainer.PlacementGroupCleanerCallback, trainer.DatasetsCallback, trainer.create_scaling_policy]
-
-    before = parts()
-    with lean_ray.training_on_one_machine():
-        assert parts() == before  # no Ray was started here
-    monkeypatch.setattr("ray._private.worker._global_node", SimpleNamespace(is_head=lambda: True, webui_url=""))
-    with lean_ray.training_on_one_machine():
-        assert not set(parts()) & set(before)
-    assert parts() == before
-    for head, dashboard in ((True, "127.0.0.1:8265"), (False, "")):
-        node = SimpleNamespace(is_head=lambda head=head: head, webui_url=dashboard)
-        monkeypatch.setattr("ray._private.worker._global_node", node)
-        with lean_ray.training_on_one_machine():
-            assert parts() == before
 
 
 @pytest.mark.parametrize(

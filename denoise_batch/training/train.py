@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import capacity, errors, lean_ray, publishing, storage
+from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.bundle import Bundle, read_bundle, save_bundle, shipped_folder, training_folder
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
@@ -307,6 +307,11 @@ def _fit(
 
     from denoise_batch.training.loop import train_worker
 
+    try:
+        from denoise_batch.training.one_machine import only_what_is_used
+    except ImportError:  # another Ray than it was made for
+        only_what_is_used = contextlib.nullcontext  # type: ignore[assignment]
+
     fewest, most = place.workers
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -326,7 +331,7 @@ def _fit(
         ),
     )
     watch = WorkerWatch(place, folder / "progress.json", progress, waiting)
-    with _sigint_kept(), environment(_RAY_TRAIN), lean_ray.training_on_one_machine(), watch:
+    with _sigint_kept(), environment(_RAY_TRAIN), only_what_is_used(), watch:
         try:
             trainer.fit()
         except SystemExit as stopped:  # Ray Train's own handler of SIGINT ends so

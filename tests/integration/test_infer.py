@@ -128,7 +128,7 @@ def test_what_the_model_says_of_its_images_goes_along(tmp_path: Path, source: Pa
     network = models.build("bounds-unet", {"width": 8, "deep": 8, "bottleneck": 16})
     save_bundle(tmp_path / "model", network, BundleCard("bounds-unet", network.parameters_json))
     inputs = tuple(str(source / f"{number:02d}.parquet") for number in range(2))
-    settings = InferSettings(inputs, str(tmp_path / "out.parquet"), model=tmp_path / "model")
+    settings = InferSettings(inputs, str(tmp_path / "out.parquet"), model=tmp_path / "model", workers=1)
     quality = ExtraColumns(quality=True)
     infer(replace(settings, shape=OutputShape.SINGLE_FILE, extras=quality))  # two parts, joined
     table = pq.read_table(tmp_path / "out.parquet")
@@ -152,7 +152,8 @@ def test_a_file_becomes_a_file_and_a_folder_can(tmp_path: Path, source: Path, mo
     infer(InferSettings((str(one),), str(tmp_path / "one.parquet"), model=model))
     assert (tmp_path / "one.parquet").is_file()
     _check(tmp_path / "one.parquet", one, model)
-    many = InferSettings((str(source),), str(tmp_path / "many.parquet"), model=model, shape=OutputShape.SINGLE_FILE)
+    shape = OutputShape.SINGLE_FILE
+    many = InferSettings((str(source),), str(tmp_path / "many.parquet"), model=model, shape=shape, workers=1)
     infer(many)
     _check(tmp_path / "many.parquet", source, model)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -227,7 +228,7 @@ def test_too_many_bad_rows_fail_the_job_resumes_included(tmp_path: Path, source:
         marks[: 30 * number] = 1
         image = encode(decode(table["image"], IMAGE).pixels, marks, IMAGE)
         pq.write_table(table.set_column(1, IMAGE.field, image), copy / f"{number}.parquet")
-    settings = InferSettings((str(copy),), str(tmp_path / "out"), model=model)
+    settings = InferSettings((str(copy),), str(tmp_path / "out"), model=model, workers=1)
     for _ in range(2):
         with pytest.raises(
             JobFailed, match=r"rows are bad so far \(.* null\), more than --max-bad 0.01 allows"
@@ -339,7 +340,7 @@ def test_a_killed_driver_resumes_to_the_same_bytes(
     assert all((out / f"part-{unit:05d}.parquet").stat().st_ino == inode for unit, inode in staged.items())
 
     undisturbed = tmp_path / "undisturbed"
-    infer(InferSettings((str(source),), str(undisturbed), model=model))
+    infer(InferSettings((str(source),), str(undisturbed), model=model, workers=1))
     for part in sorted(undisturbed.glob("*.parquet")):
         assert part.read_bytes() == (out / part.name).read_bytes(), part.name
 

@@ -1,0 +1,69 @@
+"""Ray Train on a Ray that was started here, without actors that have no use there (`lean_ray` has the rest).
+
+Three are left out, each a process that takes two seconds of a core to start:
+
+- one hands out shares of datasets of Ray Data, of which there are none;
+- one asks an autoscaler for room; it stays where the number of workers may change, since it also tells how many find
+  room;
+- one removes what a dead controller leaves. It asks the dashboard whether the controller lives, and without a dashboard
+  each question waits ten seconds for an answer, the controller's end for the last one. A Ray that was started for the
+  training ends with it, so there is nothing to remove.
+
+All of this is beneath Ray's public interface: where this module cannot be imported, Ray Train starts as it comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from ray._private import worker
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, create_scaling_policy
+from ray.train.v2.api import data_parallel_trainer as trainer
+
+from denoise_batch.lean_ray import replaced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ray.train import ScalingConfig
+
+
+@contextlib.contextmanager
+def only_what_is_used() -> Iterator[None]:
+    """While it lasts, Ray Train starts none of these actors, if this process started Ray.
+
+    A cluster's is left as it is, but that without a dashboard nothing asks it.
+    """
+    node = worker._global_node
+    with contextlib.ExitStack() as stack:
+        if node is not None and not node.webui_url:
+            stack.enter_context(replaced(trainer, "PlacementGroupCleanerCallback", ControllerCallback))
+            if node.is_head():
+                stack.enter_context(replaced(trainer, "DatasetsCallback", _no_datasets))
+                stack.enter_context(replaced(trainer, "create_scaling_policy", _scaling_policy))
+        yield
+
+
+class AskingNobody(FixedScalingPolicy):  # type: ignore[misc]
+    """Ray Train's policy for a fixed number of workers, without the actor that asks an autoscaler for room.
+
+    It travels to Ray Train's controller, a process of its own.
+    """
+
+    def after_controller_start(self, *_args: Any, **_kwargs: Any) -> None:
+        """Ray's own starts that actor here, and waits for it."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Nobody would answer."""
+
+
+def _scaling_policy(scaling_config: ScalingConfig) -> Any:
+    if scaling_config.elasticity_enabled:
+        return create_scaling_policy(scaling_config)
+    return AskingNobody(scaling_config=scaling_config)
+
+
+def _no_datasets(**_: Any) -> Any:
+    return ControllerCallback()
