@@ -85,7 +85,9 @@ def main() -> None:
         )
     if options.sheet:
         made = outputs(network, noisy[:10])
-        tiles = [Tile("", tuple(part[row].numpy() for part in (noisy, made, truth))) for row in range(10)]
+        ranges = [f"{image.min():.2f} to {image.max():.2f}" for image in noisy[:10]]
+        parts = (noisy, made, truth)
+        tiles = [Tile(shown, tuple(part[row].numpy() for part in parts)) for row, shown in enumerate(ranges)]
         columns = ("noisy", "denoised", "clean")
         contact_sheet(
             options.sheet, [Section("", tuple(tiles))], columns=columns, title="pairs", own_range=(True, False, False)

@@ -40,6 +40,14 @@ PRELOADING: dict[str, Any] = {"preload_python_modules": ["denoise_batch.inferenc
 _TRIED = ("2.60.",)
 """How the names of the versions begin."""
 
+
+def is_tried() -> bool:
+    """Whether this Ray is one whose inside is known."""
+    import ray
+
+    return str(ray.__version__).startswith(_TRIED)
+
+
 _AGENT_STAND_IN = """
 import os, time
 node = os.getppid()
@@ -59,14 +67,12 @@ def only_what_is_used(workers: int, *, show_logs: bool = False) -> Iterator[bool
     Yields:
         Whether it will: False where this Ray is not the one that is known.
     """
-    import ray
     from ray._private import node, ray_constants, services
 
     head = getattr(node, "Node", None)
     starts = [(head, name) for name in ("start_monitor", "start_log_monitor", "start_api_server")]
-    known = ray.__version__.startswith(_TRIED)
     if (
-        not known
+        not is_tried()
         or not all(hasattr(*place) for place in [*starts, (services, "start_ray_process")])
         or not _agent_ports()
     ):

@@ -226,6 +226,7 @@ def test_models_are_told_apart_by_their_folders_and_hashes(images: np.ndarray) -
     assert named("a/first", "second") == ["first", "second"]
     assert named("a/same", "b/same") == ["same 00000000", "same 11111111"]
     assert named("models/median") == ["median 00000000"]  # a filter's name
+    assert named("median", "median 00000000") == ["0000000000000000", "1111111111111111"]
     with pytest.raises(FlagError, match="--model: one and one hold the same weights"):
         evaluate(bundles(_ClampBundle("one"), _ClampBundle("one")), images[:2])
 
@@ -262,6 +263,14 @@ def test_pictures_are_drawn_of_as_few_images_as_there_are(images: np.ndarray, tm
         paths = draw_evaluation(found, [bundle], images[:count], tmp_path / str(count), device="cpu")
         assert [path.name for path in paths] == ["levels.png", "digits.png", "mixture.png", "metrics.png"]
         assert all(path.stat().st_size > 1000 for path in paths)
+    # Names as folders may have them: formulas, what matplotlib leaves out of legends, what becomes one file's name.
+    for names in (("$1_$2", "_b"), ("a b", "a-b"), ("x" * 200, "y")):
+        models = [tmp_path / name for name in names]
+        shutil.copytree(bundle.folder, models[0])
+        shutil.copytree(SHIPPED_FOLDER, models[1])
+        two = [read_bundle(model) for model in models]
+        paths = draw_evaluation(evaluate(two, images[:2]), two, images[:2], tmp_path / "figures", device="cpu")
+        assert len(set(paths)) == 7
     noisy = images.astype(np.float32) / np.float32(255)
     paired = evaluate([bundle], images, noisy=noisy)
     (path,) = draw_evaluation(paired, [bundle], images, tmp_path, noisy=noisy, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -29,12 +30,20 @@ def test_a_ray_train_without_these_parts_is_left_as_it_is(monkeypatch: pytest.Mo
         return [trainer.PlacementGroupCleanerCallback, trainer.DatasetsCallback, trainer.create_scaling_policy]
 
     before = parts()
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("ray._private.worker._global_node", None)
     with one_machine.only_what_is_used():
         assert parts() == before  # no Ray was started here
     monkeypatch.setattr("ray._private.worker._global_node", SimpleNamespace(is_head=lambda: True, webui_url=""))
     with one_machine.only_what_is_used():
         assert not set(parts()) & set(before)
+        assert os.environ[name] == "0"
+        with monkeypatch.context() as other:
+            other.setattr("ray.__version__", "2.61.0")
+            inside = parts()
+            with one_machine.only_what_is_used():
+                assert parts() == inside
     assert parts() == before
     for head, dashboard, kept in ((True, "127.0.0.1:8265", 3), (False, "127.0.0.1:8265", 3), (False, "", 2)):
         node = SimpleNamespace(is_head=lambda head=head: head, webui_url=dashboard)

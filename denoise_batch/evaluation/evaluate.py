@@ -194,16 +194,19 @@ def _linear_estimates(prior: npt.NDArray[np.uint8]) -> dict[str, Callable[[npt.N
 
 def _model_names(bundles: Sequence[Bundle]) -> list[str]:
     """Each model's folder, with the first digits of its hash where two would be called alike."""
-    folders = [Path(bundle.folder).resolve().name or bundle.architecture for bundle in bundles]
+    given = [Path(bundle.folder) for bundle in bundles]
+    folders = [path.name if path.name not in ("", "..") else path.resolve().name or "model" for path in given]
     taken = [*folders, "noisy", LINEAR, *(kind.value for kind in Filter)]
     names = [
         folder if taken.count(folder) == 1 else f"{folder} {bundle.sha256[:8]}"
         for folder, bundle in zip(folders, bundles, strict=True)
     ]
-    for name in names:
-        if names.count(name) > 1:
-            alike = [str(bundle.folder) for bundle, other in zip(bundles, names, strict=True) if other == name]
+    for bundle in bundles:
+        alike = [str(other.folder) for other in bundles if other.sha256 == bundle.sha256]
+        if len(alike) > 1:
             raise FlagError(f"--model: {' and '.join(alike)} hold the same weights", hint="name each model once")
+    if len(set(names)) < len(names):  # one is called as another is with its hash
+        return [bundle.sha256[:16] for bundle in bundles]
     return names
 
 

@@ -37,6 +37,8 @@ _DIGITS: Final = 8
 """Columns of the seed's second figure."""
 _TILES: Final = 8
 """Images in each half of a sheet."""
+_LONGEST_NAME: Final = 100
+"""Letters of a model's name that a file's name takes in."""
 _SEED: Final = 3
 """Seeds which images are the random ones."""
 
@@ -69,8 +71,7 @@ def draw_evaluation(
         The pictures, models in order; with several models their names stand in the files' names.
     """
     paths: list[Path] = []
-    for bundle, model in zip(bundles, evaluation.models, strict=True):
-        suffix = f"-{model['method'].replace(' ', '-')}" if len(bundles) > 1 else ""
+    for bundle, model, suffix in zip(bundles, evaluation.models, _suffixes(evaluation.models), strict=True):
         denoise = Denoiser(bundle, device=device, precision=Precision.FLOAT32)
         if noisy is None:
             paths += [folder / f"levels{suffix}.png", folder / f"digits{suffix}.png"]
@@ -83,6 +84,16 @@ def draw_evaluation(
         paths.append(folder / "metrics.png")
         metric_curves(evaluation, paths[-1])
     return paths
+
+
+def _suffixes(models: Sequence[dict[str, str]]) -> list[str]:
+    """What is added to the files' names, where there are several models: their names, or their hashes' beginnings."""
+    if len(models) == 1:
+        return [""]
+    names = [f"-{model['method'].replace(' ', '-')}" for model in models]
+    if len(set(names)) == len(names) and max(map(len, names), default=0) <= _LONGEST_NAME:
+        return names
+    return [f"-{model['sha256'][:12]}" for model in models]
 
 
 def _sheet(
@@ -132,6 +143,7 @@ def _caption(single: ImageErrors, squared: npt.NDArray[np.float64], number: int,
     if single.levels is not None:
         sigma, half_range = (values[number] for values in single.levels)
         lines.append(f"s={sigma:.2f}, r={half_range:.2f}")
-    lines.append(f"PSNR {psnr_from_mse(squared[number]):.1f} dB")
+    decibels = psnr_from_mse(squared[number])
+    lines.append(f"PSNR {decibels:.1f} dB" if np.isfinite(decibels) else "PSNR ∞")
     lines.append(f"{noisy.min():.2f} to {noisy.max():.2f}".replace("-", "−"))
     return "\n".join(lines)

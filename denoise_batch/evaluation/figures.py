@@ -46,7 +46,8 @@ def _drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as NewFigure
 
-    with matplotlib.style.context("default"):
+    # Names of files and folders are no formulas, whatever they hold.
+    with matplotlib.style.context(["default", {"text.parse_math": False}]):
         figure = NewFigure(figsize=(width, height), dpi=_DPI)
         FigureCanvasAgg(figure)
         yield figure
@@ -149,8 +150,8 @@ def _range_of(image: Image) -> str:
 def metric_curves(evaluation: Evaluation, path: Path) -> None:
     """PSNR and SSIM at the seed's six levels; below, PSNR over blur and over noise. Models in colour, others in grey.
 
-    The shaded part lies beyond the seed's training range. What leaves the picture above stands there as a number, for
-    models; a PSNR that is infinite (the undegraded input) is not drawn. The lower curves are of the seed's mixture, the
+    The shaded part lies beyond the range of the seed's article. What leaves the picture above stands there as a
+    number, for models; a PSNR that is infinite (the undegraded input) is not drawn. The lower curves are of the seed's mixture, the
     images sorted by one of the two levels while the other is whatever it was, eight groups over its range.
     """
     from denoise_batch.evaluation.protocol import CONDITIONS
@@ -204,7 +205,7 @@ def _curves(axis: Axes, x: Sequence[float], drawn: dict[str, list[float]], evalu
             else {"linewidth": 1.2, "color": "0.5", "linestyle": "--", "marker": marks[method], "markersize": 4.5}
         )
         values = [value if np.isfinite(value) else float("nan") for value in drawn[method]]
-        axis.plot(x, values, label=method, **style)
+        axis.plot(x, values, label=f" {method}" if method.startswith("_") else method, **style)  # else left out
         above = [(place, value) for place, value in zip(x, values, strict=True) if value > top] if model else []
         for place, value in above:
             below = (0, -4 - 12 * models.index(method))

@@ -1,15 +1,17 @@
 """Ray Train on a Ray that was started here, without actors that have no use there (`lean_ray` has the rest).
 
-Three are left out, each a process that takes two seconds of a core to start:
+Four are left out, each a process that takes two seconds of a core to start:
 
 - one hands out shares of datasets of Ray Data, of which there are none;
 - one asks an autoscaler for room; it stays where the number of workers may change, since it also tells how many find
   room;
+- one watches for nodes that are about to be taken away, which this machine is not;
 - one removes what a dead controller leaves. It asks the dashboard whether the controller lives, and without a dashboard
   each question waits ten seconds for an answer, the controller's end for the last one. A Ray that was started for the
   training ends with it, so there is nothing to remove.
 
-All of this is beneath Ray's public interface: where this module cannot be imported, Ray Train starts as it comes.
+All of this is beneath Ray's public interface: with other versions than those that it was tried with, or where this
+module cannot be imported, Ray Train starts as it comes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, create_scaling_policy
 from ray.train.v2.api import data_parallel_trainer as trainer
 
-from denoise_batch.lean_ray import replaced
+from denoise_batch.environment import environment
+from denoise_batch.lean_ray import is_tried, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,15 +35,16 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def only_what_is_used() -> Iterator[None]:
-    """While it lasts, Ray Train starts none of these actors, if this process started Ray.
+    """While it lasts, Ray Train starts none of these actors, if this process started Ray, without a dashboard.
 
-    A cluster's is left as it is, but that without a dashboard nothing asks it.
+    A cluster's is left as it is, but that nothing asks a dashboard that is not there.
     """
     node = worker._global_node
     with contextlib.ExitStack() as stack:
-        if node is not None and not node.webui_url:
+        if is_tried() and node is not None and not node.webui_url:
             stack.enter_context(replaced(trainer, "PlacementGroupCleanerCallback", ControllerCallback))
             if node.is_head():
+                stack.enter_context(environment({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}))
                 stack.enter_context(replaced(trainer, "DatasetsCallback", _no_datasets))
                 stack.enter_context(replaced(trainer, "create_scaling_policy", _scaling_policy))
         yield

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import capacity, errors, publishing, storage
-from denoise_batch.bundle import Bundle, read_bundle, save_bundle, shipped_folder, training_folder
+from denoise_batch.bundle import Bundle, find_bundle, read_bundle, save_bundle, training_folder
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
@@ -50,8 +50,6 @@ _RAY_TRAIN = {
     # A worker's report waits until the controller asks for it, every 2 s by default: an epoch may take less.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_START_SECONDS),
-    # It tells workers that their node is about to go, which ours do not ask: a checkpoint is never far.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
@@ -139,7 +137,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 def _read_initial(folder: Path) -> Bundle:
     try:
-        return read_bundle(shipped_folder(folder) or folder)
+        return find_bundle(folder)
     except errors.ModelError as error:
         raise errors.ModelError(error.message, hint=error.hint.replace("--model", "--init")) from error
 
