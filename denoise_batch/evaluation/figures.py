@@ -151,8 +151,8 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
     """PSNR and SSIM at the seed's six levels; below, PSNR over blur and over noise. Models in colour, others in grey.
 
     The shaded part lies beyond the range of the seed's article. What leaves the picture above stands there as a
-    number, for models; a PSNR that is infinite (the undegraded input) is not drawn. The lower curves are of the seed's mixture, the
-    images sorted by one of the two levels while the other is whatever it was, eight groups over its range.
+    number, for models; a PSNR that is infinite (the undegraded input) is not drawn. The lower curves are of the seed's
+    mixture, the images sorted by one of the two levels while the other is whatever it was, eight groups over its range.
     """
     from denoise_batch.evaluation.protocol import CONDITIONS
 
