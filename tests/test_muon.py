@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 
-from denoise_batch.training.muon import Muon, orthogonal
+from denoise_batch import models
+from denoise_batch.training import muon
+from denoise_batch.training.muon import Muon, orthogonal, orthogonal_by_all
 
 
 @pytest.mark.parametrize("shape", [(64, 100), (16, 144), (2352, 32), (40, 16)])
@@ -20,6 +24,50 @@ def test_singular_values_become_one(shape: tuple[int, int]) -> None:
     # The same directions: what is left of the product with the nearest orthogonal matrix is symmetric and positive.
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     assert float((made * (u @ v)).sum() / min(shape)) > 0.8
+
+
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_workers_that_share_them_out_all_get_all(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Threads stand in for processes; with seven of them one has no matrix to make."""
+    random = torch.Generator().manual_seed(0)
+    matrices = [
+        torch.randn(shape, generator=random) for shape in ((64, 100), (16, 144), (235, 32), (16, 40), (8, 8), (8, 9))
+    ]
+    rank, meeting, given = threading.local(), threading.Barrier(workers), {}
+
+    def all_reduce(values: torch.Tensor) -> None:
+        given[rank.number] = values.clone()
+        meeting.wait()
+        values.copy_(sum(given.values()))
+
+    monkeypatch.setattr(muon.distributed, "get_rank", lambda: rank.number)
+    monkeypatch.setattr(muon.distributed, "all_reduce", all_reduce)
+    made: dict[int, list[torch.Tensor]] = {}
+
+    def work(number: int) -> None:
+        rank.number = number
+        made[number] = orthogonal_by_all(matrices, workers)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(workers):
+        for matrix, expected in zip(made[number], orthogonal(matrices), strict=True):
+            torch.testing.assert_close(matrix, expected)
+    assert sum((values != 0).sum() for values in given.values()) == sum(matrix.numel() for matrix in matrices)
+
+
+def test_the_default_networks_matrices_are_shared_out_evenly() -> None:
+    shapes = [
+        (len(parameter), parameter[0].numel())
+        for parameter in models.build("bounds-unet").parameters()
+        if muon._is_matrix(parameter)
+    ]
+    heights = [sorted(min(shapes[place]) for place in share) for share in muon._shares(shapes, 2)]
+    assert [share.count(256) for share in heights] == [2, 2]
+    assert sorted(place for share in muon._shares(shapes, 5) for place in share) == list(range(len(shapes)))
 
 
 def test_what_is_no_matrix_goes_as_adamw_has_it() -> None:

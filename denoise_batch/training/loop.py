@@ -142,7 +142,7 @@ class _Worker:
             network.load_state_dict(ray.get(config.initial))
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network) if self.recipe.average else None
-        self.optimiser = make_optimiser(self.recipe, self.network)
+        self.optimiser = make_optimiser(self.recipe, self.network, workers=self.workers)
         self.state, self.best = TrainingState(), weights_of(self.network)
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:

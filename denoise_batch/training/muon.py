@@ -10,7 +10,7 @@ are worked on together, and nothing is read back from the device: on a GPU it is
 and all of them can be recorded in a CUDA graph.
 
 For the default network on one core, a step of training takes about half as long again as with AdamW, and is worth it
-several times over (docs/training.md).
+several times over (docs/training.md). Several workers on CPUs share the matrices out, as they do the images.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,6 +62,30 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     return [x.T if x.shape != matrix.shape else x for x, matrix in zip(made, matrices, strict=True)]
 
 
+def orthogonal_by_all(matrices: Sequence[Tensor], workers: int) -> list[Tensor]:
+    """`orthogonal` of matrices that so many workers of `torch.distributed` have alike: each makes some, all get all."""
+    mine = _shares([matrix.shape for matrix in matrices], workers)[distributed.get_rank()]
+    flat = torch.zeros(sum(matrix.numel() for matrix in matrices), device=matrices[0].device)
+    parts = list(torch.split(flat, [matrix.numel() for matrix in matrices]))
+    for place, made in zip(mine, orthogonal([matrices[place] for place in mine]), strict=True):
+        parts[place].copy_(made.reshape(-1))
+    distributed.all_reduce(flat)  # whoever has not made a matrix has zeros there, which change nothing
+    return [part.view(matrix.shape) for part, matrix in zip(parts, matrices, strict=True)]
+
+
+def _shares(shapes: Sequence[Sequence[int]], workers: int) -> list[list[int]]:
+    """Which matrices each worker makes: the most arithmetic first, to whoever has the least by then."""
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    products = 3 * _NEWTON_SCHULZ_STEPS  # of Gram matrices; the matrix itself is multiplied twice
+    costs = [min(shape) ** 2 * (2 * max(shape) + products * min(shape)) for shape in shapes]
+    for place in sorted(range(len(shapes)), key=lambda place: -costs[place]):
+        least = loads.index(min(loads))
+        shares[least].append(place)
+        loads[least] += costs[place]
+    return shares
+
+
 def _gathered(gram: Tensor) -> Tensor:
     """(k, rows, rows) Gram matrices → what their matrices are to be multiplied by."""
     a, b, c = _COEFFICIENTS
@@ -82,9 +107,12 @@ class Muon(torch.optim.Optimizer):
         parameters: the network's.
         lr: learning rate of both kinds of weights; a number, or in `param_groups` a tensor on the weights' device.
         weight_decay: decoupled, of whatever has more than one dimension; biases have none.
+        workers: of `torch.distributed` that take every step together, with the same gradients.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, *, workers: int = 1
+    ) -> None:
         parameters = list(parameters)
         matrices = [parameter for parameter in parameters if _is_matrix(parameter)]
         others = [parameter for parameter in parameters if not _is_matrix(parameter)]
@@ -94,6 +122,7 @@ class Muon(torch.optim.Optimizer):
             {"params": [parameter for parameter in others if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "matrices": False})
+        self._workers = workers
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -114,7 +143,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1.0 - _MOMENTUM)
         directions = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
         matrices = [direction.reshape(len(direction), -1) for direction in directions]
-        for parameter, matrix in zip(parameters, orthogonal(matrices), strict=True):
+        made = orthogonal(matrices) if self._workers == 1 else orthogonal_by_all(matrices, self._workers)
+        for parameter, matrix in zip(parameters, made, strict=True):
             scale = _SCALE * max(matrix.shape) ** 0.5
             parameter.sub_((matrix * (rate * scale)).reshape(parameter.shape))
 

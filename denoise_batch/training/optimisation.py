@@ -24,15 +24,21 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def make_optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser of a network that is on its device; on a GPU one that a CUDA graph can hold."""
+def make_optimiser(recipe: Recipe, network: nn.Module, *, workers: int = 1) -> torch.optim.Optimizer:
+    """The recipe's optimiser of a network that is on its device; on a GPU one that a CUDA graph can hold.
+
+    Args:
+        workers: that train together.
+    """
     on_gpu = next(network.parameters()).is_cuda
     if recipe.optimiser is Optimiser.ADADELTA:
         return torch.optim.Adadelta(
             network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7, capturable=on_gpu
         )
     if recipe.optimiser is Optimiser.MUON:
-        return Muon(network.parameters(), recipe.learning_rate, recipe.weight_decay)
+        # A GPU has made all matrices before it could have told another of some.
+        sharing = 1 if on_gpu else workers
+        return Muon(network.parameters(), recipe.learning_rate, recipe.weight_decay, workers=sharing)
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
