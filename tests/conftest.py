@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +26,7 @@ from denoise_batch.digits import FOLDER_VARIABLE, draw_digits
 from denoise_batch.images import ImageColumn, Layout, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -93,6 +94,17 @@ def write_images() -> WriteImages:
         return path
 
     return write
+
+
+@pytest.fixture
+def without_rays_arrow_types() -> Iterator[None]:
+    """What imports Ray Data or Ray Train registers Arrow types of Ray's, which no other test is to find."""
+    from denoise_batch.inference.unit_pool import _RAY_TENSOR_TYPES
+
+    yield
+    for name in _RAY_TENSOR_TYPES:
+        with contextlib.suppress(pa.ArrowException, KeyError):
+            pa.unregister_extension_type(name)
 
 
 @pytest.fixture(scope="session")

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from denoise_batch.inference.unit_pool import _RAY_TENSOR_TYPES
+pytestmark = pytest.mark.usefixtures("without_rays_arrow_types")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_machine() -> Any:
-    """The module. Ray Train brings Arrow types of Ray's along, which no other test is to find registered."""
     from denoise_batch.training import one_machine
 
-    for name in _RAY_TENSOR_TYPES:
-        with contextlib.suppress(pa.ArrowException, KeyError):
-            pa.unregister_extension_type(name)
     return one_machine
 
 

@@ -8,12 +8,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from denoise_batch import capacity
-from denoise_batch.errors import ResourceExhausted
+from denoise_batch.errors import JobFailed, ResourceExhausted
 from denoise_batch.inference import unit_pool, worker_watch
 from denoise_batch.inference.denoise_unit import Assignment
 from denoise_batch.inference.plan import PlannedFile, Unit
@@ -71,6 +73,38 @@ def test_who_uses_an_answer_is_not_disturbed(watch: Condemned) -> None:
     with pytest.raises(ResourceExhausted, match="the workers died"):
         next(answers)
     assert used == [0]
+
+
+@pytest.mark.usefixtures("without_rays_arrow_types")
+def test_an_actor_whose_node_goes_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that have answered are kept; the others have no answer, as where a worker dies."""
+    import ray.data
+
+    ending: list[Exception] = []
+
+    class Answers:
+        def map_batches(self, *_: Any, **__: Any) -> Answers:
+            return self
+
+        def iter_batches(self, **_: Any) -> Iterator[pa.Table]:
+            yield pa.table(unit_pool._answer("working", {"unit": 7, "rows": 0}))
+            raise ending[0]
+
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: Answers())
+    monkeypatch.setattr(capacity, "waiting_for", lambda *_: None)
+    file = PlannedFile("a.parquet", "", 1, 1, 256, 784)
+    assignment = Assignment(Unit(7, 0, 0, 0, 0, 256, 0), file, 1, "a.parquet")
+    options: Any = SimpleNamespace(staging=str(tmp_path))
+    size = PoolSize(1, 1, 1, 1, 0.9, 0.0)
+
+    def heard(error: Exception) -> list[Any]:
+        ending[:] = [error]
+        model: Any = None
+        return list(unit_pool.process_units([assignment], options, model, size, ahead=False, verbose=False))
+
+    assert heard(ray.exceptions.ActorUnavailableError("no connection", None)) == [unit_pool.Working(7, 0)]
+    with pytest.raises(JobFailed, match="the workers failed"):
+        heard(ray.exceptions.ActorDiedError())
 
 
 def test_a_unit_that_stands_still_is_a_failure_and_its_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,9 @@ def process_units(
     verbose: bool,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Receipt | Failure | Working]:
-    """Gives units to a pool of actors and their answers back as they come. A unit that kills its actor has no answer.
+    """Gives units to a pool of actors and their answers back as they come.
+
+    A unit that kills its actor has no answer, and where a node goes in a bad moment none has one that is left.
 
     Ray must be connected.
 
@@ -141,6 +143,10 @@ def process_units(
                     answer = _ANSWERS[kind](**fields)
                     watch.heard(answer)
                     yield answer
+    except ray.exceptions.ActorUnavailableError:
+        # An actor's node went while Ray Data asked the actor something of its own, which it lets end everything. What
+        # has no answer is given out again, as what died with its worker is.
+        return
     except ray.exceptions.RayError as error:
         raise _ray_failed(error) from error
     finally:
