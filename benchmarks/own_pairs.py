@@ -27,7 +27,7 @@ from scipy.ndimage import uniform_filter1d
 
 from denoise_batch import bundle
 from denoise_batch.digits import Split, find_mnist, load_mnist
-from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
+from denoise_batch.evaluation.figures import Section, Tile, contact_sheet, range_of
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import ResidentBatches
@@ -85,9 +85,8 @@ def main() -> None:
         )
     if options.sheet:
         made = outputs(network, noisy[:10])
-        ranges = [f"{image.min():.2f} to {image.max():.2f}" for image in noisy[:10]]
         parts = (noisy, made, truth)
-        tiles = [Tile(shown, tuple(part[row].numpy() for part in parts)) for row, shown in enumerate(ranges)]
+        tiles = [Tile(range_of(noisy[row].numpy()), tuple(part[row].numpy() for part in parts)) for row in range(10)]
         columns = ("noisy", "denoised", "clean")
         contact_sheet(
             options.sheet, [Section("", tuple(tiles))], columns=columns, title="pairs", own_range=(True, False, False)

@@ -15,6 +15,7 @@ from denoise_batch.evaluation.figures import (
     Tile,
     contact_sheet,
     metric_curves,
+    range_of,
     seed_figure_digits,
     seed_figure_levels,
 )
@@ -145,5 +146,5 @@ def _caption(single: ImageErrors, squared: npt.NDArray[np.float64], number: int,
         lines.append(f"s={sigma:.2f}, r={half_range:.2f}")
     decibels = psnr_from_mse(squared[number])
     lines.append(f"PSNR {decibels:.1f} dB" if np.isfinite(decibels) else "PSNR ∞")
-    lines.append(f"{noisy.min():.2f} to {noisy.max():.2f}".replace("-", "−"))
+    lines.append(range_of(noisy))
     return "\n".join(lines)

@@ -137,12 +137,12 @@ def _draw_rows(rows: dict[str, Image], titles: Sequence[str], path: Path) -> Non
                 axis.imshow(image, cmap="gray", vmin=low, vmax=high)
                 if name == "noisy":
                     axis.set_title(titles[column], fontsize=10, pad=4)
-                    axis.set_xlabel(_range_of(image), fontsize=7, color=_GREY, labelpad=2)
+                    axis.set_xlabel(range_of(image), fontsize=7, color=_GREY, labelpad=2)
             axes[line, 0].set_ylabel(name, fontsize=10)
         figure.text(0.5, 0.1 / height, "\n".join(lines), ha="center", fontsize=8, color=_GREY)
 
 
-def _range_of(image: Image) -> str:
+def range_of(image: Image) -> str:
     """`−1.40 to 2.31`: an image's least and greatest value."""
     return f"{image.min():.2f} to {image.max():.2f}".replace("-", "−")
 

@@ -18,7 +18,7 @@ import numpy as np
 from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, FlagError, RequestError
 from denoise_batch.evaluation import metrics
-from denoise_batch.evaluation.figures import Section, Tile, contact_sheet
+from denoise_batch.evaluation.figures import Section, Tile, contact_sheet, range_of
 from denoise_batch.evaluation.sampling import Dataset, Sample, lowest_rows, open_dataset, rows_at, sample_rows
 from denoise_batch.extra_columns import psnr_column
 from denoise_batch.images import ImageColumn, check_float_range, dark_on_light, find_image_column, turned
@@ -287,7 +287,7 @@ def _section(
             lines.append(f"expects {scores['expected_psnr'][place]:.1f} dB")
         if "change" in scores and not {"psnr", "expected_psnr"} & set(scores):
             lines.append(f"RMS change {scores['change'][place]:.2f}")
-        lines.append(f"{pictures[0].min():.2f} to {pictures[0].max():.2f}".replace("-", "−"))
+        lines.append(range_of(pictures[0]))
         tiles.append(Tile("\n".join(lines), pictures))
     return Section(heading, tuple(tiles))
 

@@ -36,7 +36,7 @@ def make_optimiser(recipe: Recipe, network: nn.Module, *, workers: int = 1) -> t
             network.parameters(), lr=recipe.learning_rate, rho=0.95, eps=1e-7, capturable=on_gpu
         )
     if recipe.optimiser is Optimiser.MUON:
-        # A GPU has made all matrices before it could have told another of some.
+        # On a GPU the matrices take a sixth of a step; sharing them out was not tried there.
         sharing = 1 if on_gpu else workers
         return Muon(network.parameters(), recipe.learning_rate, recipe.weight_decay, workers=sharing)
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
