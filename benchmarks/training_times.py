@@ -1,7 +1,8 @@
 """How long trainings take, and how far they get: the default recipe for so many minutes each, and the seed's epochs.
 
-    python benchmarks/training_times.py                                         # CPUs: 3 minutes, then an hour
-    python benchmarks/training_times.py --device cuda --minutes 0.33 5 --seed-epochs 500
+    python benchmarks/training_times.py --minutes 3                             # on CPUs
+    python benchmarks/training_times.py --minutes 58 --batch 1024
+    python benchmarks/training_times.py --device cuda --minutes 0.33 4.2 --batch 2048 --seed-epochs 500
 
 Each line is one `denoise-batch train` as a user calls it, on MNIST: what the whole command took; images and images/s of
 the training; when the validation images, of all kinds of noise that the recipe has, first passed 17.0 dB; and the
@@ -37,7 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's IDX files; else found or downloaded")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--minutes", nargs="*", type=float, default=[3.0, 60.0], help="of the default recipe")
+    parser.add_argument("--minutes", nargs="*", type=float, default=[3.0], help="of the default recipe")
+    parser.add_argument("--batch", type=int, help="of the default recipe's trainings; default: as `train` has it")
     parser.add_argument("--seed-epochs", type=int, default=0, help="of the seed's recipe; 0: none")
     parser.add_argument("--workers", type=int, help="default: as `train` has it")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the models go")
@@ -46,7 +48,8 @@ def main() -> None:
     common = ["--mnist", str(folder), "--device", options.device]
     if options.workers:
         common += ["--workers", str(options.workers)]
-    trainings = {f"default, {minutes:g} minutes": ["--minutes", f"{minutes:g}"] for minutes in options.minutes}
+    batch = ["--batch", str(options.batch)] if options.batch else []
+    trainings = {f"default, {minutes:g} minutes": ["--minutes", f"{minutes:g}", *batch] for minutes in options.minutes}
     if options.seed_epochs:
         seed = ["--recipe", "seed", "--epochs", str(options.seed_epochs)]
         trainings[f"seed, {options.seed_epochs} epochs"] = seed

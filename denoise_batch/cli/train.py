@@ -83,7 +83,11 @@ def train(
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", "--batch-size", metavar="N", help="Images a step, over all workers. Default: the recipe's."
+            "--batch",
+            "--batch-size",
+            metavar="N",
+            help="Images a step, over all workers. Default: the recipe's. In long trainings 1024 gets further on "
+            "CPUs, 2048 on a GPU.",
         ),
     ] = None,
     learning_rate: Annotated[
