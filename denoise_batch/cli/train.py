@@ -86,7 +86,7 @@ def train(
             "--batch",
             "--batch-size",
             metavar="N",
-            help="Images a step, over all workers. Default: the recipe's. In long trainings 1024 gets further on "
+            help="Images a step, over all workers. Default: the recipe's. For long trainings of large sets: 1024 on "
             "CPUs, 2048 on a GPU.",
         ),
     ] = None,
