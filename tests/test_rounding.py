@@ -7,10 +7,10 @@ import torch
 
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.models import build, rounding
+from denoise_batch.models import build, int8, rounding
 from denoise_batch.models.bounds_unet import BoundsUNet
 from denoise_batch.models.channel_scales import Chain, Reader, balance_channels, factors
-from denoise_batch.models.int8 import INT8, plane_steps, rounded_planes, weight_steps
+from denoise_batch.models.int8 import INT8, pairs_fit, plane_steps, rounded_planes, sums_exactly, weight_steps
 from denoise_batch.models.rounding import choose_cutoffs, choose_integers, nearest_integers
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
@@ -154,14 +154,89 @@ def test_outputs_that_go_together_make_good_for_each_other() -> None:
     torch.testing.assert_close(nearest_integers(weight, gram, torch.eye(12)), alone)
 
 
+def nearest(network: BoundsUNet) -> None:
+    """Each weight rounded alone, towards 0 where a pair would be too large otherwise."""
+    for layer in network.rounded_layers():
+        weight = layer.weight * plane_steps() if layer is network.inlet else layer.weight
+        weight = weight[:, : layer.integers.shape[1]]
+        wanted = weight / weight_steps(weight).view(-1, *[1] * (weight.ndim - 1))
+        layer.integers.copy_(wanted.round())
+        above = layer.integers.int().abs() > wanted.abs()
+        for first, second in ((0, 1), (1, 0)):
+            pair = layer.integers[:, first::2].int() + layer.integers[:, second::2].int()
+            too_large = (pair.abs() > int8.LARGEST_PAIR) & above[:, first::2]
+            layer.integers[:, first::2] -= (layer.integers[:, first::2].sign() * too_large).to(torch.int8)
+        assert pairs_fit(layer.integers)
+
+
 @needs_int8
 def test_integers_of_the_model_that_ships_are_better_than_the_nearest(network: BoundsUNet, noisy: torch.Tensor) -> None:
     chosen = error(network, noisy)
-    for layer in network.rounded_layers():
-        weight = layer.weight * plane_steps() if layer is network.inlet else layer.weight
-        weight = weight.flatten(1)[:, : layer.integers[0].numel()]
-        layer.integers.copy_((weight / weight_steps(weight)[:, None]).round().view_as(layer.integers))
+    nearest(network)
     assert chosen < 0.8 * error(network, noisy)
+
+
+def test_no_pair_of_weights_is_too_large_for_16_bits(network: BoundsUNet, noisy: torch.Tensor) -> None:
+    """What processors without units for 8-bit products would cut off, and nobody would notice."""
+    assert all(pairs_fit(layer.integers) for layer in network.rounded_layers())
+    with torch.no_grad():
+        network.join.weight[:, 6:8] = network.join.weight.abs().max()  # both want to be as large as can be
+        network.up.weight[3, 10:12] = -5.0
+    choose_integers(network, noisy[:100])
+    assert all(pairs_fit(layer.integers) for layer in network.rounded_layers())
+    assert int(network.join.integers[:, 6:8].sum(dim=1).max()) > int8.LARGEST_PAIR - 16
+    assert int(network.up.integers[3, 10:12].sum()) == -int8.LARGEST_PAIR
+    fitting = torch.tensor([[127, 1, -64, -64, 127]], dtype=torch.int8)
+    assert pairs_fit(fitting)
+    for index, value in ((1, 2), (3, -65)):
+        too_large = fitting.clone()
+        too_large[0, index] = value
+        assert not pairs_fit(too_large)
+
+
+def test_pairs_are_chosen_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn((20, 900), generator=generator)
+    weight = 90.0 * torch.randn((50, 20), generator=generator)
+    pairs = torch.arange(20) ^ 1
+    pairs[18:] = 20  # these two stand alone
+    for together in (None, torch.eye(50)):
+        chosen = nearest_integers(weight, inputs @ inputs.T / 900, together, pairs)
+        assert pairs_fit(chosen[:, :18])
+        assert not pairs_fit(chosen[:, 18:])
+        assert not pairs_fit(nearest_integers(weight, inputs @ inputs.T / 900, together))
+
+
+@needs_int8
+def test_sums_of_this_processor_are_exact_and_such_as_are_not_are_noticed(
+    network: BoundsUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sums_exactly()
+    multiply = int8._Linear.__call__
+    monkeypatch.setattr(int8._Linear, "__call__", lambda *given: multiply(*given).clamp(max=32 * 32767.0))
+    sums_exactly.cache_clear()
+    try:
+        assert sums_exactly()  # nothing in it is as large
+        monkeypatch.setattr(int8._Linear, "__call__", lambda *given: multiply(*given).clamp(max=32767.0))
+        sums_exactly.cache_clear()
+        network.to_int8()
+        assert not network.computes_in_integers
+    finally:
+        monkeypatch.undo()
+        sums_exactly.cache_clear()
+
+
+@needs_int8
+@torch.inference_mode()
+def test_a_layer_gives_on_this_processor_what_its_integers_stand_for(network: BoundsUNet) -> None:
+    """In float64 nothing is cut off."""
+    layer = int8._Conv(network.fine_out, 0.01, None)
+    values = torch.randint(256, (4, 32, 14, 14), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    values[0] = 255
+    made = layer(values.contiguous(memory_format=torch.channels_last))
+    weight = network.fine_out.integers.double() * weight_steps(network.fine_out.weight).view(-1, 1, 1, 1)
+    exact = torch.nn.functional.conv2d(0.01 * values.double(), weight, network.fine_out.bias.double(), padding=1)
+    torch.testing.assert_close(made.double(), exact, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.slow

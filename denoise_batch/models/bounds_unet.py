@@ -31,7 +31,7 @@ from denoise_batch.models.channel_scales import balance_channels
 from denoise_batch.models.fused_layers import ConvRelu, LinearRelu, ResidualConv, ResidualLinear, is_recorded
 from denoise_batch.models.gpu_pass import GpuPass, gpu_pass_of, works
 from denoise_batch.models.input_gate import InputGate
-from denoise_batch.models.int8 import INT8, IntegerPass, plane_steps, stands_for
+from denoise_batch.models.int8 import INT8, IntegerPass, plane_steps, stands_for, sums_exactly
 from denoise_batch.models.noise_signs import RANGE_ENDS, not_a_number
 from denoise_batch.models.quality_head import QualityHead
 from denoise_batch.models.rounding import choose_cutoffs, choose_integers
@@ -149,7 +149,7 @@ class BoundsUNet(TwoScales):
         choose_integers(self, noisy)
 
     def to_int8(self) -> None:
-        if INT8 and self._integers_are_chosen():
+        if INT8 and sums_exactly() and self._integers_are_chosen():
             self._integers = IntegerPass(self)
 
     def _integers_are_chosen(self) -> bool:

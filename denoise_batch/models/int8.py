@@ -3,8 +3,9 @@
 Every layer of `BoundsUNet` ends in a ReLU, so what it gives lies between 0 and a largest value, which a training
 chooses at its end and keeps with the weights (`BoundsUNet.largest`). 255 stands for it, and for what is larger. A
 weight is one of 255 multiples of a step that its output channel has; which one a training chooses as well (`rounding`).
-oneDNN multiplies such numbers, sums them up exactly, and makes the next 8 bits on the way out of the product. What
-costs next to nothing stays as it is: the inner layers of the bottleneck, and the logits, which are float32.
+oneDNN multiplies such numbers, sums them up, and makes the next 8 bits on the way out of the product. No two weights
+are so large that a processor without units for this would not sum up exactly (`LARGEST_PAIR`). What costs next to
+nothing stays as it is: the inner layers of the bottleneck, and the logits, which are float32.
 
 These are the operations that PyTorch's own quantization for x86 leads to; called by name, they need no compiler on the
 user's machine.
@@ -12,6 +13,7 @@ user's machine.
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,12 @@ LEVELS = 255
 """The largest of an activation's integers."""
 LARGEST_WEIGHT = 127
 """The largest of a weight's."""
+LARGEST_PAIR = 128
+"""The largest sum of two neighbouring channels' weights, of those above 0 and of those below.
+
+Processors of before VNNI add their products up in 16 bits, and what is more than 32,767 they cut off without a word:
+255 times 128 is not. So all processors make the same of the same integers, whatever the values are.
+"""
 
 # The first layer's input: pixels and r̂ in fiftieths, -2 to 3.1; what lies in 0 to 1, or mostly does, in finer steps:
 # the bounds, and what else the range's ends say.
@@ -64,9 +72,34 @@ def stands_for(layer: nn.Module, scale: Tensor | float = 1.0) -> bool:
         scale: of the weights, as `_Conv` has it.
     """
     integers, weight = layer.get_buffer("integers"), layer.get_parameter("weight").detach()
-    weight = (weight[:, : integers.shape[1]] * scale).flatten(1)
-    away = integers.flatten(1) * weight_steps(weight)[:, None] - weight
-    return bool(torch.linalg.vector_norm(away) <= _NEAR * torch.linalg.vector_norm(weight))
+    weight = weight[:, : integers.shape[1]] * scale
+    away = integers * weight_steps(weight).view(-1, *[1] * (weight.ndim - 1)) - weight
+    return pairs_fit(integers) and bool(torch.linalg.vector_norm(away) <= _NEAR * torch.linalg.vector_norm(weight))
+
+
+def pairs_fit(integers: Tensor) -> bool:
+    """Whether no two of a layer's integers, (outputs, channels, …), are more than `LARGEST_PAIR` together."""
+    return float(_pair_sums(integers.float()).max()) <= LARGEST_PAIR
+
+
+@functools.cache
+def sums_exactly() -> bool:
+    """Whether this processor, with this PyTorch, sums up whatever such integers and values give: it is tried."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.tensor([[127, 1], [1, 127], [64, 64], [-127, -1], [-1, -127], [-64, -64], [127, -127], [100, 28]])
+    drawn = pairs[torch.randint(len(pairs), (32, 9, 16), generator=generator)].to(torch.int8)
+    drawn[:6] = pairs[:6, None, None]  # (outputs, taps, pairs, 2)
+    x = torch.randint(256, (32, 14, 14), generator=generator).to(torch.uint8)
+    x[:, :7] = LEVELS
+    images, rows = x[None].contiguous(memory_format=torch.channels_last), x.view(-1, 32)
+    conv, linear = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.Linear(32, 32, bias=False)
+    with torch.no_grad():
+        for layer, integers in ((conv, drawn.view(32, 3, 3, 32).permute(0, 3, 1, 2)), (linear, drawn[:, 0].flatten(1))):
+            layer.weight.copy_(integers)  # so that a step is 1
+            layer.register_buffer("integers", integers.contiguous())
+        made = _Conv(conv, 1.0, None)(images), _Linear(linear, 1.0, None)(rows)
+        exact = conv.double()(images.double()), linear.double()(rows.double())
+    return all(torch.equal(one.double(), other) for one, other in zip(made, exact, strict=True))
 
 
 def rounded_planes(planes: Tensor) -> Tensor:
@@ -219,11 +252,12 @@ def _twofold(layer: nn.Conv2d) -> nn.Conv2d:
     """A layer of twice the outputs, whose second half is what the first half's rounding has left.
 
     The last layer has four outputs, which take no less time than eight; its rounding would go straight into pixels.
+    Both halves are rounded towards 0, so that no pair becomes too large.
     """
     steps = weight_steps(layer.weight).view(-1, 1, 1, 1)
-    coarsely = (layer.weight / steps).round()
+    coarsely = (layer.weight / steps).trunc()
     left = layer.weight - coarsely * steps
-    finely = (left / weight_steps(left).view(-1, 1, 1, 1)).round()
+    finely = (left / weight_steps(left).view(-1, 1, 1, 1)).trunc()
     twofold = nn.Conv2d(layer.in_channels, 2 * layer.out_channels, 1, bias=False)
     twofold.weight = nn.Parameter(torch.cat([layer.weight, left]), requires_grad=False)
     if layer.bias is not None:
@@ -233,8 +267,18 @@ def _twofold(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def weight_steps(weight: Tensor) -> Tensor:
-    """(channels out, …) float32 → what 1 stands for in each channel's weights, (channels out,)."""
-    return weight.flatten(1).abs().amax(dim=1).clamp_min(1e-12) / LARGEST_WEIGHT
+    """(outputs, channels, …) float32 → what 1 stands for in each output's weights, (outputs,)."""
+    pairs, single = (values.flatten(1).amax(dim=1) for values in (_pair_sums(weight), weight.abs()))
+    return torch.maximum(pairs / LARGEST_PAIR, single / LARGEST_WEIGHT).clamp_min(1e-12)
+
+
+def _pair_sums(weight: Tensor) -> Tensor:
+    """(outputs, channels, …) → (outputs, pairs, …), a pair's sum above 0 or that below it, whichever is larger."""
+    if weight.shape[1] % 2:
+        weight = torch.cat([weight, torch.zeros_like(weight[:, :1])], dim=1)
+    first, second = weight[:, 0::2], weight[:, 1::2]
+    above = first.clamp_min(0.0) + second.clamp_min(0.0)
+    return torch.maximum(above, above - first - second)
 
 
 def _another(made: Tensor, other: Tensor) -> Tensor:

@@ -25,7 +25,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from denoise_batch.models.int8 import LARGEST_WEIGHT, LEVELS, plane_steps, rounded_planes, weight_steps
+from denoise_batch.models.int8 import (
+    LARGEST_PAIR,
+    LARGEST_WEIGHT,
+    LEVELS,
+    plane_steps,
+    rounded_planes,
+    weight_steps,
+)
 from denoise_batch.models.watched_layers import Reached, by_channel, gradients, on_input, on_output
 
 if TYPE_CHECKING:
@@ -113,25 +120,30 @@ def _round(layer: Any, gram: Tensor, together: Tensor | None, steps_in: Tensor |
     """Chooses a layer's integers, and makes its weights what these stand for; `steps_in` is as `plane_steps` has it."""
     integers = layer.get_buffer("integers")
     count = integers[0].numel()  # the first so many of an output's weights are rounded
-    weight, gram = layer.weight.flatten(1)[:, :count], gram[:count, :count]
+    weight, gram = layer.weight[:, : integers.shape[1]], gram[:count, :count]
     scale: Tensor | float = 1.0
     if steps_in is not None:
-        scale = steps_in.expand_as(layer.weight[:1]).flatten()
-        weight, gram = weight * scale, gram / torch.outer(scale, scale)
-    steps = weight_steps(weight)[:, None]
-    chosen = nearest_integers(weight / steps, gram, None if together is None else together * steps * steps.T)
+        weight, scale = weight * steps_in, steps_in.expand_as(layer.weight[:1]).flatten()
+        gram = gram / torch.outer(scale, scale)
+    weight, steps = weight.flatten(1), weight_steps(weight)[:, None]
+    together = None if together is None else together * steps * steps.T
+    chosen = nearest_integers(weight / steps, gram, together, _pairs(integers))
     integers.copy_(chosen.view_as(integers))
     made = torch.cat([chosen * steps / scale, layer.weight.flatten(1)[:, count:]], dim=1)
     layer.weight.copy_(made.view_as(layer.weight))
 
 
-def nearest_integers(weight: Tensor, gram: Tensor, together: Tensor | None = None) -> Tensor:
+def nearest_integers(
+    weight: Tensor, gram: Tensor, together: Tensor | None = None, pairs: Tensor | None = None
+) -> Tensor:
     """Integers whose products with the inputs are nearest to the weights', one input after the other.
 
     Args:
         weight: (outputs, inputs), in steps.
         gram: (inputs, inputs), the mean of x xᵀ over inputs x.
         together: (outputs, outputs), what the outputs' errors e cost: eᵀ together e; None: the sum of their squares.
+        pairs: (inputs,) int64, the other of each input's pair, whose integers are to go together (`int8.pairs_fit`);
+            `inputs` stands for none. Without it none has one.
 
     Returns:
         (outputs, inputs) float32, whole numbers from -127 to 127.
@@ -145,19 +157,39 @@ def nearest_integers(weight: Tensor, gram: Tensor, together: Tensor | None = Non
     if together is not None:
         outputs, triangle = _triangle(together, _DAMPING_TOGETHER)
         wanted, shares = wanted[outputs], (triangle / triangle.diagonal()).cpu().numpy()
-    chosen, error = torch.zeros_like(wanted), torch.zeros_like(wanted)
+    # A last column of zeros is the other one of those that have none.
+    chosen, error = torch.zeros((len(wanted), count + 1)).to(wanted), torch.zeros_like(wanted)
+    others = [count] * count if pairs is None else _in_order(pairs, order).tolist()
     for stop in range(count, 0, -_BLOCK):
         start = max(0, stop - _BLOCK)
         carried = error[:, stop:] @ lower[stop:, start:stop]
         for place in range(stop - 1, start - 1, -1):
             behind = error[:, place + 1 : stop] @ lower[place + 1 : stop, place]
             aim = wanted[:, place] + (carried[:, place - start] + behind) / lower[place, place]
+            other = chosen[:, others[place]]
+            highest = (LARGEST_PAIR - other.clamp_min(0.0)).clamp_max_(LARGEST_WEIGHT)
+            lowest = (-LARGEST_PAIR - other.clamp_max(0.0)).clamp_min_(-LARGEST_WEIGHT)
             if shares is not None:
-                aim = torch.from_numpy(_made_good(aim.cpu().numpy(), shares)).to(aim.device)
-            chosen[:, place] = aim.round_().clamp_(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+                limits = lowest.cpu().numpy(), highest.cpu().numpy()
+                aim = torch.from_numpy(_made_good(aim.cpu().numpy(), limits, shares)).to(aim.device)
+            chosen[:, place] = aim.round_().clamp_(lowest, highest)
             error[:, place] = wanted[:, place] - chosen[:, place]
     chosen = chosen[:, order.argsort()]
     return (chosen if outputs is None else chosen[outputs.argsort()]).float()
+
+
+def _pairs(integers: Tensor) -> Tensor:
+    """Of a layer's integers (outputs, channels, …) those of each output, flattened: the other of each one's pair."""
+    channels, taps = integers.shape[1], integers[0, 0].numel()
+    others = torch.arange(channels, device=integers.device) ^ 1
+    flat = others[:, None] * taps + torch.arange(taps, device=integers.device)
+    return torch.where(others[:, None] < channels, flat, channels * taps).flatten()
+
+
+def _in_order(pairs: Tensor, order: Tensor) -> Tensor:
+    """The others' places where inputs stand in this order."""
+    places = torch.cat([order.argsort(), order.new_tensor([len(order)])])
+    return places[pairs[order]]
 
 
 def _triangle(square: Tensor, damping: float) -> tuple[Tensor, Tensor]:
@@ -168,17 +200,20 @@ def _triangle(square: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return order, torch.linalg.cholesky(damped)
 
 
-def _made_good(aim: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def _made_good(
+    aim: NDArray[np.float64], limits: tuple[NDArray[np.float64], NDArray[np.float64]], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """What to round for each output, so that it makes good for the rounding of those behind it.
 
     Args:
         aim: (outputs,), what would be rounded if each stood alone.
+        limits: (outputs,) twice, the least and the most that it may be rounded to.
         shares: (outputs, outputs), lower triangular: how much of the error of one another is to make up for.
     """
     moved, left = aim.copy(), np.zeros_like(aim)
     for output in range(len(aim) - 1, -1, -1):
         moved[output] += shares[output + 1 :, output] @ left[output + 1 :]
-        left[output] = aim[output] - min(max(np.rint(moved[output]), -LARGEST_WEIGHT), LARGEST_WEIGHT)
+        left[output] = aim[output] - min(max(np.rint(moved[output]), limits[0][output]), limits[1][output])
     return moved
 
 
