@@ -92,12 +92,20 @@ def check_refusal(answer: Answer, message: str) -> None:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def least_seconds() -> float:
+    """Processor time that Python and the libraries of help alone take here, for machines differ."""
+    imports = "import resource, rich.markup, rich.panel, rich.table, typer"
+    used = "usage = resource.getrusage(resource.RUSAGE_SELF); print(usage.ru_utime + usage.ru_stime)"
+    return max(float(subprocess.check_output([sys.executable, "-c", f"{imports}; {used}"])) for _ in range(3))
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["infer", "--help"], ["train", "--help"]])
-def test_help_is_light(arguments: list[str]) -> None:
+def test_help_is_light(arguments: list[str], least_seconds: float) -> None:
     (answer,) = probe(list(arguments))
     assert (answer.code, answer.err, answer.loaded) == (0, "", [])
     assert answer.out
-    assert answer.seconds < 0.5
+    assert answer.seconds < 4.0 * least_seconds
 
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
