@@ -35,7 +35,7 @@ from fault_steps import Steps, digests, forked, source_of, without_ray, write_so
 
 from denoise_batch import publishing
 from denoise_batch.errors import OutputError
-from denoise_batch.inference import manifest, plan, request
+from denoise_batch.inference import manifest, merging, plan, request
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
 
@@ -50,6 +50,7 @@ class Scenario:
         files: of the input, each a unit; 1 makes it a single file's request.
         old: what is overwritten: an output of as many files (0: nothing stands there); `old_shape` is its shape.
         unfinished: an unfinished run of another request lies there too.
+        copied: row groups are joined as they are, small as these are.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Scenario:
     old_shape: OutputShape = OutputShape.AUTO
     on_bad_row: OnBadRow = OnBadRow.NULL
     unfinished: bool = False
+    copied: bool = False
 
     @property
     def single(self) -> bool:
@@ -75,6 +77,7 @@ SCENARIOS = (
     Scenario("file-overwrite", 1, old=1),
     Scenario("file-over-folder", 1, old=2),
     Scenario("joined-new", 3, OutputShape.SINGLE_FILE),
+    Scenario("joined-copied", 3, OutputShape.SINGLE_FILE, copied=True),
     Scenario("joined-overwrite", 3, OutputShape.SINGLE_FILE, old=2, old_shape=OutputShape.SINGLE_FILE),
 )
 
@@ -160,6 +163,8 @@ class Place:
             request.make_plan = lambda *_: planned
             if self.no_swap:
                 publishing._rename_with = _cannot
+            if self.scenario.copied:
+                merging._SMALL_ROWS = 0
             steps = Steps(self.root, kill_at)
             steps.watch()
             try:

@@ -59,13 +59,9 @@ def fault_of_ends(path: str) -> str | None:
 
 
 def read_batches(file: pq.ParquetFile, rows: int, groups: Sequence[int] | None = None) -> Iterator[pa.RecordBatch]:
-    """Record batches of at most `rows` rows, of all row groups or of these; none spans two row groups where that fails.
-
-    pyarrow joins what two row groups have of a nested column, but not if there are dictionaries in it.
-    """
+    """Record batches of at most `rows` rows, of all row groups or of these; none spans two where that fails."""
     wanted = list(range(file.num_row_groups) if groups is None else groups)
-    alone = any(has_dictionary(field.type) for field in file.schema_arrow if pa.types.is_nested(field.type))
-    for span in ([group] for group in wanted) if alone else (wanted,):
+    for span in ([group] for group in wanted) if has_nested_dictionary(file.schema_arrow) else (wanted,):
         yield from file.iter_batches(batch_size=rows, row_groups=span)
 
 
@@ -89,6 +85,11 @@ def check_int96(path: str, file: pq.ParquetFile, groups: Sequence[int]) -> None:
                         f"column {name!r} has INT96 times finer than a microsecond, which would be lost",
                         hint="write the column as a timestamp of nanoseconds",
                     )
+
+
+def has_nested_dictionary(schema: pa.Schema) -> bool:
+    """Whether a nested column has a dictionary in it, of which pyarrow joins no two row groups' values."""
+    return any(has_dictionary(field.type) for field in schema if pa.types.is_nested(field.type))
 
 
 def has_dictionary(type_: pa.DataType) -> bool:

@@ -41,11 +41,12 @@ class Written:
     digest: str
 
 
-class _DigestSink:
-    """A file that knows the digest of what was written to it. pyarrow writes in order and never seeks."""
+class DigestSink:
+    """A new file that knows the digest of what was written to it. pyarrow writes in order and never seeks."""
 
     def __init__(self, path: Path) -> None:
         # Fails where the file exists: staged names are never used twice.
+        self._path = path
         self._file = path.open("xb", buffering=0)
         self.digest = xxhash.xxh3_128()
         self.size = 0
@@ -73,9 +74,24 @@ class _DigestSink:
     def close(self) -> None:
         """pyarrow closes its end here; the file itself is closed by `finish`, after the sync."""
 
-    def finish(self) -> None:
+    def finish(self, rows: int) -> Written:
+        """Syncs the Parquet file of so many rows, reads it back, compares.
+
+        Raises:
+            DenoiseBatchError: what stands on the disk is not what was written.
+        """
         os.fsync(self._file.fileno())
         self._file.close()
+        digest = self.digest.hexdigest()
+        with pq.ParquetFile(self._path) as file:
+            found = file.metadata.num_rows
+        size = self._path.stat().st_size
+        if found != rows or size != self.size or file_digest(self._path) != digest:
+            raise DenoiseBatchError(
+                f"{self._path}: the file that was read back is not the one that was written",
+                hint="the disk or its controller is failing",
+            )
+        return Written(rows, size, digest)
 
     def abandon(self) -> None:
         self.abandoned = True
@@ -106,7 +122,7 @@ class OutputFile:
         self._held_rows = 0
         self._held_bytes = 0
         plain = _leaves_without(schema, {c.name for c in images if not _dictionary_pays(c)})
-        self._sink = _DigestSink(path)
+        self._sink = DigestSink(path)
         try:
             self._writer = pq.ParquetWriter(
                 self._sink,
@@ -148,17 +164,7 @@ class OutputFile:
         """
         self._flush()
         self._writer.close()
-        self._sink.finish()
-        digest = self._sink.digest.hexdigest()
-        with pq.ParquetFile(self._path) as file:
-            rows = file.metadata.num_rows
-        size = self._path.stat().st_size
-        if rows != self._rows or size != self._sink.size or file_digest(self._path) != digest:
-            raise DenoiseBatchError(
-                f"{self._path}: the file that was read back is not the one that was written",
-                hint="the disk or its controller is failing",
-            )
-        return Written(rows, size, digest)
+        return self._sink.finish(self._rows)
 
     def _flush(self) -> None:
         if self._held_rows:

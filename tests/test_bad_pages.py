@@ -17,6 +17,7 @@ from denoise_batch.images.layouts import Layout
 from denoise_batch.inference import pages
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import Unit
+from denoise_batch.inference.thrift import TooShortError
 from denoise_batch.inference.unit_rows import read_unit
 from denoise_batch.input_file import open_parquet
 
@@ -146,7 +147,7 @@ def test_levels_whose_last_run_has_no_padding_are_whole() -> None:
     """Polars wrote them so, and pyarrow reads them: one group of eight levels of two bits, of which four are there."""
     assert pages._levels_end(b"\x03\xe4", 4, 2) == 2
     assert pages._levels_end(b"\x03\xe4\x00", 4, 2) == 3
-    with pytest.raises(pages._Short):
+    with pytest.raises(TooShortError):
         pages._levels_end(b"\x03\xe4", 5, 2)
 
 

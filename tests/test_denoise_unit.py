@@ -258,7 +258,7 @@ def test_a_disk_without_room_stops_the_job_and_says_so(
     def full(_self: object, _data: object) -> int:
         raise OSError(code, "no")
 
-    monkeypatch.setattr(output_file._DigestSink, "write", full)
+    monkeypatch.setattr(output_file.DigestSink, "write", full)
     failure, staged, _ = run(path)
     assert isinstance(failure, Failure)
     assert (failure.final, failure.kind) == (True, "ResourceExhausted")

@@ -22,7 +22,9 @@ from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.merging import join
 from denoise_batch.inference.output_schema import output_schema
-from denoise_batch.input_file import check_int96, open_parquet
+from denoise_batch.inference.row_groups import Part, join_row_groups
+from denoise_batch.input_file import check_int96, has_nested_dictionary, open_parquet
+from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
     from conftest import DenoiseFile
@@ -49,18 +51,22 @@ def check(path: Path, denoise_file: DenoiseFile, **options: Any) -> pa.Table:
         target = Path(folder, "merged.parquet")
         join(done.files, target, done.plan.column, done.options.output, "zstd")
         parts = pa.concat_tables([pq.read_table(file) for file in done.files])
-        merged = pq.read_table(target)
+        merged = [pq.read_table(target)]
+        if not has_nested_dictionary(parts.schema):
+            target.unlink()
+            join_row_groups([Part(file, file_digest(file)) for file in done.files], target)
+            merged.append(pq.read_table(target))
         aside = [pq.read_table(Path(folder, r.quarantine_file)) for r in done.receipts if r.quarantine_file]
     kept = np.ones(len(source), np.bool_)
     if options.get("on_bad_row") is OnBadRow.QUARANTINE:
         kept = source["image"].is_valid().to_numpy()
-    for table in (parts, merged):
+    for table in (parts, *merged):
         assert table.schema.names == [*source.schema.names, "denoised"]
         assert table.schema.remove(len(source.schema)).equals(source.schema, check_metadata=True)
         _same(source, kept, table)
     if not kept.all():
         _same(source, ~kept, pa.concat_tables(aside))
-    return merged
+    return merged[0]
 
 
 def _same(source: pa.Table, kept: Any, table: pa.Table) -> None:

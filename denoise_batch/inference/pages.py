@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.inference.thrift import I32, STRUCT, DamagedError, TooShortError, read_fields, read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +40,7 @@ _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DATA_HEADERS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # fields of a page header that describe each type
 _TYPE, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3  # its other fields
 _VALUES, _ROWS, _DEFINITIONS, _REPETITIONS = 1, 3, 5, 6  # fields of those descriptions; but the first, of version 2
+_NONE = (I32, -1)
 _BAD = "a page header is damaged"
 
 
@@ -58,10 +60,6 @@ class _Page:
     definitions: int
     repetitions: int
     length: int
-
-
-class _Short(Exception):
-    """The bytes end within the header."""
 
 
 def check_pages(path: str, metadata: pq.FileMetaData, groups: Iterable[int]) -> int:
@@ -143,18 +141,21 @@ def _page(source: _Source, position: int) -> _Page:
     while True:
         content = source.read_at(size, position)
         try:
-            fields, length = _struct(content, 0)
+            fields, length = read_fields(content)
             break
-        except _Short:
+        except TooShortError:
             if len(content) < size or size >= _LONGEST_HEADER:
                 raise _fault(_BAD) from None
             size *= 16
-    kind = fields.get(_TYPE, -1)
-    about = fields.get(_DATA_HEADERS.get(kind, 0), {})
-    numbers: list[Any] = [kind, fields.get(_UNCOMPRESSED), fields.get(_COMPRESSED)]
+        except DamagedError:
+            raise _fault(_BAD) from None
+    _, kind = fields.get(_TYPE, _NONE)
+    _, about = fields.get(_DATA_HEADERS.get(kind, 0), (STRUCT, {}))
+    numbers: list[Any] = [kind, fields.get(_UNCOMPRESSED, _NONE)[1], fields.get(_COMPRESSED, _NONE)[1]]
     if isinstance(about, dict):
-        version_2 = (_ROWS, _DEFINITIONS, _REPETITIONS)
-        numbers += [about.get(_VALUES, 0), *(about.get(field, 0) if kind == _DATA_V2 else 0 for field in version_2)]
+        of_version_2 = (_ROWS, _DEFINITIONS, _REPETITIONS) if kind == _DATA_V2 else ()
+        numbers += [about.get(field, (I32, 0))[1] for field in (_VALUES, *of_version_2)]
+        numbers += [0] * (3 - len(of_version_2))
     numbers.append(length)
     if len(numbers) != 8 or any(not isinstance(number, int) or number < 0 for number in numbers):
         raise _fault(_BAD)
@@ -173,7 +174,7 @@ def _check_levels(source: _Source, position: int, page: _Page, leaf: Any) -> Non
         try:
             # Zeros behind them would be some writer's padding.
             sound = not any(levels[_levels_end(levels, page.values if most else 0, most.bit_length()) :])
-        except _Short:
+        except (TooShortError, DamagedError):
             sound = False
         if not sound:
             raise _fault(_BAD)
@@ -183,80 +184,17 @@ def _levels_end(content: bytes, count: int, width: int) -> int:
     """Where `count` levels of `width` bits end: runs of one level and runs of packed ones, one after another."""
     at = 0
     while count > 0:
-        head, at = _varint(content, at)
+        head, at = read_varint(content, at)
         if head & 1:
             packed = 8 * (head >> 1)
             needed = (min(packed, count) * width + 7) // 8
             if at + needed > len(content):
-                raise _Short
+                raise TooShortError
             count -= packed
             at = min(at + width * (head >> 1), len(content))  # some writers leave out the last run's padding
         else:
             count -= head >> 1
             at += (width + 7) // 8
     if at > len(content):
-        raise _Short
+        raise TooShortError
     return at
-
-
-# --- Thrift's compact protocol, as far as page headers need it --------------------------------------------------------
-
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
-_DEEPEST = 8
-
-
-def _struct(content: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """A structure's fields by number, numbers and structures only, and where it ends."""
-    fields: dict[int, Any] = {}
-    number = 0
-    if depth > _DEEPEST:
-        raise _fault(_BAD)
-    while True:
-        if at >= len(content):
-            raise _Short
-        delta, kind = content[at] >> 4, content[at] & 15
-        at += 1
-        if kind == 0:
-            return fields, at
-        if delta:
-            number += delta
-        else:
-            number, at = _integer(content, at)
-        fields[number], at = _value(content, at, kind, depth)
-
-
-def _value(content: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in {_TRUE, _FALSE}:
-        return kind == _TRUE, at
-    if kind in {_I16, _I32, _I64}:
-        return _integer(content, at)
-    if kind == _STRUCT:
-        return _struct(content, at, depth + 1)
-    if kind == _BYTE:
-        return None, at + 1
-    if kind == _DOUBLE:
-        return None, at + 8
-    if kind == _BINARY:
-        length, at = _varint(content, at)
-        return None, at + length
-    raise _fault(_BAD)  # no page header has a list, a set or a map
-
-
-def _integer(content: bytes, at: int) -> tuple[int, int]:
-    coded, at = _varint(content, at)
-    return (coded >> 1) ^ -(coded & 1), at
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(content):
-            raise _Short
-        byte = content[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise _fault(_BAD)
