@@ -72,12 +72,11 @@ def _line(layout: str, noisy: pa.Array, denoised: pa.Array, folder: Path, option
         with OutputFile(path, table.schema, (column, output), compression="zstd") as file:
             for batch in table.slice(0, options.rows - start).to_batches(2048):
                 file.write(batch)
-            parts.append((path, file.finish().digest))
+            parts.append(Part(path, file.finish().digest))
     target = folder / "joined.parquet"
-    paths = [path for path, _ in parts]
     ways: dict[str, Callable[[], Any]] = {
-        "rewritten": lambda: join(paths, target, column, output, "zstd"),
-        "copied": lambda: join_row_groups([Part(*part) for part in parts], target),
+        "rewritten": lambda: join(parts, target, column, output, "zstd"),
+        "copied": lambda: join_row_groups(parts, target),
         "copy": lambda: _copy(target, folder / "copy"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}

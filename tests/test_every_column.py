@@ -49,12 +49,13 @@ def check(path: Path, denoise_file: DenoiseFile, **options: Any) -> pa.Table:
         if not done.files:
             return source
         target = Path(folder, "merged.parquet")
-        join(done.files, target, done.plan.column, done.options.output, "zstd")
+        written = [Part(file, file_digest(file)) for file in done.files]
+        join(written, target, done.plan.column, done.options.output, "zstd")
         parts = pa.concat_tables([pq.read_table(file) for file in done.files])
         merged = [pq.read_table(target)]
         if not has_nested_dictionary(parts.schema):
             target.unlink()
-            join_row_groups([Part(file, file_digest(file)) for file in done.files], target)
+            join_row_groups(written, target)
             merged.append(pq.read_table(target))
         aside = [pq.read_table(Path(folder, r.quarantine_file)) for r in done.receipts if r.quarantine_file]
     kept = np.ones(len(source), np.bool_)
@@ -143,7 +144,8 @@ def test_more_categories_than_the_index_type_can_number(kind: str, tmp_path: Pat
             writer.write_table(group)
     source = pq.read_table(tmp_path / "a.parquet")["word"]
     done = denoise_file(tmp_path / "a.parquet", tmp_path, identity, chunk_rows=30)
-    join(done.files, tmp_path / "merged.parquet", done.plan.column, done.options.output, "zstd")
+    written = [Part(file, file_digest(file)) for file in done.files]
+    join(written, tmp_path / "merged.parquet", done.plan.column, done.options.output, "zstd")
     for path in (done.files[0], tmp_path / "merged.parquet"):
         words = pq.read_table(path)["word"]
         assert words.type == source.type

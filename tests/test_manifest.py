@@ -109,6 +109,17 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     assert manifest.verify(out) == []
 
 
+def test_rows_that_do_not_add_up_are_found(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    described = json.loads((out / "_denoise_batch" / manifest.MANIFEST).read_text())
+    described["files"][1]["rows"] -= 1
+    content = json.dumps(described).encode()
+    (out / "_denoise_batch" / manifest.MANIFEST).write_bytes(content)
+    (out / manifest.SUCCESS).write_bytes(manifest.vouching(content))
+    (fault,) = manifest.verify(out)
+    assert fault.endswith("says that 60 rows were written, and 59 of its files")
+
+
 def test_all_that_is_shown_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a power cut just after OUT was shown must not take: every file's content, every folder's names."""
     synced: set[int] = set()

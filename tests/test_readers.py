@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from denoise_batch.inference.merging import join
+from denoise_batch.inference.row_groups import Part, join_row_groups
+from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ def output(tmp_path_factory: pytest.TempPathFactory, denoise_file: DenoiseFile) 
         (folder / "_denoise_batch").mkdir(parents=True)
         work.mkdir()
         done = denoise_file(root / "in.parquet", work, lambda pixels: 1 - pixels, unit_rows=10)
-        join(done.files, root / "out.parquet", done.plan.column, done.options.output, "zstd")
+        join_row_groups([Part(file, file_digest(file)) for file in done.files], root / "out.parquet")
         for number, file in enumerate(done.files):
             file.rename(folder / f"part-{number:05}.parquet")
         pq.write_table(

@@ -14,7 +14,7 @@ from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import merging, row_groups
-from denoise_batch.inference.row_groups import Part, join_row_groups
+from denoise_batch.inference.row_groups import Part, SchemasDifferError, join_row_groups
 from denoise_batch.inference.run_folder import DATA
 from denoise_batch.inference.thrift import I16, I64, DamagedError, TooShortError, read_fields, written_fields
 from denoise_batch.output_file import OutputFile, file_digest
@@ -101,61 +101,85 @@ def test_row_groups_are_read_as_before(tmp_path: Path, options: Any) -> None:
         for column in range(group.num_columns):
             ours, theirs = metadata.row_group(index).column(column), group.column(column)
             assert ours.statistics == theirs.statistics
-            assert ours.has_offset_index == theirs.has_offset_index
 
 
 def test_every_number_of_a_place_is_moved(tmp_path: Path) -> None:
-    """Page indexes too, which stand between row groups and footer, and which pyarrow reads past."""
     parts, _ = _written(tmp_path, [150, 150], write_page_index=True)
-    before = [_places(_part(part.path)) for part in parts]
+    before = [_places(part.path) for part in parts]
     contents = [part.path.read_bytes() for part in parts]
     join_row_groups(parts, tmp_path / "joined")
-    joined, content = Part(tmp_path / "joined", ""), (tmp_path / "joined").read_bytes()
-    after = _places(joined)
+    after, content = _places(tmp_path / "joined"), (tmp_path / "joined").read_bytes()
     assert len(after) == sum(map(len, before)) > 100
     origins = [(number, place) for number, places in enumerate(before) for place in places]
     for (number, origin), place in zip(origins, after, strict=True):
-        expected = contents[number][origin : min(origin + 16, parts[number].body)]
-        assert content[place : place + len(expected)] == expected
+        assert content[place : place + 16] == contents[number][origin : origin + 16]
 
 
-def _places(part: Part) -> list[int]:
+def _groups(path: Path) -> list[Any]:
+    groups: list[Any] = read_fields(_bytes_of_footer(path), lists=True)[0][4][1][1]
+    return groups
+
+
+def _places(path: Path) -> list[int]:
     found = []
-    for group in part.row_groups:
+    for group in _groups(path):
         found.append(group[5][1])
         for chunk in group[1][1][1]:
-            found += [chunk[number][1] for number in (4, 6)]
             found += [chunk[3][1][number][1] for number in (9, 11) if number in chunk[3][1]]
     return found
 
 
-def test_more_row_groups_than_their_number_has_bits(tmp_path: Path) -> None:
-    parts, _ = _written(tmp_path, [10])
-    (group,) = parts[0].row_groups
+def test_what_would_be_wrong_in_another_file_goes(tmp_path: Path) -> None:
+    """Numbers of row groups, and page indexes: they say where in the file pages are, in bytes that are copied."""
+    parts, _ = _written(tmp_path, [150], write_page_index=True)
+    (group, _) = _groups(parts[0].path)
     group[7] = (I16, 0)
-    row_groups._move(group, 1000, ordinal=32_767)
-    assert group[7][1] == 32_767
-    row_groups._move(group, 1000, ordinal=32_768)
+    assert {4, 5, 6, 7} <= group[1][1][1][0].keys()
+    row_groups._move(group, 1000)
     assert 7 not in group
+    assert all(not {4, 5, 6, 7} & chunk.keys() for chunk in group[1][1][1])
 
 
 def test_a_part_that_is_not_what_was_committed(tmp_path: Path) -> None:
     parts, _ = _written(tmp_path, [100, 100])
-    content = bytearray(parts[1].path.read_bytes())
-    content[2000] ^= 1
-    parts[1].path.write_bytes(content)
-    with pytest.raises(DenoiseBatchError, match=r"1\.parquet: the file is no longer the one that a worker wrote"):
-        join_row_groups(parts, tmp_path / "joined")
-    with pytest.raises(pa.ArrowInvalid):  # what was left is no Parquet file
-        pq.read_metadata(tmp_path / "joined")
-    for damaged in (b"", b"PAR1", bytes(content[:-1]), bytes(content[:-8]) + b"\xff\xff\xff\x7fPAR1"):
-        parts[1].path.write_bytes(damaged)
-        with pytest.raises(DenoiseBatchError, match=r"1\.parquet: the file is no longer the one"):
-            Part(parts[1].path, "")
-    footer = _bytes_of_footer(parts[0].path)
-    parts[1].path.write_bytes(b"PAR1" + footer[:-40] + len(footer[:-40]).to_bytes(4, "little") + b"PAR1")
-    with pytest.raises(DenoiseBatchError, match=r"1\.parquet: the file is no longer the one"):
-        Part(parts[1].path, "")
+    content = parts[1].path.read_bytes()
+    rng = np.random.default_rng(0)
+    flipped = [*rng.integers(0, len(content), 40).tolist(), *range(len(content) - 40, len(content))]
+    damaged = [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] for at in flipped]
+    for number, wrong in enumerate([b"", b"PAR1", content[:-1], content + b"\0", *damaged]):
+        parts[1].path.write_bytes(wrong)
+        with pytest.raises(DenoiseBatchError, match=r"1\.parquet: the file is no longer the one that a worker wrote"):
+            join_row_groups(parts, tmp_path / f"joined {number}")
+        with pytest.raises(DenoiseBatchError, match=r"1\.parquet: the file is no longer the one that a worker wrote"):
+            merging.join(parts, tmp_path / "rewritten", IMAGE, DENOISED, "zstd")
+        for left in (tmp_path / f"joined {number}", tmp_path / "rewritten"):
+            with pytest.raises(pa.ArrowInvalid):  # no Parquet file
+                pq.read_metadata(left)
+
+
+def test_other_schemas_are_refused(tmp_path: Path) -> None:
+    parts, table = _written(tmp_path, [100])
+    for number, (other, fits) in enumerate(
+        [
+            (table.replace_schema_metadata({"another": "one"}), True),
+            (table.cast(pa.schema([f.with_metadata({"PARQUET:field_id": "7"}) for f in table.schema])), True),
+            (table.cast(pa.schema([f.with_nullable(f.name != "id") for f in table.schema])), False),
+            (table.rename_columns([f"{name}." for name in table.column_names]), False),
+        ]
+    ):
+        pq.write_table(other, tmp_path / "other.parquet")
+        both, target = [*parts, _part(tmp_path / "other.parquet")], tmp_path / f"joined {number}"
+        if fits:
+            assert join_row_groups(both, target).rows == 200
+        else:
+            with pytest.raises(SchemasDifferError):
+                join_row_groups(both, target)
+
+
+@pytest.mark.parametrize("content", [b"\x19\xf3\xff\xff\xff\xff\x7f", b"\x19" * 5000 + b"\0", b"\x18\xff\x01a\0"])
+def test_lists_without_end_are_refused(content: bytes) -> None:
+    with pytest.raises((DamagedError, TooShortError)):
+        read_fields(content, lists=True)
 
 
 def test_numbers_below_zero_and_far_apart() -> None:
@@ -174,9 +198,10 @@ def _run(folder: Path, tables: list[pa.Table]) -> RunFolder:
         path = staging / f"{number}.1"
         with OutputFile(path, table.schema, (IMAGE, DENOISED), compression="zstd") as file:
             file.write(table.to_batches()[0])
-            receipts[number] = SimpleNamespace(file=path.name, digest=file.finish().digest)
-    plan = type("Plan", (), {"__len__": lambda _: len(tables), "column": IMAGE})()
-    ledger = SimpleNamespace(receipts=receipts)
+            done = file.finish()
+        receipts[number] = SimpleNamespace(file=path.name, digest=done.digest, bytes=done.bytes, rows_out=done.rows)
+    plan = type("Plan", (), {"__len__": lambda _: len(tables), "column": IMAGE, "schema": tables[0].schema})()
+    ledger = SimpleNamespace(receipts=receipts, rows_out=sum(map(len, tables)))
     run = SimpleNamespace(plan=plan, ledger=ledger, staging=staging, built=folder / "built", out=folder / "out")
     return cast("RunFolder", run)
 
@@ -230,3 +255,12 @@ def test_what_cannot_be_copied_is_rewritten(tmp_path: Path, monkeypatch: pytest.
 
 
 _NESTED = pa.list_(pa.dictionary(pa.int32(), pa.string()))
+
+
+@pytest.mark.slow
+def test_the_joined_files_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "_SMALL_ROWS", 0)
+    run = _run(tmp_path, [_unit(40, 0), _unit(40, 40)])
+    monkeypatch.setattr(run.ledger, "rows_out", 81)
+    with pytest.raises(DenoiseBatchError, match="receipts say 81 rows, the joined file has 80"):
+        merging.merge(run, DENOISED, "zstd")

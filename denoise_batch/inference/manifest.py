@@ -104,6 +104,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
             and isinstance(entry.get("path"), str)
             and isinstance(entry.get("bytes"), int)
             and isinstance(entry.get("digest"), str)
+            and (name != "files" or isinstance(entry.get("rows"), int))
             for entry in entries
         ):
             raise DamagedManifestError(f"what it says under {name!r} is no list of files")
@@ -245,6 +246,9 @@ def _faults(files: _Files, beside: str, success: str) -> Iterator[str]:
     except DamagedManifestError as error:
         yield f"{files.shown(path)} is damaged: {error}"
         return
+    rows = sum(entry["rows"] for entry in manifest["files"])
+    if rows != manifest.get("rows_out"):
+        yield f"{files.shown(path)} says that {manifest.get('rows_out')} rows were written, and {rows} of its files"
     known = {success, path}
     for prefix, entry in [("", e) for e in manifest["files"]] + [(beside, e) for e in manifest["sidecar"]]:
         if not _stays_below(entry["path"]):

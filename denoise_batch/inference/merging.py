@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
+import operator
 import os
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -19,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import publishing
-from denoise_batch.errors import JobFailed
-from denoise_batch.inference.row_groups import Part, join_row_groups
+from denoise_batch.errors import DenoiseBatchError, JobFailed
+from denoise_batch.inference.row_groups import Part, SchemasDifferError, join_row_groups
 from denoise_batch.inference.run_folder import DATA
 from denoise_batch.input_file import has_nested_dictionary, read_batches
 from denoise_batch.output_file import OutputFile, Written
@@ -42,43 +43,50 @@ def merge(run: RunFolder, output: ImageColumn, compression: str) -> Written:
 
     Raises:
         JobFailed: the process that rewrites small parts died.
-        DenoiseBatchError: a part is not what its worker wrote, or the joined file, read back, is not what was written.
+        DenoiseBatchError: a part is not what its worker wrote, or the joined file, read back, not what was written.
     """
-    receipts = (run.ledger.receipts[unit] for unit in range(len(run.plan)))
-    parts = [Part(run.staging / receipt.file, receipt.digest) for receipt in receipts]
+    receipts = [run.ledger.receipts[unit] for unit in range(len(run.plan))]
     run.built.mkdir(exist_ok=True)
     target = run.built / DATA
-    publishing.remove(target)
-    pieces: list[list[Part]] = list(_pieces(parts))
-    if len(pieces) == 1:
-        return _rewrite(run, [(pieces[0], target)], output, compression)[0]
-    several = [(piece, target.with_name(f"{DATA}.{number}")) for number, piece in enumerate(pieces) if len(piece) > 1]
-    rewritten = iter(
-        Part(path, written.digest)
-        for (_, path), written in zip(several, _rewrite(run, several, output, compression), strict=True)
-    )
-    written = join_row_groups([next(rewritten) if len(piece) > 1 else piece[0] for piece in pieces], target)
-    for _, path in several:
-        publishing.remove(path)
+    parts = [Part(run.staging / receipt.file, receipt.digest) for receipt in receipts]
+    small = [receipt.rows_out < _SMALL_ROWS and receipt.bytes < _SMALL_BYTES for receipt in receipts]
+    # pyarrow reads no nested column that has several dictionaries in one file.
+    written = None if has_nested_dictionary(run.plan.schema) else _copied(run, parts, small, output, compression)
+    if written is None:
+        (written,) = _rewritten(run, [(parts, target)], output, compression)
+    if written.rows != run.ledger.rows_out:
+        raise DenoiseBatchError(
+            f"receipts say {run.ledger.rows_out} rows, the joined file has {written.rows}",
+            hint="nothing was published; report a bug",
+        )
     return written
 
 
-def _pieces(parts: list[Part]) -> Iterator[list[Part]]:
-    """In their order: a part that is copied as it is, or several that are rewritten."""
-    with pq.ParquetFile(parts[0].path) as first:
-        # pyarrow reads no nested column that has several dictionaries in one file.
-        together = has_nested_dictionary(first.schema_arrow)
-    if together or any(part.schema != parts[0].schema for part in parts):
-        yield parts
-        return
-    for small, group in itertools.groupby(parts, lambda part: part.rows < _SMALL_ROWS and part.body < _SMALL_BYTES):
-        if small:
-            yield list(group)
-        else:
-            yield from ([part] for part in group)
+def _copied(
+    run: RunFolder, parts: list[Part], small: list[bool], output: ImageColumn, compression: str
+) -> Written | None:
+    """Joins all units' files, small ones that stand side by side after they were rewritten; None: they do not fit."""
+    target = run.built / DATA
+    publishing.remove(target)
+    pieces: list[list[Part]] = []
+    for is_small, alike in itertools.groupby(zip(small, parts, strict=True), operator.itemgetter(0)):
+        side_by_side = [part for _, part in alike]
+        pieces += [side_by_side] if is_small else [[part] for part in side_by_side]
+    if len(pieces) == 1:
+        return None
+    several = [(piece, target.with_name(f"{DATA}.{number}")) for number, piece in enumerate(pieces) if len(piece) > 1]
+    made = zip(several, _rewritten(run, several, output, compression), strict=True)
+    rewritten = iter([Part(path, written.digest) for (_, path), written in made])
+    try:
+        return join_row_groups([next(rewritten) if len(piece) > 1 else piece[0] for piece in pieces], target)
+    except SchemasDifferError:
+        return None
+    finally:
+        for _, path in several:
+            publishing.remove(path)
 
 
-def _rewrite(
+def _rewritten(
     run: RunFolder, jobs: list[tuple[list[Part], Path]], output: ImageColumn, compression: str
 ) -> list[Written]:
     """Joins the parts of each job to a file of its own."""
@@ -88,7 +96,7 @@ def _rewrite(
     with _safe_path(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         try:
             return [
-                pool.submit(join, [part.path for part in parts], target, run.plan.column, output, compression).result()
+                pool.submit(join, parts, target, run.plan.column, output, compression).result()
                 for parts, target in jobs
             ]
         except (KeyboardInterrupt, Exception) as error:
@@ -102,14 +110,20 @@ def _rewrite(
             ) from error
 
 
-def join(parts: list[Path], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:
-    """Rewrites parts into one file, in their order, a row group at a time."""
+def join(parts: list[Part], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:
+    """Rewrites parts into one file, in their order, a row group at a time.
+
+    Raises:
+        DenoiseBatchError: a part is not what is expected; the new file, read back, is not what was written.
+    """
     publishing.remove(target)
-    with pq.ParquetFile(parts[0]) as first:
+    parts[0].check()
+    with pq.ParquetFile(parts[0].path) as first:
         schema = first.schema_arrow
     with OutputFile(target, schema, (column, output), compression=compression) as file:
         for part in parts:
-            with pq.ParquetFile(part, pre_buffer=False, page_checksum_verification=True) as source:
+            part.check()
+            with pq.ParquetFile(part.path, pre_buffer=False, page_checksum_verification=True) as source:
                 for batch in read_batches(source, _MERGE_ROWS):
                     # Files keep metadata of their own; the merged file takes the first one's.
                     file.write(pa.RecordBatch.from_arrays(batch.columns, schema=schema))

@@ -7,23 +7,13 @@ all these numbers that much larger (https://github.com/apache/parquet-format/blo
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.inference.thrift import (
-    I32,
-    I64,
-    LIST,
-    STRUCT,
-    DamagedError,
-    Fields,
-    TooShortError,
-    read_fields,
-    written_fields,
-)
-from denoise_batch.output_file import DigestSink, Written
+from denoise_batch.inference.thrift import I32, I64, LIST, STRUCT, Fields, read_fields, written_fields
+from denoise_batch.output_file import DigestSink, Written, file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,81 +27,60 @@ _BLOCK = 1 << 20  # bytes, read at a time
 _SCHEMA, _ROWS, _ROW_GROUPS = 2, 3, 4
 _FIELD_ID = 9
 _COLUMNS, _GROUP_OFFSET, _ORDINAL = 1, 5, 7
-_CHUNK_OFFSETS = (2, 4, 6)  # file_offset, offset_index_offset, column_index_offset
-_DESCRIBED = 3
+_CHUNK_OFFSET, _DESCRIBED, _INDEXES = 2, 3, (4, 5, 6, 7)
 _PAGE_OFFSETS = (9, 10, 11, 14)  # of what describes the pages: data, index, dictionary, bloom filter
 
 
-class Part:
-    """A Parquet file that this program wrote.
+class SchemasDifferError(Exception):
+    """Row groups of several schemas cannot stand in one file."""
 
-    Args:
-        digest: the xxh3-128 of what is expected in it.
 
-    Attributes:
-        footer: FileMetaData.
-        body: bytes before the footer, the magic number among them.
+class Part(NamedTuple):
+    """A Parquet file that this program wrote, and the xxh3-128 of what is expected in it."""
 
-    Raises:
-        DenoiseBatchError: it has no footer.
-    """
+    path: Path
+    digest: str
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self.path, self.digest = path, digest
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - _TAIL, 0))
-            tail = file.read(_TAIL)
-            length = int.from_bytes(tail[:4], "little")
-            self.body = size - _TAIL - length
-            if tail[4:] != _MAGIC or self.body < len(_MAGIC):
-                raise _changed(path)
-            file.seek(self.body)
-            content = file.read(length)
-        try:
-            self.footer, _ = read_fields(content, lists=True)
-        except (DamagedError, TooShortError) as error:
-            raise _changed(path) from error
+    def check(self) -> None:
+        """Reads all of it.
 
-    @property
-    def rows(self) -> int:
-        return int(self.footer[_ROWS][1])
-
-    @property
-    def row_groups(self) -> list[Fields]:
-        groups: list[Fields] = self.footer[_ROW_GROUPS][1][1]
-        return groups
-
-    @property
-    def schema(self) -> list[Fields]:
-        """Its elements without their field ids, which data does not depend on."""
-        elements: list[Fields] = self.footer[_SCHEMA][1][1]
-        return [{number: field for number, field in each.items() if number != _FIELD_ID} for each in elements]
+        Raises:
+            DenoiseBatchError: it is not what is expected.
+        """
+        if file_digest(self.path) != self.digest:
+            raise _changed(self.path)
 
 
 def join_row_groups(parts: Sequence[Part], target: Path) -> Written:
-    """One file of the row groups of several files of one schema; all else in its footer is the first one's.
+    """One file of the row groups of several files; all else in its footer is the first one's.
 
     Args:
-        parts: their footers are changed.
+        parts: at least one.
         target: must not exist.
 
     Raises:
         DenoiseBatchError: a part is not what is expected; the new file, read back, is not what was written.
+        SchemasDifferError: in more than the ids of fields.
     """
     sink = DigestSink(target)
     try:
         sink.write(_MAGIC)
-        groups: list[Fields] = []
+        first: Fields = {}
+        schema: list[Fields] = []
+        groups: list[bytes] = []  # written at once: read ones take ten times the memory
+        rows = 0
         for part in parts:
             further = sink.size - len(_MAGIC)
-            _copy_body(part, sink)
-            for group in part.row_groups:
-                _move(group, further, ordinal=len(groups))
-                groups.append(group)
-        rows = sum(part.rows for part in parts)
-        footer = parts[0].footer | {_ROWS: (I64, rows), _ROW_GROUPS: (LIST, (STRUCT, groups))}
-        content = written_fields(footer)
+            footer, _ = read_fields(_copy_body(part, sink), lists=True)
+            first = first or footer
+            schema = schema or _elements(footer)
+            if _elements(footer) != schema:
+                raise SchemasDifferError
+            rows += footer[_ROWS][1]
+            for group in footer[_ROW_GROUPS][1][1]:
+                _move(group, further)
+                groups.append(written_fields(group))
+        content = written_fields(first | {_ROWS: (I64, rows), _ROW_GROUPS: (LIST, (STRUCT, groups))})
         sink.write(content + len(content).to_bytes(4, "little") + _MAGIC)
     except BaseException:
         sink.abandon()
@@ -119,30 +88,51 @@ def join_row_groups(parts: Sequence[Part], target: Path) -> Written:
     return sink.finish(rows)
 
 
-def _copy_body(part: Part, sink: DigestSink) -> None:
-    """Writes what stands between a part's first magic number and its footer; all of the part must be as expected."""
-    digest, at = xxhash.xxh3_128(), 0
+def _copy_body(part: Part, sink: DigestSink) -> bytes:
+    """Writes what stands between a part's first magic number and its footer, which is given back.
+
+    Raises:
+        DenoiseBatchError: any byte of the part is not what is expected.
+    """
+    digest, at, footer = xxhash.xxh3_128(), 0, bytearray()
     block = memoryview(bytearray(_BLOCK))
     with part.path.open("rb", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - _TAIL, 0))
+        body = size - _TAIL - int.from_bytes(file.read(4), "little")
+        if body < len(_MAGIC):
+            raise _changed(part.path)
+        file.seek(0)
         while count := file.readinto(block):
             digest.update(block[:count])
-            sink.write(block[max(len(_MAGIC) - at, 0) : max(min(count, part.body - at), 0)])
+            end = max(min(count, body - at), 0)
+            sink.write(block[max(len(_MAGIC) - at, 0) : end])
+            footer += block[end:count]
             at += count
     if digest.hexdigest() != part.digest:
         raise _changed(part.path)
+    return bytes(footer[:-_TAIL])
 
 
-def _move(group: Fields, further: int, *, ordinal: int) -> None:
-    """Changes a row group's description to what it is so many bytes further on."""
+def _elements(footer: Fields) -> list[Fields]:
+    """The schema's, without their ids, which data does not depend on."""
+    elements: list[Fields] = footer[_SCHEMA][1][1]
+    return [{number: field for number, field in each.items() if number != _FIELD_ID} for each in elements]
+
+
+def _move(group: Fields, further: int) -> None:
+    """Changes a row group's description to what it is so many bytes further on.
+
+    Its number among the row groups goes, and so do page indexes, whose pages would be looked for at their old places.
+    Both may be missing.
+    """
+    group.pop(_ORDINAL, None)
     _add(group, (_GROUP_OFFSET,), further)
-    if _ORDINAL in group:
-        group[_ORDINAL] = group[_ORDINAL][0], ordinal
-    if ordinal >= 1 << 15:  # 16 bits; readers go without
-        group.pop(_ORDINAL, None)
     for chunk in group[_COLUMNS][1][1]:
-        _add(chunk, _CHUNK_OFFSETS, further)
-        if _DESCRIBED in chunk:
-            _add(chunk[_DESCRIBED][1], _PAGE_OFFSETS, further)
+        for number in _INDEXES:
+            chunk.pop(number, None)
+        _add(chunk, (_CHUNK_OFFSET,), further)
+        _add(chunk[_DESCRIBED][1], _PAGE_OFFSETS, further)
 
 
 def _add(fields: Fields, numbers: tuple[int, ...], further: int) -> None:

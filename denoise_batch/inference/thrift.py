@@ -12,7 +12,8 @@ TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range
 
 Fields = dict[int, tuple[int, Any]]
 """A structure: each field's kind and value by its number, in the order of the file. Values are bool, int, bytes (of
-DOUBLE as well), `Fields`, or of a LIST or SET the elements' kind and a list of their values."""
+DOUBLE as well), `Fields`, or of a LIST or SET the elements' kind and a list of their values. A STRUCT that is to be
+written may be bytes: what `written_fields` made of it."""
 
 _DEEPEST = 8
 _INTEGERS = {I16, I32, I64}
@@ -99,17 +100,21 @@ def _read_value(content: bytes, at: int, kind: int, *, lists: bool, depth: int) 
         length, at = read_varint(content, at)
         return _read_bytes(content, at, length)
     if kind in {LIST, SET} and lists:
-        return _read_list(content, at, depth)
+        return _read_list(content, at, depth + 1)
     raise DamagedError
 
 
 def _read_list(content: bytes, at: int, depth: int) -> tuple[tuple[int, list[Any]], int]:
+    if depth > _DEEPEST:
+        raise DamagedError
     if at >= len(content):
         raise TooShortError
     count, kind = content[at] >> 4, content[at] & 15
     at += 1
     if count == 15:
         count, at = read_varint(content, at)
+    if count > len(content) - at:  # each takes a byte at least
+        raise TooShortError
     values = []
     for _ in range(count):
         if kind in {TRUE, FALSE}:  # a byte each, unlike fields
@@ -148,7 +153,7 @@ def _write_fields(out: bytearray, fields: Fields) -> None:
 def _write_value(out: bytearray, kind: int, value: Any) -> None:
     if kind in _INTEGERS:
         _write_integer(out, value)
-    elif kind == STRUCT:
+    elif kind == STRUCT and not isinstance(value, bytes):
         _write_fields(out, value)
     elif kind in {LIST, SET}:
         of, values = value
