@@ -1,4 +1,4 @@
-"""Joining parts into one file: in a process of its own, which must not outlive the run's."""
+"""Joining parts into one file: none that was damaged, and in a process of its own, which must not outlive the run's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from fault_steps import without_ray, write_source
+
+from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.inference import infer as module
+from denoise_batch.inference import manifest, merging
+from denoise_batch.inference.infer import InferSettings, OutputShape, infer
 
 _DRIVER = """
 import multiprocessing, os, time
@@ -45,3 +55,39 @@ def test_the_joining_process_ends_with_a_driver_that_is_killed(tmp_path: Path) -
     while _alive(joining) and time.monotonic() < until:
         time.sleep(0.05)
     assert not _alive(joining)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_part_that_is_damaged_before_it_is_joined(
+    copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the bit is, also where another row count would come of it, and nothing but a digest tells."""
+    if copied:
+        monkeypatch.setattr(merging, "_SMALL_ROWS", 0)
+    source, out = write_source(tmp_path / "in", 3, 24, 0), tmp_path / "out.parquet"
+    settings = InferSettings((str(source),), str(out), shape=OutputShape.SINGLE_FILE)
+    merge, damaged = merging.merge, []
+
+    def of_damaged(run: Any, *arguments: Any) -> Any:
+        part = run.staging / run.ledger.receipts[1].file
+        content = part.read_bytes()
+        length = int.from_bytes(content[-8:-4], "little")
+        at = content.rindex(b"\x16\x30", len(content) - 8 - length)  # 24 rows, of the last that says so
+        part.write_bytes(content[: at + 1] + b"\x2e" + content[at + 2 :])  # 23
+        assert pq.read_metadata(part).row_group(0).num_rows == 23
+        damaged.append(part)
+        return merge(run, *arguments)
+
+    with without_ray(), monkeypatch.context() as patch:
+        patch.setattr(module, "merge", of_damaged)
+        with pytest.raises(DenoiseBatchError, match="no longer the one that a worker wrote") as caught:
+            infer(settings)
+    assert not out.exists()
+    assert "delete that file and run the same command again" in caught.value.hint
+    damaged[0].unlink()
+    with without_ray():
+        infer(settings)
+    assert pq.read_table(out)["id"].to_pylist() == list(range(72))
+    assert manifest.verify(out) == []

@@ -144,6 +144,6 @@ def _add(fields: Fields, numbers: tuple[int, ...], further: int) -> None:
 
 def _changed(path: Path) -> DenoiseBatchError:
     return DenoiseBatchError(
-        f"{path}: the file is no longer the one that a worker wrote",
-        hint="nothing was published; the disk may be failing. Run again with --overwrite to start afresh",
+        f"{path}: the file is no longer the one that a worker wrote; nothing was published",
+        hint="the disk may be failing; delete that file and run the same command again, which makes its rows anew",
     )
