@@ -115,7 +115,6 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, images: Sequence[ImageColumn], *, compression: str) -> None:
-        self._path = path
         self._schema = schema
         self._rows = 0
         self._held: list[pa.RecordBatch] = []

@@ -74,15 +74,16 @@ def _copied(
         pieces += [side_by_side] if is_small else [[part] for part in side_by_side]
     if len(pieces) == 1:
         return None
-    several = [(piece, target.with_name(f"{DATA}.{number}")) for number, piece in enumerate(pieces) if len(piece) > 1]
-    made = zip(several, _rewritten(run, several, output, compression), strict=True)
-    rewritten = iter([Part(path, written.digest) for (_, path), written in made])
+    larger = {number: target.with_name(f"{DATA}.{number}") for number, piece in enumerate(pieces) if len(piece) > 1}
+    made = _rewritten(run, [(pieces[number], path) for number, path in larger.items()], output, compression)
+    for (number, path), file in zip(larger.items(), made, strict=True):
+        pieces[number] = [Part(path, file.digest)]
     try:
-        return join_row_groups([next(rewritten) if len(piece) > 1 else piece[0] for piece in pieces], target)
+        return join_row_groups([part for (part,) in pieces], target)
     except SchemasDifferError:
         return None
     finally:
-        for _, path in several:
+        for path in larger.values():
             publishing.remove(path)
 
 
