@@ -112,12 +112,16 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
 def test_rows_that_do_not_add_up_are_found(tmp_path: Path) -> None:
     out = build(tmp_path)
     described = json.loads((out / "_denoise_batch" / manifest.MANIFEST).read_text())
-    described["files"][1]["rows"] -= 1
-    content = json.dumps(described).encode()
-    (out / "_denoise_batch" / manifest.MANIFEST).write_bytes(content)
-    (out / manifest.SUCCESS).write_bytes(manifest.vouching(content))
-    (fault,) = manifest.verify(out)
-    assert fault.endswith("says that 60 rows were written, and 59 of its files")
+    for said, fault in [
+        (19, "says that 60 rows were written, and 59 of its files"),
+        ("20", "is damaged: what it says under 'files' is no list of files"),
+    ]:
+        described["files"][1]["rows"] = said
+        content = json.dumps(described).encode()
+        (out / "_denoise_batch" / manifest.MANIFEST).write_bytes(content)
+        (out / manifest.SUCCESS).write_bytes(manifest.vouching(content))
+        (found,) = manifest.verify(out)
+        assert found.endswith(fault)
 
 
 def test_all_that_is_shown_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
             and isinstance(entry.get("path"), str)
             and isinstance(entry.get("bytes"), int)
             and isinstance(entry.get("digest"), str)
-            and (name != "files" or isinstance(entry.get("rows"), int))
+            and isinstance(entry.get("rows", 0), int)
             for entry in entries
         ):
             raise DamagedManifestError(f"what it says under {name!r} is no list of files")
@@ -246,7 +246,7 @@ def _faults(files: _Files, beside: str, success: str) -> Iterator[str]:
     except DamagedManifestError as error:
         yield f"{files.shown(path)} is damaged: {error}"
         return
-    rows = sum(entry["rows"] for entry in manifest["files"])
+    rows = sum(entry.get("rows", 0) for entry in manifest["files"])
     if rows != manifest.get("rows_out"):
         yield f"{files.shown(path)} says that {manifest.get('rows_out')} rows were written, and {rows} of its files"
     known = {success, path}
