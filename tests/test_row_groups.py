@@ -243,7 +243,7 @@ def test_what_cannot_be_copied_is_rewritten(tmp_path: Path, monkeypatch: pytest.
         tables = [_unit(len(column), 3 * number, words=column) for number, column in enumerate(words)]
     else:
         tables = [_unit(40, 0), _unit(40, 40)]
-    if kind == "other schemas":  # alike for Arrow, but not for Parquet
+    if kind == "other schemas":  # planning refuses such: only to be sure
         fields = [field.with_nullable(field.name != "id") for field in tables[1].schema]
         tables[1] = tables[1].cast(pa.schema(fields))
     run = _run(tmp_path, tables)
