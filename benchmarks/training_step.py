@@ -38,7 +38,7 @@ from denoise_batch.training.batches import Batch, draw_noise
 from denoise_batch.training.objective import cross_entropy, heads_loss, weight_of
 from denoise_batch.training.optimisation import make_optimiser
 from denoise_batch.training.recipes import RECIPES
-from denoise_batch.training.step import TrainingStep
+from denoise_batch.training.step import TrainingStep, noised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,16 +98,17 @@ def split(pixels: Tensor, device: torch.device) -> dict[str, float]:
     for _ in range(WARM_UP + STEPS):
         clock = _Clock(device)
         rows = torch.randint(0, len(pixels), (RECIPE.batch,), generator=random, device=device)
-        clean = pixels[rows].float() / 255
+        taken = Batch(pixels[rows].float() / 255, None, slice(0, RECIPE.batch), RECIPE.batch)
         clock.note("taking images")
-        noisy, level = noise.draw(RECIPE.batch, random, device).degrade(clean)
-        clock.note("noise")
+        batch, noisy, level = noised(taken, RECIPE, noise, random)
+        clock.note("noise, and what is no digit")
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             outputs = network.outputs(noisy[:, None])
-        loss = (
-            cross_entropy(outputs.logits.float(), clean[:, None]) * weight_of(outputs.quality, RECIPE.balance)
-        ).mean()
-        loss = loss + heads_loss(outputs, noisy[:, None], clean[:, None], level)
+        assert batch.counts is not None
+        clean = batch.clean[:, None]
+        losses = cross_entropy(outputs.logits.float(), clean) * batch.counts
+        loss = (losses * weight_of(outputs.quality, RECIPE.balance)).mean()
+        loss = loss + heads_loss(outputs, noisy[:, None], clean, level, batch.counts)
         clock.note("forward pass and losses")
         loss.backward()
         clock.note("backward pass")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training_data import digits, numbers, opened, write
 
@@ -29,7 +29,7 @@ from denoise_batch.training.batches import (
     seed_of,
     share,
     to_unit,
-    with_blanks,
+    with_other_content,
 )
 from denoise_batch.training.objective import cross_entropy
 from denoise_batch.training.optimisation import make_optimiser
@@ -164,25 +164,96 @@ def test_integers_are_chosen_on_all_that_was_trained_on() -> None:
     assert Validation(pixels, own, blank_every=8, **place).clean.flatten(1).any(dim=1).all()
 
 
+def mixed(batch: Batch, *, blank: int = 0, foreign: int = 0, drawn: int = 4) -> Batch:
+    generator = noise_generator(1, 9, batch.clean.device)
+    return with_other_content(batch, blank_every=blank, foreign_every=foreign, drawn_every=drawn, generator=generator)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_some_images_are_empty_the_same_ones_for_any_workers(workers: int) -> None:
     clean = torch.ones((20, 28, 28))
     parts = [share(20, rank, workers) for rank in range(workers)]
-    made = torch.cat([with_blanks(Batch(clean[rows], None, rows, 20), 8, 4).clean for rows in parts])
+    made = torch.cat([mixed(Batch(clean[rows], None, rows, 20), blank=8).clean for rows in parts])
     assert [not bool(image.any()) for image in made] == [i % 8 == 7 for i in range(20)]
     assert clean.all()
     # Of pairs those alone that get drawn noise in place of their own.
-    own = torch.cat([with_blanks(Batch(clean[rows], clean[rows], rows, 20), 8, 4).clean for rows in parts])
+    own = torch.cat([mixed(Batch(clean[rows], clean[rows], rows, 20), blank=8).clean for rows in parts])
     assert torch.equal(own, made)
-    for blank_every, drawn_every in ((8, 0), (8, 3), (0, 4)):
+    for blank, drawn in ((8, 0), (8, 3), (0, 4), (24, 4)):
         batch = Batch(clean, clean, slice(0, 20), 20)
-        assert with_blanks(batch, blank_every, drawn_every) is batch
+        assert mixed(batch, blank=blank, drawn=drawn) is batch
 
 
-def test_the_default_recipes_empty_images_are_among_those_with_drawn_noise() -> None:
+@pytest.mark.parametrize("workers", [1, 2, 3, 20])
+def test_some_images_are_no_digits_the_same_ones_for_any_workers(workers: int) -> None:
+    clean = to_unit(torch.from_numpy(digits(20).reshape(-1, 28, 28)))
+    whole = mixed(Batch(clean, None, slice(0, 20), 20), foreign=4)
+    parts = [share(20, rank, workers) for rank in range(workers)]
+    batches = [mixed(Batch(clean[rows], None, rows, 20), foreign=4) for rows in parts]
+    assert torch.allclose(torch.cat([batch.clean for batch in batches]), whole.clean, atol=1e-6)
+    differs = (whole.clean != clean).flatten(1).any(dim=1)
+    assert differs.tolist() == [i % 4 == 3 for i in range(20)]
+    counts = torch.cat([batch.counts for batch in batches if batch.counts is not None])
+    assert counts.tolist() == [0.0 if i % 4 == 3 else pytest.approx(20 / 15) for i in range(20)]
+    # Of pairs each so many-th of those that get drawn noise in place of their own.
+    pairs = Batch(clean, clean, slice(0, 20), 20)
+    drawn = mixed(pairs, foreign=3, drawn=2)
+    assert torch.equal(drawn.clean, mixed(Batch(clean, None, slice(0, 20), 20), foreign=6).clean)
+    assert drawn.counts is not None
+    assert [count == 0.0 for count in drawn.counts] == [i % 6 == 5 for i in range(20)]
+    for foreign, every in ((4, 0), (0, 4), (6, 4)):
+        assert mixed(pairs, foreign=foreign, drawn=every) is pairs
+
+
+@settings(deadline=None)
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(1, 60))
+def test_what_is_to_be_learnt_counts_as_much_as_a_whole_batch(blank: int, foreign: int, total: int) -> None:
+    blank, foreign = (every + (every == 1) for every in (blank, foreign))
+    clean = torch.rand((total, 28, 28), generator=torch.Generator().manual_seed(total))
+    made = mixed(Batch(clean, None, slice(0, total), total), blank=blank, foreign=foreign)
+    empty = [blank > 0 and i % blank == blank - 1 for i in range(total)]
+    other = [foreign > 0 and i % foreign == foreign - 1 for i in range(total)]
+    for image, digit, is_empty, is_other in zip(made.clean, clean, empty, other, strict=True):
+        # What would be both is empty.
+        expected = torch.zeros(28, 28) if is_empty else digit
+        assert torch.equal(image, expected) == (is_empty or not is_other)
+    counts = torch.ones(total) if made.counts is None else made.counts
+    assert [bool(count) for count in counts] == [e or not o for e, o in zip(empty, other, strict=True)]
+    assert float(counts.sum()) == pytest.approx(total)
+    assert len(set(counts[counts > 0].tolist())) == 1
+
+
+def test_the_default_recipes_other_content_is_among_what_gets_drawn_noise() -> None:
     recipe = RECIPES["default"]
+    assert recipe.blank_every > 1
+    assert recipe.foreign_every > 1
     assert recipe.blank_every % recipe.drawn_every == 0
-    assert RECIPES["seed"].blank_every == 0
+    assert RECIPES["seed"].blank_every == RECIPES["seed"].foreign_every == 0
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_network_learns_of_foreign_content_how_good_its_images_are_and_nothing_else(
+    paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = to_unit(torch.from_numpy(digits(32).reshape(-1, 28, 28)))
+    recipe = replace(RECIPES["default"], foreign_every=8, parameters={"width": 8, "deep": 8, "bottleneck": 16})
+    batch = Batch(clean, clean if paired else None, slice(0, 32), 32)
+    trained = []
+    for grey in (0.0, 0.9):
+        monkeypatch.setattr(
+            "denoise_batch.training.batches.draw_foreign_content",
+            lambda images, _, grey=grey, **__: torch.full_like(images, grey),
+        )
+        torch.manual_seed(0)
+        network = build(recipe.architecture, recipe.parameters)
+        step = TrainingStep(network, None, make_optimiser(recipe, network), recipe, seed=0, workers=1)
+        loss = float(step(batch, 1e-3, 0))
+        trained.append((loss, dict(network.named_parameters())))
+    (loss, weights), (other_loss, others) = trained
+    assert loss == other_loss
+    differ = {name for name in weights if not torch.equal(weights[name], others[name])}
+    assert differ
+    assert all(name.startswith("quality.") for name in differ)
 
 
 def test_validation_sums_up_over_workers_what_a_network_makes() -> None:

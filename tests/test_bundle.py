@@ -384,6 +384,18 @@ def test_the_card_tells_of_each_training_that_weights_went_through(tmp_path: Pat
     assert "in 2 s: `train one`\n" in card
 
 
+def test_the_card_tells_what_was_no_digit(tmp_path: Path) -> None:
+    recipe = {"name": "default", "blank_every": 52, "foreign_every": 16}
+    head = {"images": 1_234_567, "foreign_every": 8}
+    save_bundle(tmp_path / "m", build("seed"), replace(CARD, recipe=recipe, data={"quality_head": head}))
+    card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
+    assert "- One image in 52 is empty before its noise is drawn\n- One image in 16 is no digit" in card
+    assert "1,234,567 images, one in 8 no digit" in card
+    pairs = replace(CARD, recipe=recipe, noise={"source": "noisy column", "column": "scan"})
+    save_bundle(tmp_path / "n", build("seed"), pairs)
+    assert "is no digit" not in (tmp_path / "n" / "README.md").read_text(encoding="utf-8")
+
+
 def test_what_a_foreign_folder_says_of_its_weights_is_kept_as_far_as_it_is_what_it_should_be() -> None:
     told: dict[str, Any] = {"sha256": None, "command": ["x"], "images_trained": "many", "init": "nothing"}
     nothing = {"sha256": "", "command": "['x']", "images_trained": 0, "seconds": 0}

@@ -53,3 +53,6 @@ def test_what_is_trusted_is_to_be_what_was_clean() -> None:
     assert second > 10 * none
     worse = (digits + 10 * (made - digits)).clamp(0.01, 0.99)
     assert float(gate_loss(torch.zeros(2), noisy, worse, digits)) == pytest.approx(none, abs=0.05)
+    trust, counts = torch.tensor((1e4, 1e4)), torch.tensor((2.0, 0.0))
+    alone = float(gate_loss(trust[:1], noisy[:1], made[:1], digits[:1]))
+    assert float(gate_loss(trust, noisy, made, digits, counts)) == pytest.approx(alone)

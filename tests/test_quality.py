@@ -20,6 +20,8 @@ from denoise_batch.evaluation.protocol import CONDITIONS, degrade_with_levels
 from denoise_batch.evaluation.quality import quality_scores, rank_correlation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.models.quality_head import MOST_PSNR
+from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -85,3 +87,28 @@ def test_what_is_expected_lies_where_a_psnr_can_be() -> None:
     assert told is not None
     assert told.min() >= 0.0
     assert told.max() <= 45.0
+
+
+def test_the_shipped_model_knows_when_it_is_out_of_its_depth() -> None:
+    """What it expects of images that are no digits is about what they have, of empty ones that they are right."""
+    denoiser = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu")
+    y, x = np.mgrid[:28, :28]
+    stripes = np.stack([x // width % 2 + 0 * y for width in range(2, 8)] * 8)
+    checks = np.stack([(x // width + y // width) % 2 for width in range(2, 8)] * 8)
+    for content, most in ((stripes, 3.0), (checks, 3.0), (np.ones((48, 28, 28)), 5.0)):
+        clean = torch.from_numpy(content.astype(np.float32))
+        told, true = expected_and_true(denoiser, clean)
+        assert true < 10.0
+        assert abs(told - true) < most
+    told, true = expected_and_true(denoiser, torch.zeros((48, 28, 28)))
+    assert told > 35.0
+    assert true > 44.0
+
+
+def expected_and_true(denoiser: Denoiser, clean: torch.Tensor) -> tuple[float, float]:
+    """Mean PSNR in dB of images under the seed's mixture of noise."""
+    noisy = NoiseRecipe().apply(clean, torch.Generator().manual_seed(2))[0]
+    told = denoiser.run(noisy.reshape(-1, 784).numpy(), ExtraColumns(quality=True))
+    true = metrics.psnr_from_mse(metrics.mse(clean.numpy(), told.pixels.reshape(clean.shape)))
+    assert told.psnr is not None
+    return float(told.psnr.mean()), float(np.minimum(true, MOST_PSNR).mean())

@@ -36,6 +36,7 @@ def test_settings_replace_the_recipes() -> None:
 def test_networks_that_expect_nothing_of_their_images_weigh_none() -> None:
     other = replace(SETTINGS, architecture="seed").resolve()
     assert (other.balance, RECIPES["default"].balance) == (0.0, 0.75)
+    assert (other.foreign_every, RECIPES["default"].foreign_every) == (0, 16)
     assert replace(SETTINGS, architecture="bounds-unet").resolve() == RECIPES["default"]
 
 

@@ -105,8 +105,11 @@ def _training(model: dict[str, Any]) -> str:
         )
     elif noise:
         lines.append(f"- Noise: {_drawn(noise, 'the images')}")
-    if every := int((model["recipe"] or {}).get("blank_every", 0)):
+    recipe = model["recipe"] or {}
+    if every := int(recipe.get("blank_every", 0)):
         lines.append(f"- One image in {every} is empty before its noise is drawn")
+    if (every := int(recipe.get("foreign_every", 0))) and not _of_pairs(model):
+        lines.append(f"- One image in {every} is no digit, and teaches it only how good its own images are")
     began, which = data.get("init"), "Began"
     while began:
         lines.append(f"- {which} with the weights {began['sha256'][:12]}…{_before(began)}")
@@ -118,6 +121,11 @@ def _training(model: dict[str, Any]) -> str:
         )
     if model["command"]:
         lines.append(f"- Command: `{model['command']}`")
+    if head := data.get("quality_head"):
+        lines.append(
+            f"- After that it learnt anew how good its own images are, which changed none of them: {head['images']:,} "
+            f"images, one in {head['foreign_every']} no digit (`benchmarks/quality_head.py`)"
+        )
     lines.append(f"- Versions: {_pairs(model['versions'])}")
     return "\n".join(lines)
 
@@ -240,7 +248,7 @@ def _decibels(value: float | None) -> str:
 
 def _limits(model: dict[str, Any]) -> str:
     noise = model["noise"]
-    lines = ["- It has seen single digits alone: other images may come out as something else."]
+    lines = ["- It has learnt to denoise single digits alone: other images may come out as something else."]
     if "sigma" in noise:
         lines.append(
             f"- Blur beyond σ = {noise['sigma'][1]:g} or noise beyond r = {noise['half_range'][1]:g} is extrapolation, "

@@ -8,6 +8,7 @@ keep it, but for some.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import torch
 from denoise_batch.errors import ParquetError
 from denoise_batch.noise import SIDE, NoiseRecipe, noise_level
 from denoise_batch.training.data import Piece, cut, read_rows, rows_of
+from denoise_batch.training.foreign_content import draw_foreign_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,12 +52,16 @@ class Batch:
         noisy: the same images noised, not clipped, or None where noise is to be drawn.
         rows: which rows of the global batch these are; n = rows.stop - rows.start, which may be 0.
         total: images in the global batch.
+        counts: (n,) float32, what each image counts in what the network learns to make: 0 for foreign content, of which
+            only its quality head learns, and more than 1 for the others, so that the global batch counts `total`. None
+            counts 1 each.
     """
 
     clean: Tensor
     noisy: Tensor | None
     rows: slice
     total: int
+    counts: Tensor | None = None
 
 
 class Batches(Protocol):
@@ -109,7 +115,7 @@ def noisy_images(batch: Batch, recipe: NoiseRecipe, every: int, generator: torch
     level = noise_level(batch.noisy, batch.clean)
     if not every or batch.rows.stop // every == batch.rows.start // every:
         return batch.noisy, level
-    places = slice((every - 1 - batch.rows.start) % every, None, every)  # in this worker's share
+    places = _places(batch, every)
     numbers = slice(batch.rows.start // every, batch.rows.stop // every)  # among all that are drawn
     drawn = draw_noise(recipe, Batch(batch.clean[places], None, numbers, batch.total // every), generator)
     noisy = batch.noisy.clone()
@@ -117,20 +123,49 @@ def noisy_images(batch: Batch, recipe: NoiseRecipe, every: int, generator: torch
     return noisy, level
 
 
-def with_blanks(batch: Batch, every: int, drawn_every: int) -> Batch:
-    """The batch with each so many-th image empty, as cells of forms are: no digit, so that none is made of its noise.
+def with_other_content(
+    batch: Batch, *, blank_every: int, foreign_every: int, drawn_every: int, generator: torch.Generator
+) -> Batch:
+    """The batch with some images that are no digits.
 
-    Of images that come with noise of their own, those that get drawn noise instead can be empty.
+    Each so many-th is empty, as cells of forms are, so that no strokes are made of the noise of such ones; and each so
+    many-th is something else, for what the network says of its own images. Of images that come with noise of their
+    own, those that get drawn noise instead can be empty, and each so many-th of them is something else.
 
     Args:
-        every: of the global batch, so that it does not depend on the workers; 0 for none.
+        blank_every, foreign_every: of the global batch, so that they do not depend on the workers; 0 for none, and not
+            1. An image that would be both is empty. A batch of fewer has none.
         drawn_every: as `noisy_images` has it.
+        generator: `noise_generator`'s.
     """
-    if not every or (batch.noisy is not None and (not drawn_every or every % drawn_every)):
+    if batch.noisy is not None:
+        foreign_every *= drawn_every
+        if not drawn_every or blank_every % drawn_every:
+            blank_every = 0
+    blank, foreign = (batch.total // every if every else 0 for every in (blank_every, foreign_every))
+    if not blank and not foreign:
         return batch
-    clean = batch.clean.clone()
-    clean[(every - 1 - batch.rows.start) % every :: every] = 0.0
-    return replace(batch, clean=clean)
+    clean, counts = batch.clean.clone(), None
+    if foreign:
+        places = _places(batch, foreign_every)
+        first = batch.rows.start // foreign_every
+        clean[places] = draw_foreign_content(clean[places], generator, total=foreign, first=first)
+        counts = torch.ones_like(clean[:, 0, 0])
+        counts[places] = 0.0
+    if blank:
+        places = _places(batch, blank_every)
+        clean[places] = 0.0
+        if counts is not None:
+            counts[places] = 1.0
+            foreign -= batch.total // math.lcm(blank_every, foreign_every)
+    if counts is not None:
+        counts *= batch.total / (batch.total - foreign)
+    return replace(batch, clean=clean, counts=counts)
+
+
+def _places(batch: Batch, every: int) -> slice:
+    """Each so many-th image of the global batch, in this worker's share."""
+    return slice((every - 1 - batch.rows.start) % every, None, every)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -28,16 +28,17 @@ class AllOutputs(nn.Module):
         return self.network.outputs(noisy)
 
 
-def heads_loss(outputs: Outputs, noisy: Tensor, truth: Tensor, level: Tensor) -> Tensor:
+def heads_loss(outputs: Outputs, noisy: Tensor, truth: Tensor, level: Tensor, counts: Tensor | None = None) -> Tensor:
     """How wrong a network's heads are, about what to keep and about its own images; 0 where it has none.
 
     Args:
         noisy, truth: (n, 1, 28, 28).
         level: (n,), the true noise levels.
+        counts: (n,), what each image counts in what is kept (`Batch.counts`); None counts all alike.
     """
     loss = truth.new_zeros(())
     if outputs.trust is not None:
-        loss = loss + gate_loss(outputs.trust, noisy, torch.sigmoid(outputs.logits.detach().float()), truth)
+        loss = loss + gate_loss(outputs.trust, noisy, torch.sigmoid(outputs.logits.detach().float()), truth, counts)
     if outputs.quality is not None:
         loss = loss + quality_loss(outputs.quality, outputs.clean, truth, level)
     return loss
@@ -72,12 +73,13 @@ def weight_of(quality: Tensor | None, exponent: float) -> Tensor | float:
     return weight
 
 
-def gate_loss(trust: Tensor, noisy: Tensor, made: Tensor, truth: Tensor) -> Tensor:
+def gate_loss(trust: Tensor, noisy: Tensor, made: Tensor, truth: Tensor, counts: Tensor | None = None) -> Tensor:
     """How much worse or better images become by what is kept of the noisy ones.
 
     Args:
         trust: (n,), in the noisy images.
         noisy, made, truth: (n, 1, 28, 28), the noisy images, what the network makes of them, and what it should.
+        counts: (n,), what each image counts; None counts all alike.
 
     Returns:
         The mean over the images of their squared error in units of what it is if nothing is kept, so that faint noise
@@ -86,7 +88,8 @@ def gate_loss(trust: Tensor, noisy: Tensor, made: Tensor, truth: Tensor) -> Tens
     share = input_weight(made, trust[:, None, None, None])
     error = (made + share * (noisy.clamp(0.0, 1.0) - made) - truth).square().mean(dim=(1, 2, 3))
     ratio = (error + 1e-7) / ((made - truth).square().mean(dim=(1, 2, 3)) + 1e-5)
-    return (ratio + 0.1 * ratio.log()).mean()
+    loss = ratio + 0.1 * ratio.log()
+    return (loss if counts is None else loss * counts).mean()
 
 
 def quality_loss(quality: Tensor, clean: Tensor, truth: Tensor, level: Tensor) -> Tensor:

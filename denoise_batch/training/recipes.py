@@ -80,6 +80,9 @@ class Recipe:
             instead, so that the model does not forget it; 0 for none.
         blank_every: each so many-th image of a step is empty, no digit, before its noise is drawn; 0 for none. Beside
             pairs a multiple of `drawn_every`.
+        foreign_every: each so many-th image of a step, beside pairs of those with drawn noise, is of something that is
+            no digit (`training.foreign_content`), of which the network learns nothing but how good its own image is; 0
+            for none.
         held_out: training images kept for validation (at most a twelfth), the last of MNIST, runs of rows all over a
             dataset. 0, as the seed has it: all of MNIST is trained on, and validated on its test images; 5,000 of a
             dataset.
@@ -111,6 +114,7 @@ class Recipe:
     copies: int = 0
     drawn_every: int = 0
     blank_every: int = 0
+    foreign_every: int = 0
     held_out: int = 5000
     keep: Keep = Keep.BEST
     patience: int | None = None
@@ -149,6 +153,7 @@ RECIPES: dict[str, Recipe] = {
         impulse=0.07,
         drawn_every=4,
         blank_every=52,
+        foreign_every=16,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(
@@ -268,7 +273,7 @@ class TrainSettings:
         self._check_data_flags()
         given = {name: getattr(self, name) for name in _REPLACE if getattr(self, name) is not None}
         if self.architecture is not None and self.architecture != RECIPES[self.recipe].architecture:
-            given |= {"parameters": {}, "balance": 0.0}  # of the others none says how good its images are
+            given |= {"parameters": {}, "balance": 0.0, "foreign_every": 0}  # they do not say how good theirs are
         if self.init is not None and self.learning_rate is None:
             given["learning_rate"] = RECIPES[self.recipe].learning_rate / 10.0  # or the first steps would undo it
         if self.noisy_column is not None:

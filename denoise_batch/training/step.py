@@ -20,7 +20,7 @@ from torch import nn
 
 from denoise_batch.cuda_pass import end_of_recording, undisturbed
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.training.batches import noise_generator, noisy_images, with_blanks
+from denoise_batch.training.batches import noise_generator, noisy_images, with_other_content
 from denoise_batch.training.objective import AllOutputs, cross_entropy, heads_loss, weight_of
 
 if TYPE_CHECKING:
@@ -118,23 +118,23 @@ class TrainingStep:
             warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
     def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
-        """The batch, its noisy images, and their noise levels."""
-        batch = with_blanks(batch, self._recipe.blank_every, self._recipe.drawn_every)
-        return batch, *noisy_images(batch, self._noise, self._recipe.drawn_every, generator)
+        return noised(batch, self._recipe, self._noise, generator)
 
     def _recordable(self, batch: Batch, generator: torch.Generator) -> Tensor:
         return self._step(*self._noised(batch, generator), self._follow)
 
     def _step(self, batch: Batch, noisy: Tensor, level: Tensor, follow: float | Tensor) -> Tensor:
-        rows, clean = batch.rows.stop - batch.rows.start, batch.clean
+        rows, clean, counts = batch.rows.stop - batch.rows.start, batch.clean, batch.counts
         if rows == 0:  # a last batch smaller than the number of workers: take part in the step, with weight 0
             clean = noisy = torch.zeros((1, *batch.clean.shape[1:]), device=self._device)
-            level = torch.zeros(1, device=self._device)
+            level, counts = torch.zeros(1, device=self._device), None
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False):
             outputs = self._trained(noisy[:, None])
         losses = cross_entropy(outputs.logits.float(), clean[:, None])
+        if counts is not None:
+            losses = losses * counts
         objective = (losses * weight_of(outputs.quality, self._recipe.balance)).mean()
-        objective = objective + heads_loss(outputs, noisy[:, None], clean[:, None], level)
+        objective = objective + heads_loss(outputs, noisy[:, None], clean[:, None], level, counts)
         # DDP averages over workers: this weight makes that the mean over the global batch, whatever each one's share.
         (objective * (rows * self._workers / batch.total)).backward()
         self._optimiser.step()
@@ -154,6 +154,25 @@ def _move_average(average: list[Any], weights: list[Any], share: float | Tensor)
     way = torch._foreach_sub(weights, average)
     torch._foreach_mul_(way, share)
     torch._foreach_add_(average, way)
+
+
+def noised(
+    batch: Batch, recipe: Recipe, noise: NoiseRecipe, generator: torch.Generator
+) -> tuple[Batch, Tensor, Tensor]:
+    """The batch with all that a recipe has in it, its noisy images, and their noise levels, (n,).
+
+    Args:
+        noise: the recipe's.
+        generator: `noise_generator`'s.
+    """
+    batch = with_other_content(
+        batch,
+        blank_every=recipe.blank_every,
+        foreign_every=recipe.foreign_every,
+        drawn_every=recipe.drawn_every,
+        generator=generator,
+    )
+    return batch, *noisy_images(batch, noise, recipe.drawn_every, generator)
 
 
 class _Recorded:

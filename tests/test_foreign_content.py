@@ -1,0 +1,100 @@
+"""Foreign content that a training draws: images like any others, of all kinds, and none like the digits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_training_data import digits
+
+from denoise_batch.training import foreign_content
+from denoise_batch.training.batches import to_unit
+from denoise_batch.training.foreign_content import draw_foreign_content
+
+
+def clean_digits(count: int) -> torch.Tensor:
+    return to_unit(torch.from_numpy(digits(count).reshape(-1, 28, 28)))
+
+
+def drawn(images: torch.Tensor, seed: int, total: int, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images, and the next number of the generator."""
+    generator = torch.Generator().manual_seed(seed)
+    return draw_foreign_content(images, generator, total=total, first=first), torch.rand(1, generator=generator)
+
+
+def test_they_are_images_and_differ_from_the_digits_and_each_other() -> None:
+    clean = clean_digits(400)
+    made, _ = drawn(clean, 3, 400)
+    assert made.shape == clean.shape
+    assert made.dtype == torch.float32
+    assert float(made.min()) >= 0.0
+    assert float(made.max()) <= 1.0
+    assert not (made == clean).flatten(1).all(dim=1).any()
+    assert len({image.numpy().tobytes() for image in made}) == 400
+    assert torch.equal(drawn(clean, 3, 400)[0], made)
+    assert not torch.equal(drawn(clean, 4, 400)[0], made)
+
+
+def test_each_is_made_of_its_own_image_and_numbers_alone() -> None:
+    clean = clean_digits(30)
+    whole, after = drawn(clean, 1, 30)
+    for first, stop in ((0, 1), (7, 7), (7, 19), (29, 30), (30, 30)):
+        part, next_number = drawn(clean[first:stop], 1, 30, first)
+        assert torch.allclose(part, whole[first:stop], atol=1e-6)
+        assert torch.equal(next_number, after)
+    turned, _ = drawn(clean.flip(0), 1, 30)
+    same = torch.isclose(turned, whole, atol=1e-6).flatten(1).all(dim=1)
+    assert 15 <= int(same.sum()) < 30  # those that are made of numbers alone
+
+
+def test_each_kind_is_as_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("_patches", "_lines", "_shapes", "_out_of_place")
+    for index, name in enumerate(kinds):
+        monkeypatch.setattr(foreign_content, name, lambda given, _, grey=index / 4: torch.full_like(given, grey))
+    made, _ = drawn(clean_digits(400), 5, 400)
+    greys, counts = made.flatten(1).unique(return_counts=True)
+    assert greys.tolist() == [0.0, 0.25, 0.5, 0.75]
+    assert all(60 < count / 784 < 140 for count in counts.tolist())
+
+
+def test_clouds_lines_and_shapes_are_of_all_sorts() -> None:
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.rand((20, 300, 1, 1), generator=random)
+    smooth = foreign_content._smoothed(torch.randn((300, 28, 28), generator=random), numbers[0], numbers[1])
+    assert float(smooth.std()) == pytest.approx(1.0, abs=0.15)
+    for kind, (least, most), (sharp, soft) in (
+        (foreign_content._patches, (0.2, 0.8), (0.03, 0.5)),
+        (foreign_content._lines, (0.15, 0.35), (0.12, 0.4)),
+        (foreign_content._shapes, (0.12, 0.3), (0.1, 0.6)),
+    ):
+        made = kind(smooth, numbers[2:])
+        ink = made.mean(dim=(1, 2)).numpy()
+        grey = ((made > 0.1) & (made < 0.9)).float().mean(dim=(1, 2)).numpy()
+        assert np.quantile(ink, 0.1) < least, kind
+        assert np.quantile(ink, 0.9) > most, kind
+        assert grey.min() < sharp, kind
+        assert grey.max() > soft, kind
+
+
+def test_images_out_of_place() -> None:
+    images = clean_digits(8)
+    images[:, :4] = images[:, 24:] = images[:, :, :4] = images[:, :, 24:] = 0.0
+    images[:, 10:18, 12:16] = 1.0
+
+    def made(kind: int) -> torch.Tensor:
+        numbers = torch.full((4, 8, 1, 1), 0.75)  # 17 pixels to the right, 4 down
+        numbers[3] = (kind + 0.5) / 6
+        return foreign_content._out_of_place(images, numbers)
+
+    beside, over, exchanged, swollen, four, twice = map(made, range(6))
+    assert torch.equal(beside[:, 4:, 17:], images[:, :24, :11])
+    assert beside[:, :, :13].any()  # the neighbour's right end, of the digit turned
+    assert not beside[:, :, 13:17].any()
+    assert torch.equal(over, torch.maximum(images, images.flip(1).transpose(1, 2)))
+    assert torch.equal(exchanged, 1.0 - images)
+    assert (swollen >= images).all()
+    assert (swollen[:, 8:20, 10:18] == 1.0).all()
+    assert torch.allclose(four.sum(dim=(1, 2)), images.sum(dim=(1, 2)), rtol=1e-5)
+    assert torch.allclose(four[:, 5:9, 6:8], torch.ones(()))
+    assert torch.allclose(twice[:, 7:21, 11:17], torch.ones(()))
+    assert float(twice.sum()) > 2.0 * float(images[:, 7:21, 7:21].sum())
