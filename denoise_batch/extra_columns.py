@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from denoise_batch.bundle import Bundle
 
 
+POOR_PSNR: Final = 10.0
+"""Below so many dB an image is counted as poor: next to nothing of it is right. The model that ships expects so little
+of no digit under any noise of the seed's, but of what is no digit."""
+
+
 def psnr_column(output: str) -> str:
     """The column that says what PSNR is expected of the images in column `output`."""
     return f"{output}_psnr"
@@ -86,6 +91,12 @@ class ExtraColumns:
         if self.code:
             yield denoised.code
 
+    def poor(self, denoised: Denoised, bad: NDArray[Any]) -> int:
+        """Of how many good images the model expects less than `POOR_PSNR`; 0 where it is not asked."""
+        if not self.quality or denoised.psnr is None:
+            return 0
+        return int(((denoised.psnr < POOR_PSNR) & (bad == 0)).sum())
+
     def check(self, bundle: Bundle) -> None:
         """Refuses a model that cannot tell what is asked for.
 
@@ -112,6 +123,21 @@ class ExtraColumns:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ExtraColumns:
         return cls(quality=fields.get("quality") is True, code=fields.get("code") is True)
+
+
+def poor_lines(poor: int | None, rows: int) -> list[str]:
+    """The note of images that the model expects next to nothing of; none where there are none, or it was not asked.
+
+    Args:
+        poor: how many (`ExtraColumns.poor`).
+        rows: of so many good ones.
+    """
+    if not poor:
+        return []
+    return [
+        f"note: {poor:,} of {rows:,} rows {'have' if poor != 1 else 'has'} an expected PSNR below {POOR_PSNR:g} dB, as "
+        "images that are no digits have; `denoise-batch preview OUT sheet.png --worst 20` shows the lowest"
+    ]
 
 
 NO_EXTRAS: Final = ExtraColumns()

@@ -58,6 +58,7 @@ def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: P
     assert (found.estimate.sampled_rows, found.estimate.bad_rows) == (300, {"null": 3})
     assert found.estimate.seconds == pytest.approx(6 + 600 / found.estimate.rate, rel=0.01)
     assert found.estimate.output_bytes > 1000
+    assert found.estimate.poor is None
     text = "\n".join(found.lines())
     assert "600 rows in 2 files" in text
     assert "3 of them bad (3 null)" in text

@@ -14,7 +14,7 @@ from denoise_batch import models
 from denoise_batch.bundle import CODE_SIZES, BundleCard, read_bundle, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import ColumnError, DenoiseBatchError, FlagError, ResumeError
-from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
+from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns, poor_lines
 from denoise_batch.images import Layout, Polarity, encode, output_column
 from denoise_batch.inference import assembly
 from denoise_batch.inference.denoise_unit import OnBadRow
@@ -79,14 +79,23 @@ def test_columns_beside_images_of_every_layout(
         else:
             assert (psnr, level) == pytest.approx((row * 4, row / 20), abs=0.1)
             assert code == pytest.approx([row / 10, -row / 10, row / 10 + 1], abs=0.003)
+    assert sum(receipt.poor for receipt in done.receipts) == len({0, 1, 2} - set(BAD))  # below 10 dB
 
 
 def test_nothing_is_added_that_is_not_asked_for(tmp_path: Path, denoise_file: DenoiseFile) -> None:
     pq.write_table(_images(), tmp_path / "in.parquet")
     done = denoise_file(tmp_path / "in.parquet", tmp_path, _forward)
     assert pq.read_schema(done.files[0]).names == ["image", "denoised"]
+    assert not any(receipt.poor for receipt in done.receipts)
     assert (NO_EXTRAS.to_json(), QUALITY.to_json(), CODE.to_json()) == ({}, {"quality": True}, {"code": True})
     assert ExtraColumns.from_json({"quality": True, "column": None}) == QUALITY
+
+
+def test_images_of_which_next_to_nothing_is_expected_are_named() -> None:
+    assert poor_lines(None, 100) == poor_lines(0, 100) == []
+    (line,) = poor_lines(1234, 60_000)
+    assert line.startswith("note: 1,234 of 60,000 rows have an expected PSNR below 10 dB")
+    assert "--worst" in line
 
 
 def test_a_number_that_is_not_finite_fails() -> None:

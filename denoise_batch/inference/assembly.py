@@ -179,6 +179,7 @@ def describe(
         **{key: value for key, value in run.identity.items() if key != "format"},
         "polarity_found": run.plan.polarity.value,
         "rows_dark_on_light": run.ledger.dark_on_light,
+        **({"rows_poor": run.ledger.poor} if run.identity.get("quality") else {}),
         "image_column": run.plan.column.name,
         "image_layout": run.plan.column.layout.value,
         "types_changed": list(run.plan.changes),

@@ -201,11 +201,11 @@ def _denoise(
                     file.write(batch)
 
             writing: deque[Future[None]] = deque()
-            done = light = 0
+            done = light = poor = 0
             for batch in prefetched(read_unit(source, unit, rows, assignment.file.path), clock, "read"):
-                columns, codes, light_here = _denoise_batch(batch, options, forward, clock)
+                columns, codes, light_here, poor_here = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
-                light += light_here
+                light, poor = light + light_here, poor + poor_here
                 out = [pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)]
                 if len(found):
                     bad_rows += (unit.start + done + found).tolist()
@@ -247,13 +247,15 @@ def _denoise(
         seconds={stage: round(s, 3) for stage, s in clock.items()} | {"total": round(time.monotonic() - started, 3)},
         fingerprint=fingerprint if isinstance(fingerprint, str) else fingerprint(),
         dark_on_light=light,
+        poor=poor,
     )
 
 
 def _denoise_batch(
     batch: pa.RecordBatch, options: UnitOptions, forward: Forward, clock: dict[str, float]
-) -> tuple[list[pa.Array], Any, int]:
-    """The batch's new columns, the code of every row's fault, and how many good rows are dark on light."""
+) -> tuple[list[pa.Array], Any, int, int]:
+    """The batch's new columns, the code of every row's fault, how many good rows are dark on light, and how many of
+    them are poor."""
     each = options.polarity is Polarity.EACH
     with _timed(clock, "decode"):
         decoded = decode(batch.column(options.column.name), options.column)
@@ -264,7 +266,8 @@ def _denoise_batch(
     with _timed(clock, "encode"):
         shown = turned(denoised.pixels, light) if each else denoised.pixels
         column = encode(shown, decoded.bad, options.output)
-        return [column, *options.extras.arrays(denoised, decoded.bad)], decoded.bad, int(light.sum())
+        columns = [column, *options.extras.arrays(denoised, decoded.bad)]
+        return columns, decoded.bad, int(light.sum()), options.extras.poor(denoised, decoded.bad)
 
 
 def _between(batch: pa.RecordBatch, rows: Any) -> list[pa.RecordBatch]:

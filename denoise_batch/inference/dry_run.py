@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError
+from denoise_batch.extra_columns import poor_lines
 from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
@@ -42,6 +43,7 @@ class Estimate:
         sampled_rows: rows that were denoised for it.
         bad_rows: of the sample, by reason.
         dark_on_light: good rows of the sample that look so.
+        poor: good rows of the sample whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         device: the sample ran on it.
         workers: actors that this machine would run.
         rate: images a second of all of them.
@@ -52,6 +54,7 @@ class Estimate:
     sampled_rows: int
     bad_rows: dict[str, int]
     dark_on_light: int
+    poor: int | None
     device: str
     workers: int
     rate: float
@@ -137,6 +140,7 @@ class DryRun:
                 f"sample: {guess.sampled_rows:,} rows, {bad:,} of them bad{f' ({reasons})' if bad else ''}",
                 *([f"note: {self.would_stop}"] if self.would_stop else []),
                 *taken_the_other_way(self.polarity, guess.dark_on_light, guess.sampled_rows - bad),
+                *poor_lines(guess.poor, guess.sampled_rows - bad),
                 f"about {duration(guess.seconds)} with {guess.workers} worker{'s' if guess.workers != 1 else ''} on "
                 f"this machine ({guess.device}): {guess.rate:,.0f} images/s once started",
                 f"about {guess.output_bytes / 1e6:,.1f} MB of output",
@@ -267,6 +271,7 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
         sampled_rows=receipt.rows_in,
         bad_rows=receipt.bad,
         dark_on_light=receipt.dark_on_light,
+        poor=receipt.poor if settings.extras.quality else None,
         device=str(denoiser.device),
         workers=size.actors,
         rate=round(rate, 1),

@@ -353,6 +353,7 @@ class _Job:
             stages={stage: round(seconds, 3) for stage, seconds in ledger.seconds.items()},
             types_changed=list(run.plan.changes),
             dark_on_light=ledger.dark_on_light,
+            poor=ledger.poor if self.settings.extras.quality else None,
             skipped_files=len(self.request.listing.skipped),
             skipped=list(self.request.listing.skipped_shown),
             already_complete=already_complete,

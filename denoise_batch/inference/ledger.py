@@ -52,6 +52,7 @@ class Receipt:
         seconds: wall time by stage (read, decode, forward, encode, write, verify) and in total.
         fingerprint: what the pixels depend on beside the plan: device, precision, threads, batch, versions.
         dark_on_light: good rows that look so (`images.dark_on_light`), whatever they were taken for.
+        poor: good rows of whose image the model expects next to nothing (`ExtraColumns.poor`).
     """
 
     unit: int
@@ -69,6 +70,7 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
     dark_on_light: int = 0
+    poor: int = 0
 
     @property
     def staged(self) -> list[str]:
@@ -182,6 +184,11 @@ class Ledger:
     def dark_on_light(self) -> int:
         """Good rows of all committed units that look so."""
         return sum(receipt.dark_on_light for receipt in self.receipts.values())
+
+    @property
+    def poor(self) -> int:
+        """Good rows of all committed units of whose image the model expects next to nothing."""
+        return sum(receipt.poor for receipt in self.receipts.values())
 
     def bad_rows(self) -> dict[str, int]:
         """Bad rows of all committed units, by reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from denoise_batch.extra_columns import poor_lines
 from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
 from denoise_batch.listing import skipped_lines
@@ -49,6 +50,7 @@ class InferReport:
         stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         dark_on_light: good rows that look so, whatever they were taken for.
+        poor: good rows whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         skipped_files: files in the input's folders that were left out because of their names.
         skipped: the first of them.
         output_bytes: of the data files, before a single file is joined.
@@ -78,6 +80,7 @@ class InferReport:
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
     dark_on_light: int = 0
+    poor: int | None = None
     skipped_files: int = 0
     skipped: list[str] = field(default_factory=list)
     already_complete: bool = False
@@ -101,6 +104,7 @@ class InferReport:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
         lines += skipped_lines(self.skipped_files, self.skipped)
         lines += taken_the_other_way(self.polarity, self.dark_on_light, self.rows_in - bad)
+        lines += poor_lines(self.poor, self.rows_in - bad)
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
         if self.already_complete:
             return [*lines, "it is complete already: nothing was left to do"]

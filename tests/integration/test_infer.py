@@ -130,7 +130,7 @@ def test_what_the_model_says_of_its_images_goes_along(tmp_path: Path, source: Pa
     inputs = tuple(str(source / f"{number:02d}.parquet") for number in range(2))
     settings = InferSettings(inputs, str(tmp_path / "out.parquet"), model=tmp_path / "model", workers=1)
     quality = ExtraColumns(quality=True)
-    infer(replace(settings, shape=OutputShape.SINGLE_FILE, extras=quality))  # two parts, joined
+    report = infer(replace(settings, shape=OutputShape.SINGLE_FILE, extras=quality))  # two parts, joined
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.names == ["id", "image", "denoised", "denoised_psnr", "denoised_noise_level"]
     assert table["id"].to_pylist() == list(range(2 * ROWS))
@@ -141,6 +141,8 @@ def test_what_the_model_says_of_its_images_goes_along(tmp_path: Path, source: Pa
     content = manifest.read_manifest(tmp_path / "out.parquet")
     assert content is not None
     assert content["quality"] is True
+    assert content["rows_poor"] == report.poor == (told.psnr < 10.0).sum()
+    assert any("below 10 dB" in line for line in report.summary_lines()) == (report.poor > 0)
     assert manifest.verify(tmp_path / "out.parquet") == []
     lowest, highest = inspect(str(tmp_path / "out.parquet")).facts["ranges"]["denoised_psnr"].split(" to ")
     assert (float(lowest), float(highest)) == pytest.approx((told.psnr.min(), told.psnr.max()), rel=0.01)
