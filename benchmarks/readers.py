@@ -7,8 +7,9 @@ Prints the share of MNIST's test images that classifiers name right under each c
 clean digits, shown the noisy images (clipped to 0..1) and what each model makes of them; one trained on noisy images of
 the seed's mixture, fresh for every step, which is what one would use instead of a denoiser; and one trained on what the
 default model makes of such images. Then what the default model says of images that are no digits, noised as digits are:
-the PSNR that it expects of them, the one they have, and how often it expects less of one of them than of a digit under
-the same noise. The classifiers are one convolutional network, trained from one seed each.
+the PSNR that it expects of them, the one they have, how often it expects less of one of them than of a digit under the
+same noise, and how many of them `infer` counts as poor. The classifiers are one convolutional network, trained from one
+seed each.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.evaluation.digit_reader import READER_FILE, DigitReader
 from denoise_batch.evaluation.protocol import BLOCK, CONDITIONS, degrade_images
-from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.extra_columns import POOR_PSNR, ExtraColumns
 from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.noise import NoiseRecipe
 
@@ -156,9 +157,14 @@ def print_foreign(model: Denoiser, digits: NDArray[np.uint8], sheet: Path | None
         "empty": np.zeros((count, 28, 28), np.float32),
         "all ink": np.ones((count, 28, 28), np.float32),
     }
-    noise = {"the seed's mixture": NoiseRecipe(), "σ = 0.5, r = 0.4": NoiseRecipe((0.5, 0.5), (0.4, 0.4)), "none": None}
-    print("\n| images | noise | expected PSNR, dB | true PSNR, dB | less is expected of it than of a digit |")
-    print("|---|---|---|---|---|")
+    noise = {
+        "the seed's mixture": NoiseRecipe(),
+        "the same, 8 bits": NoiseRecipe(clipped=1.0),
+        "σ = 0.5, r = 0.4": NoiseRecipe((0.5, 0.5), (0.4, 0.4)),
+        "none": None,
+    }
+    print("\n| images | noise | expected PSNR, dB | true, dB | less expected than of a digit | poor |")
+    print("|---|---|---|---|---|---|")
     rows = []
     for title, recipe in noise.items():
         of_digits = None
@@ -172,7 +178,8 @@ def print_foreign(model: Denoiser, digits: NDArray[np.uint8], sheet: Path | None
             below = (told.psnr[:, None] < of_digits).mean() + (told.psnr[:, None] == of_digits).mean() / 2
             true = -10 * np.log10(np.maximum(((made - clean) ** 2).mean(axis=(1, 2)), 10 ** (-MOST_PSNR / 10)))
             flagged = "" if name == "digits" else f"{100 * below:.0f}%"
-            print(f"| {name} | {title} | {told.psnr.mean():.1f} | {true.mean():.1f} | {flagged} |", flush=True)
+            poor = f"{100 * (told.psnr < POOR_PSNR).mean():.1f}%"
+            print(f"| {name} | {title} | {told.psnr.mean():.1f} | {true.mean():.1f} | {flagged} | {poor} |", flush=True)
             if recipe is not None and recipe.sigma[0] == recipe.sigma[1]:
                 rows.append((name, clean[:8], noisy[:8].numpy(), made[:8]))
     if sheet is not None:
