@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 POOR_PSNR: Final = 10.0
-"""Below so many dB an image is counted as poor: next to nothing of it is right. The model that ships expects so little
-of no digit under any noise of the seed's, but of what is no digit."""
+"""Below so many dB an image is counted as poor: next to nothing of it is right. Of digits under the seed's noise the
+model that ships never expects so little, of cells full of ink always."""
 
 
 def psnr_column(output: str) -> str:
