@@ -136,7 +136,8 @@ def poor_lines(poor: int | None, rows: int) -> list[str]:
         return []
     return [
         f"note: {poor:,} of {rows:,} rows {'have' if poor != 1 else 'has'} an expected PSNR below {POOR_PSNR:g} dB, as "
-        "images that are no digits have; `denoise-batch preview OUT sheet.png --worst 20` shows the lowest"
+        "images have that are no digits, or of the other polarity; `denoise-batch preview OUT sheet.png --worst 20` "
+        "shows the lowest"
     ]
 
 

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, find_bundle, read_b
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.models import build
-from denoise_batch.training.card import _beginning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -385,24 +385,24 @@ def test_the_card_tells_of_each_training_that_weights_went_through(tmp_path: Pat
 
 
 def test_the_card_tells_what_was_no_digit(tmp_path: Path) -> None:
-    recipe = {"name": "default", "blank_every": 52, "foreign_every": 16}
+    recipe = {"name": "default", "sigma": [0.0, 2.25], "half_range": [0.01, 1.8], "batch": 256, "drawn_every": 4}
+    recipe |= {"blank_every": 52, "foreign_every": 16}
     head = {"images": 1_234_567, "foreign_every": 8}
     save_bundle(tmp_path / "m", build("seed"), replace(CARD, recipe=recipe, data={"quality_head": head}))
     card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
     assert "- One image in 52 is empty before its noise is drawn\n- One image in 16 is no digit" in card
     assert "1,234,567 images, one in 8 no digit" in card
-    pairs = replace(CARD, recipe=recipe, noise={"source": "noisy column", "column": "scan"})
-    save_bundle(tmp_path / "n", build("seed"), pairs)
-    assert "is no digit" not in (tmp_path / "n" / "README.md").read_text(encoding="utf-8")
 
+    def said(**changes: Any) -> list[str]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "n"
+        save_bundle(folder, build("seed"), replace(CARD, **changes))
+        lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        return [line[:25] for line in lines if line.startswith("- One image in ")]
 
-def test_what_a_foreign_folder_says_of_its_weights_is_kept_as_far_as_it_is_what_it_should_be() -> None:
-    told: dict[str, Any] = {"sha256": None, "command": ["x"], "images_trained": "many", "init": "nothing"}
-    nothing = {"sha256": "", "command": "['x']", "images_trained": 0, "seconds": 0}
-    assert _beginning(told) == nothing
-    for _ in range(20):
-        told = {**told, "init": told}
-    found, depth = _beginning(told), 1
-    while "init" in found:
-        found, depth = found["init"], depth + 1
-    assert (found, depth) == (nothing, 8)
+    noise = {"source": "noisy column", "column": "scan"}
+    assert said(recipe=recipe, noise=noise) == ["- One image in 52 is empt", "- One image in 64 is no d"]
+    assert said(recipe=recipe | {"drawn_every": 0}, noise=noise) == []
+    # Steps of fewer images have none.
+    assert said(recipe=recipe | {"batch": 17}) == ["- One image in 16 is no d"]
+    assert said(recipe=recipe | {"batch": 8}) == []
+    assert said(recipe=recipe | {"batch": 17}, noise=noise) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,3 +92,23 @@ def test_a_part_that_is_damaged_before_it_is_joined(
         infer(settings)
     assert pq.read_table(out)["id"].to_pylist() == list(range(72))
     assert manifest.verify(out) == []
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_a_copy_of_a_single_file_is_verified_itself_not_the_file_that_it_was(tmp_path: Path) -> None:
+    source, out, copy = write_source(tmp_path / "in", 1, 24, 0), tmp_path / "out.parquet", tmp_path / "copy.parquet"
+    with without_ray():
+        infer(InferSettings((str(source),), str(out), shape=OutputShape.SINGLE_FILE))
+    shutil.copytree(manifest.file_sidecar(out), manifest.file_sidecar(copy))
+    assert manifest.verify(copy) == [f"{copy} is missing"]
+    content = bytearray(out.read_bytes())
+    copy.write_bytes(content)
+    assert manifest.verify(copy) == []
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    (fault,) = manifest.verify(copy)
+    assert fault.startswith(f"{copy} is damaged")
+    assert manifest.verify(out) == []
+    out.unlink()
+    (fault,) = manifest.verify(copy)
+    assert fault.startswith(f"{copy} is damaged")

@@ -105,11 +105,7 @@ def _training(model: dict[str, Any]) -> str:
         )
     elif noise:
         lines.append(f"- Noise: {_drawn(noise, 'the images')}")
-    recipe = model["recipe"] or {}
-    if every := int(recipe.get("blank_every", 0)):
-        lines.append(f"- One image in {every} is empty before its noise is drawn")
-    if (every := int(recipe.get("foreign_every", 0))) and not _of_pairs(model):
-        lines.append(f"- One image in {every} is no digit, and teaches it only how good its own images are")
+    lines += _no_digits(model)
     began, which = data.get("init"), "Began"
     while began:
         lines.append(f"- {which} with the weights {began['sha256'][:12]}…{_before(began)}")
@@ -128,6 +124,19 @@ def _training(model: dict[str, Any]) -> str:
         )
     lines.append(f"- Versions: {_pairs(model['versions'])}")
     return "\n".join(lines)
+
+
+def _no_digits(model: dict[str, Any]) -> list[str]:
+    """What else than digits a training had; steps of fewer images had none."""
+    recipe = model["recipe"] or {}
+    blank, foreign, batch = (int(recipe.get(name, 0)) for name in ("blank_every", "foreign_every", "batch"))
+    drawn = _drawn_every(model) if _of_pairs(model) else 1
+    lines = []
+    if 0 < blank <= batch and drawn and blank % drawn == 0:
+        lines.append(f"- One image in {blank} is empty before its noise is drawn")
+    if 0 < foreign * drawn <= batch:
+        lines.append(f"- One image in {foreign * drawn} is no digit, and teaches it only how good its own images are")
+    return lines
 
 
 def _drawn(noise: dict[str, Any], images: str) -> str:

@@ -151,7 +151,9 @@ def verify(out: Path | StorePrefix) -> list[str]:
     if out.is_dir():
         return list(_faults(_LocalFiles(out, out), f"{FOLDER}/", SUCCESS))
     folder = file_sidecar(out)
-    return list(_faults(_LocalFiles(out.parent, folder), f"{folder.name}/", f"{folder.name}/{SUCCESS}"))
+    return list(
+        _faults(_LocalFiles(out.parent, folder), f"{folder.name}/", f"{folder.name}/{SUCCESS}", single=out.name)
+    )
 
 
 def _stays_below(name: str) -> bool:
@@ -228,8 +230,14 @@ class _StoreFiles:
         yield from (self.shown(name) for name in sorted(self._sizes.keys() - known))
 
 
-def _faults(files: _Files, beside: str, success: str) -> Iterator[str]:
-    """`beside` is the prefix of the names of what describes the data files."""
+def _faults(files: _Files, beside: str, success: str, single: str | None = None) -> Iterator[str]:
+    """What is wrong with an output.
+
+    Args:
+        beside: the prefix of the names of what describes the data files.
+        single: the name of an output of one file. It may have another in its manifest, if both were copied or moved:
+            what is checked is what was asked for, not what lies where it once was.
+    """
     path = f"{beside}{MANIFEST}"
     for name in (success, path):
         if files.size(name) is None:
@@ -250,7 +258,13 @@ def _faults(files: _Files, beside: str, success: str) -> Iterator[str]:
     if rows != manifest.get("rows_out"):
         yield f"{files.shown(path)} says that {manifest.get('rows_out')} rows were written, and {rows} of its files"
     known = {success, path}
-    for prefix, entry in [("", e) for e in manifest["files"]] + [(beside, e) for e in manifest["sidecar"]]:
+    data = manifest["files"]
+    if single is not None:
+        if len(data) != 1:
+            yield f"{files.shown(path)} is of {len(data)} files, not of one"
+            return
+        data = [{**data[0], "path": single}]
+    for prefix, entry in [("", e) for e in data] + [(beside, e) for e in manifest["sidecar"]]:
         if not _stays_below(entry["path"]):
             yield f"{files.shown(path)} names {entry['path']}, which is no file of the output"
             continue
