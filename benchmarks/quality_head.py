@@ -4,7 +4,7 @@
 
 `train` trains the head with the network; this is for a model whose head is to learn what the recipe of today has for
 it: images (MNIST), their noise and what is no digit among them are the recipe's, the loss is the training's, the
-optimiser is AdamW. Prints what validation says before and after. The card's figures are `evaluate --card`'s to write.
+optimiser is AdamW. Prints what validation says before and after. The figures of an evaluation stay what they are.
 """
 
 from __future__ import annotations

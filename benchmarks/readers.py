@@ -147,12 +147,17 @@ def print_foreign(model: Denoiser, digits: NDArray[np.uint8], sheet: Path | None
     """Every kind with the same noise as the digits that it stands beside."""
     random = np.random.default_rng(0)
     count = min(1000, len(digits))
+    box = np.ones((28, 28), np.float32)
+    box[3:25, 3:25] = 0.0
+    box[:2] = box[26:] = box[:, :2] = box[:, 26:] = 0.0  # a line of one pixel, two from the edge
     kinds = {
         "digits": _unit(digits[:count]),
         "letters": np.stack([_letter(random) for _ in range(count)]),
         "digits upside down": _unit(digits[:count])[:, ::-1],
         "digits in halves, exchanged": np.roll(_unit(digits[:count]), 14, axis=1),
         "clothes": np.stack([_garment(random) for _ in range(count)]),
+        "printed boxes": np.stack([box] * count),
+        "digits in printed boxes": np.maximum(_unit(digits[:count]), box),
         "checks and stripes": np.stack([_pattern(random) for _ in range(count)]),
         "empty": np.zeros((count, 28, 28), np.float32),
         "all ink": np.ones((count, 28, 28), np.float32),
