@@ -97,7 +97,7 @@ class TrainingStep:
             for group in self._optimiser.param_groups:
                 group["lr"] = rate
             generator = noise_generator(self._seed, number, self._device)
-            return self._step(*self._noised(batch, generator), follow)
+            return self._step(*noised(batch, self._recipe, self._noise, generator), follow)
         self._rate.fill_(rate)
         self._follow.fill_(follow)
         if batch.total in self._recorded:
@@ -117,11 +117,8 @@ class TrainingStep:
             end_of_recording(self._device, self._pool)
             warnings.warn(f"the step cannot be recorded as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
 
-    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
-        return noised(batch, self._recipe, self._noise, generator)
-
     def _recordable(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self._step(*self._noised(batch, generator), self._follow)
+        return self._step(*noised(batch, self._recipe, self._noise, generator), self._follow)
 
     def _step(self, batch: Batch, noisy: Tensor, level: Tensor, follow: float | Tensor) -> Tensor:
         rows, clean, counts = batch.rows.stop - batch.rows.start, batch.clean, batch.counts
