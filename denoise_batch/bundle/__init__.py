@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, member, parse_json, read_file, read_tensors
-from denoise_batch.bundle.history import EpochRow, draw_curves, history_csv
+from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.redaction import redact, redact_all
 
@@ -72,6 +72,7 @@ class BundleCard:
         data: what tells its training data from other data.
         metrics: numbers by name.
         history: the epochs.
+        request: digest of all that the training's result depends on, by which it is known when asked for again.
     """
 
     architecture: str
@@ -82,6 +83,7 @@ class BundleCard:
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     history: tuple[EpochRow, ...] = ()
+    request: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ def save_bundle(
         "command": shlex.join(map(redact, shlex.split(card.command))),
         "data": redact_all(card.data),
         "metrics": card.metrics,
+        "request": card.request,
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -236,7 +239,7 @@ def save_bundle(
         built.chmod(0o777 & ~_umask())
         publishing.write_file(built / WEIGHTS_FILE, content)
         publishing.write_file(built / MODEL_FILE, as_json(model))
-        publishing.write_file(built / "history.csv", history_csv(card.history).encode())
+        publishing.write_file(built / HISTORY_FILE, history_csv(card.history).encode())
         if card.history:
             title = f"{card.architecture} · {card.data.get('source', '')}"
             draw_curves(card.history, built / "curves.png", title=title)

@@ -9,7 +9,7 @@ from denoise_batch import publishing
 from denoise_batch.bundle import MODEL_FILE, as_json
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import RETRAIN
-from denoise_batch.bundle.history import read_history
+from denoise_batch.bundle.history import HISTORY_FILE, read_history
 from denoise_batch.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def note_evaluation(bundle: Bundle, evaluation: dict[str, Any]) -> None:
 
 
 def _card_of(bundle: Bundle, model: dict[str, Any]) -> str:
-    history = bundle.folder / "history.csv"
+    history = bundle.folder / HISTORY_FILE
     try:
         rows = read_history(history) if history.is_file() else ()
         return model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+HISTORY_FILE = "history.csv"
+
 
 @dataclass(frozen=True)
 class EpochRow:

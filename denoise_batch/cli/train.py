@@ -126,7 +126,7 @@ def train(
 ) -> None:
     """Train a denoiser with Ray Train and write a model folder.
 
-    An interrupted training goes on where it was when the same command is given again.
+    An interrupted training goes on where it was when the same command is given again; a finished one is left as it is.
     """
     levels = [
         None if text is None else level_range(flag, text) for flag, text in (("--sigma", sigma), ("--noise", noise))
@@ -165,6 +165,7 @@ def train(
     from denoise_batch.training.train import train as run
 
     notes: list[str] = []
+    before: list[bool] = []
     with Progress() as progress:
 
         def noted(note: str) -> None:
@@ -177,13 +178,21 @@ def train(
             noted=noted,
             starting=lambda: progress.note("train: starting Ray and the workers"),
             waiting=lambda missing: progress.update(f"train: waiting for {missing}"),
+            finished=lambda: before.append(True),
         )
     print_result(
-        {"model": str(bundle.folder), "architecture": bundle.architecture, "metrics": bundle.metrics, "notes": notes},
+        {
+            "model": str(bundle.folder),
+            "architecture": bundle.architecture,
+            "metrics": bundle.metrics,
+            "notes": notes,
+            "already_complete": bool(before),
+        },
         [
             f"{bundle.folder}: {bundle.architecture}",
             *(f"  {key}: {_short(value)}" for key, value in bundle.metrics.items()),
             *notes,
+            *(["it is complete already: nothing was left to do"] if before else []),
         ],
         as_json=as_json,
     )

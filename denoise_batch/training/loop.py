@@ -23,7 +23,7 @@ import torch
 from torch import distributed
 
 from denoise_batch import models
-from denoise_batch.bundle.history import EpochRow, history_csv
+from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
 from denoise_batch.capacity import threads_here
 from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ran_out
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 PROGRESS_FILE = "progress.json"
 FINISHED_FOLDER = "finished"
-HISTORY_FILE = "history.csv"
 _PROGRESS_SECONDS = 0.5
 _CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for
 _GPU_CHECKPOINT_SECONDS = 10.0  # between two: an epoch takes a GPU less time than its checkpoint

@@ -4,21 +4,24 @@
 
 While it runs, everything is in a hidden folder beside the output (`.denoise-model.training`): the settings, a
 checkpoint of the last epoch, the history, TensorBoard's curves. The same call again goes on from there,
-whatever ended the run. When it is done, the output appears by one rename and the hidden folder goes.
+whatever ended the run. When it is done, the output appears by one rename and the hidden folder goes; the same call then
+does nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import capacity, errors, publishing, storage
-from denoise_batch.bundle import Bundle, find_bundle, read_bundle, save_bundle, training_folder
+from denoise_batch import __version__, capacity, errors, publishing, storage
+from denoise_batch.bundle import MODEL_FILE, Bundle, find_bundle, read_bundle, save_bundle, training_folder
+from denoise_batch.bundle.history import HISTORY_FILE
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
@@ -68,8 +71,11 @@ def train(
     noted: Callable[[str], None] = lambda _: None,
     starting: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda _: None,
+    finished: Callable[[], None] = lambda: None,
 ) -> Bundle:
     """Trains, or goes on with an unfinished training of the same settings, and writes the model folder.
+
+    Where the model folder is there already, of the same settings and data, it is returned as it is.
 
     Args:
         settings: what to train on what.
@@ -77,6 +83,7 @@ def train(
         noted: called with a line for each thing that is odd about the data, before anything starts.
         starting: called once, when the request is found sound and Ray starts, which takes seconds.
         waiting: called with what the cluster has no room for, while the workers wait for it; from that thread too.
+        finished: called where the model folder is there already; nothing else is done then.
 
     Returns:
         The model folder, written and checked.
@@ -92,12 +99,23 @@ def train(
     parquet = None if settings.data is None else open_parquet(settings)
     for note in () if parquet is None else parquet.notes:
         noted(note)
-    mnist = None if parquet is not None else _find_mnist(settings.mnist)
     initial = None if settings.init is None else _read_initial(settings.init)
+    folder, identity = training_folder(output), _identity(settings, recipe, parquet, initial)
+    if output.exists() and not settings.overwrite:
+        bundle = _made_before(output, identity)
+        _remove_left_over(folder, identity, bundle)
+        finished()
+        return bundle
+    mnist = None if parquet is not None else _find_mnist(settings.mnist)
     weights = None if initial is None else _weights(initial, recipe)
-    folder = training_folder(output)
     with publishing.exclusive(folder):
-        _enter(folder, settings, recipe, parquet, initial)
+        if output.exists() and not settings.overwrite:  # another run has shown it since we looked
+            bundle = _made_before(output, identity)
+            if _begun(folder) is None:
+                publishing.remove(folder)
+            finished()
+            return bundle
+        _enter(folder, settings, identity)
         if not (folder / "finished").exists():
             starting()
             try:
@@ -107,7 +125,7 @@ def train(
                     config = _loop_config(settings, recipe, folder, parquet, mnist, weights, place)
                     _fit(config, place, folder, progress, waiting)
             except (RequestError, JobFailed):
-                if not (folder / "history.csv").exists():  # nothing is trained yet: no settings are to be kept to
+                if not (folder / HISTORY_FILE).exists():  # nothing is trained yet: no settings are to be kept to
                     publishing.remove(folder)
                 raise
         from denoise_batch import models
@@ -117,6 +135,7 @@ def train(
         network = models.build(recipe.architecture, recipe.parameters)
         load_weights(network, weights)
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
+        card = replace(card, request=_digest(identity))
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)
     return read_bundle(output)
@@ -130,8 +149,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
-        raise publishing.output_exists(output)
-    if output.is_symlink() or not (output.is_dir() and ((output / "model.json").exists() or not any(output.iterdir()))):
+        if output.is_symlink() or not (output / MODEL_FILE).is_file():
+            raise publishing.output_exists(output)
+        return
+    if output.is_symlink() or not (output.is_dir() and ((output / MODEL_FILE).exists() or not any(output.iterdir()))):
         raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
 
 
@@ -168,21 +189,57 @@ def _identity(
     return identity
 
 
-def _enter(
-    folder: Path, settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None, initial: Bundle | None
-) -> None:
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([__version__, identity], sort_keys=True).encode()).hexdigest()
+
+
+def _made_before(output: Path, identity: dict[str, Any]) -> Bundle:
+    """The finished model folder, if a training of the same settings and data made it.
+
+    Raises:
+        OutputExists: another one did, or it is no sound model folder of this version.
+    """
+    exists = publishing.output_exists(output)
+    try:
+        bundle = read_bundle(output)
+        if bundle.model.get("request") != _digest(identity):
+            raise exists
+        bundle.load()
+    except errors.ModelError as error:
+        raise errors.OutputExists(f"{exists.message}, but cannot be used: {error.message}", hint=exists.hint) from error
+    return bundle
+
+
+def _remove_left_over(folder: Path, identity: dict[str, Any], bundle: Bundle) -> None:
+    """Removes the folder of the very run that made the model, if it died before it could.
+
+    An unfinished training of the same settings, which `--overwrite` has begun since, has another history.
+    """
+    with contextlib.suppress(OSError, OutputError):  # it is nothing that the model hangs on
+        made = (bundle.folder / HISTORY_FILE).read_bytes()
+        if (folder / HISTORY_FILE).read_bytes() == made:
+            with publishing.exclusive(folder):
+                if _begun(folder) == identity and (folder / HISTORY_FILE).read_bytes() == made:
+                    publishing.remove(folder)
+
+
+def _begun(folder: Path) -> Any:
+    """The identity of the unfinished training in the folder: None where there is none, {} where it cannot be read."""
+    try:
+        return json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+
+
+def _enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:
     """Goes on with the unfinished training in the folder, or begins a new one there.
 
     Raises:
         ResumeError: the unfinished one is another.
     """
-    path, identity = folder / _SETTINGS_FILE, _identity(settings, recipe, parquet, initial)
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        before = None
-    except ValueError:
-        before = {}
+    before = _begun(folder)
     if before is not None and before != identity:
         if not settings.overwrite:
             differing = "; ".join(_differences(before, identity)) or "its settings cannot be read"
@@ -197,7 +254,7 @@ def _enter(
         for entry in folder.iterdir():
             if entry.name != "lock":
                 publishing.remove(entry)
-        publishing.write_file(path, json.dumps(identity, indent=1).encode())
+        publishing.write_file(folder / _SETTINGS_FILE, json.dumps(identity, indent=1).encode())
     (folder / "progress.json").unlink(missing_ok=True)
     make_room(folder)
 

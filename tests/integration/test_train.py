@@ -25,7 +25,7 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.capacity import own_actors
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.errors import FlagError, JobFailed, OutputError, ResumeError
+from denoise_batch.errors import FlagError, JobFailed, OutputExists, ResumeError
 from denoise_batch.models.int8 import weight_steps
 from denoise_batch.precision import Precision
 from denoise_batch.training import train as train_module
@@ -173,8 +173,19 @@ def test_the_model_folder_is_complete(undisturbed: list[EpochRow], settings: Tra
     assert own_actors("TrainController")
     assert own_actors("PlacementGroupCleaner") == []
     assert undisturbed[-1].val_psnr_noisy > undisturbed[0].val_psnr_noisy
-    with pytest.raises(OutputError, match="exists"):
-        train(settings, lambda _: None)
+
+
+def test_the_same_training_again_does_nothing_and_another_is_refused(
+    undisturbed: list[EpochRow], settings: TrainSettings
+) -> None:
+    """Of a folder that a training has really made; what else may be there is in `tests/test_repeated_training.py`."""
+    seen: list[str] = []
+    started, again = replace(settings, workers=3, command="another"), replace(settings, epochs=EPOCHS + 1)
+    bundle = train(started, lambda _: seen.append("progress"), finished=lambda: seen.append("finished"))
+    assert seen == ["finished"]
+    assert read_history(bundle.folder / "history.csv") == undisturbed
+    with pytest.raises(OutputExists, match="exists"):
+        train(again, lambda _: None)
 
 
 def test_three_workers_of_which_one_is_killed(

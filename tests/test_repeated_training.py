@@ -1,0 +1,174 @@
+"""A training that is given again once its model folder is there: as schedulers do with jobs whose end they missed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from denoise_batch import cli, models, publishing
+from denoise_batch.bundle import BundleCard, read_bundle, save_bundle, training_folder
+from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
+from denoise_batch.errors import OutputExists, RequestError
+from denoise_batch.training import train as train_module
+from denoise_batch.training.data import open_parquet
+from denoise_batch.training.recipes import TrainSettings
+from denoise_batch.training.train import train
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("footers_read_here")
+
+
+def _epoch(number: int, seconds: float) -> EpochRow:
+    return EpochRow(number, 100 * number, 0.3, 0.3, 15.0, 14.0, 1e-3, 40.0, seconds)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, digits: Any) -> TrainSettings:
+    """Of a training whose model folder is there, as if it had just been made."""
+    images = pa.array([image.tobytes() for image in digits[0]], pa.binary(784))
+    pq.write_table(pa.table({"image": images}), tmp_path / "clean.parquet")
+    settings = TrainSettings(output=tmp_path / "model", data=tmp_path / "clean.parquet", architecture="seed", epochs=2)
+    torch.manual_seed(0)
+    card = BundleCard(
+        "seed", history=(_epoch(1, 2.5), _epoch(2, 5.0)), request=train_module._digest(_identity(settings))
+    )
+    save_bundle(settings.output, models.build("seed"), card)
+    return settings
+
+
+def _identity(settings: TrainSettings) -> dict[str, Any]:
+    return train_module._identity(settings, settings.resolve(), open_parquet(settings), None)
+
+
+def _again(settings: TrainSettings) -> list[str]:
+    """What the training does: nothing that needs Ray may come."""
+
+    def start() -> None:
+        raise AssertionError("it would have trained")
+
+    seen: list[str] = []
+    bundle = train(settings, lambda _: None, starting=start, finished=lambda: seen.append("finished"))
+    assert bundle.folder == settings.output
+    return seen
+
+
+def test_the_same_does_nothing_wherever_it_runs(settings: TrainSettings) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [settings.output, *settings.output.iterdir()]}
+    assert _again(replace(settings, workers=3, command="another", verbose=True)) == ["finished"]
+    assert {path: path.stat().st_mtime_ns for path in [settings.output, *settings.output.iterdir()]} == before
+    assert not training_folder(settings.output).exists()
+
+
+def test_a_copy_counts_and_a_link_does_not(settings: TrainSettings, tmp_path: Path) -> None:
+    shutil.copytree(settings.output, tmp_path / "copy")
+    assert _again(replace(settings, output=tmp_path / "copy")) == ["finished"]
+    (tmp_path / "link").symlink_to(settings.output)
+    with pytest.raises(OutputExists, match="link exists"):
+        _again(replace(settings, output=tmp_path / "link"))
+
+
+def test_other_settings_data_and_versions_are_refused(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(tmp_path / "clean.parquet", tmp_path / "other.parquet")
+    for other in (
+        replace(settings, epochs=3),
+        replace(settings, seed=1),
+        replace(settings, max_images=200),
+        replace(settings, data=tmp_path / "other.parquet"),
+        replace(settings, data=None),
+    ):
+        with pytest.raises(OutputExists, match="model exists") as refused:
+            _again(other)
+        assert "--overwrite" in refused.value.hint
+    monkeypatch.setattr(train_module, "__version__", "0.0.9")
+    with pytest.raises(OutputExists, match="model exists"):
+        _again(settings)
+
+
+def test_what_cannot_be_used_is_not_called_complete(settings: TrainSettings) -> None:
+    weights = settings.output / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(OutputExists, match=r"model exists, but cannot be used: .*model\.safetensors") as refused:
+        _again(settings)
+    assert "--overwrite" in refused.value.hint
+    weights.write_bytes(content)
+    described = settings.output / "model.json"
+    model = json.loads(described.read_text())
+    model["architecture"] = "bounds-unet"  # as if this version's network of that name were another
+    described.write_text(json.dumps(model))
+    with pytest.raises(OutputExists, match=r"model exists, but cannot be used: .*bounds-unet"):
+        _again(settings)
+
+
+def _begun(settings: TrainSettings, *history: EpochRow) -> Path:
+    """An unfinished training of the same settings."""
+    folder = training_folder(settings.output)
+    folder.mkdir(mode=0o700)
+    (folder / "settings.json").write_text(json.dumps(_identity(settings)))
+    if history:
+        (folder / HISTORY_FILE).write_text(history_csv(history))
+    return folder
+
+
+def test_what_the_run_left_that_made_it_goes(settings: TrainSettings) -> None:
+    """It died between showing the model and removing its folder."""
+    folder = _begun(settings, _epoch(1, 2.5), _epoch(2, 5.0))
+    assert _again(settings) == ["finished"]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("history", [(), (_epoch(1, 2.25),), (_epoch(1, 2.5), _epoch(2, 5.25))])
+def test_what_overwrite_has_begun_since_stays(settings: TrainSettings, history: tuple[EpochRow, ...]) -> None:
+    folder = _begun(settings, *history)
+    before = sorted(path.name for path in folder.iterdir())
+    assert _again(settings) == ["finished"]
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_tidied_is_no_fault(settings: TrainSettings) -> None:
+    training_folder(settings.output).write_text("a file")
+    assert _again(settings) == ["finished"]
+
+
+def test_another_run_may_show_it_while_this_one_looks(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, real = settings.output.with_name("elsewhere"), publishing.exclusive
+    settings.output.rename(elsewhere)
+
+    def late(folder: Path) -> AbstractContextManager[None]:
+        elsewhere.rename(settings.output)
+        return real(folder)
+
+    monkeypatch.setattr(publishing, "exclusive", late)
+    assert _again(settings) == ["finished"]
+    assert not training_folder(settings.output).exists()
+
+
+def test_the_command_says_so(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", str(settings.data), "--architecture", "seed", "--out", str(settings.output)]
+    assert cli.run([*command, "--epochs", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["already_complete"] is True
+    assert told["model"] == str(settings.output)
+    assert cli.run([*command, "--epochs", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "it is complete already: nothing was left to do"
+    assert cli.run([*command, "--epochs", "3"]) == 2
+    assert capsys.readouterr().err.splitlines()[-2] == f"error: {settings.output} exists"
+
+
+def test_what_is_no_model_folder_is_refused_before_the_data_are_read(settings: TrainSettings, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RequestError, match="folder exists"):
+        _again(replace(settings, output=tmp_path / "folder", data=tmp_path / "missing.parquet"))
+    assert read_bundle(settings.output)
