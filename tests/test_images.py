@@ -29,6 +29,7 @@ from denoise_batch.images import (
     check_float_range,
     decode,
     encode,
+    find_clean_columns,
     find_image_column,
     image_column,
     output_column,
@@ -457,6 +458,31 @@ def test_image_comes_first_then_the_only_one_that_fits() -> None:
     ):
         assert find_image_column(table.schema, sample=table).name == name
     assert find_image_column(table_of(image=pixels, clean=pixels).schema, "clean").name == "clean"
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        ([bytes(784)[:100]] * 3, "holds 100 bytes a row, not 28×28 pixels"),
+        ([b"\x89PNG\r\n\x1a\n cut off"] * 3, "holds bytes that are no PNG or JPEG image, not 28×28 pixels"),
+        ([[0.1] * 64] * 3, "holds 64 numbers a row, not 28×28 pixels"),
+    ],
+)
+def test_an_image_column_of_bad_images_does_not_give_way_to_another(image: list[Any], found: str) -> None:
+    pixels = encode(digits(3), None, output_column(None, "x"))
+    table = table_of(image=image, clean=pixels)
+    with pytest.raises(ColumnError, match=f"column 'image' {found}; 'clean' would fit") as caught:
+        find_image_column(table.schema, sample=table)
+    assert caught.value.hint == "name the one to use with --column"
+    more = table.append_column("noisy", pixels)
+    with pytest.raises(ColumnError, match=f"column 'image' {found}; 'clean' and 'noisy' would fit"):
+        find_image_column(more.schema, sample=more)
+    assert find_image_column(table.schema, "clean", table).name == "clean"
+    table = table_of(clean=image, image=pixels)
+    with pytest.raises(ColumnError, match=f"column 'clean' {found}") as caught:
+        find_clean_columns(table.schema, None, None, table)
+    assert "--column" in caught.value.hint
+    assert find_clean_columns(table.schema, "image", None, table)[0].name == "image"
 
 
 def test_two_candidates_are_both_named() -> None:

@@ -185,7 +185,16 @@ def test_worst_rows_are_those_the_model_expects_least_of(tmp_path: Path, columns
 def test_what_the_model_did_not_say_is_null_in_json(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
     told = pa.array([None, *[20.0] * (COUNT - 1)], pa.float32())
     shown = preview(_write(tmp_path / "a.parquet", columns | {"denoised_psnr": told}), tmp_path / "a.png", count=COUNT)
-    assert shown.worst_by == "psnr"  # what is true goes before what is expected
+    # Beside clean images, too: it is known of all rows, and it is what a user without clean images goes by.
+    assert shown.worst_by == "expected_psnr"
+    assert all(row.psnr is not None for row in shown.worst)
+    path = str(tmp_path / "a.parquet")
+    named = preview(path, tmp_path / "b.png", clean="clean", count=3)
+    assert (named.worst_by, [row.row for row in named.worst]) == ("psnr", [39, 38, 37])
+    nothing = pa.nulls(COUNT, pa.float32())
+    said_nothing = preview(_write(tmp_path / "c.parquet", columns | {"denoised_psnr": nothing}), tmp_path / "c.png")
+    assert said_nothing.worst_by == "psnr"
+    assert len(said_nothing.worst) == 8
     content = json.loads(json.dumps(shown.to_json(), allow_nan=False))
     assert [row["expected_psnr"] for row in content["random"]] == [None, *[20.0] * (COUNT - 1)]
 

@@ -21,7 +21,10 @@ app = typer.Typer()
 def preview(
     source: Annotated[str, typer.Argument(metavar="PARQUET", help="Parquet with denoised images.", show_default=False)],
     out: Annotated[
-        Path, typer.Argument(parser=local_path, metavar="PNG", help="Picture to write.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=local_path, metavar="PNG", help="Picture to write; one that exists is replaced.", show_default=False
+        ),
     ],
     column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column of noisy images. Default: found, as for infer.")
@@ -31,14 +34,18 @@ def preview(
         typer.Option(metavar="NAME", help="The column of denoised images. Default: `denoised` if it is there."),
     ] = None,
     clean: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of clean images. Default: `clean` if it is there.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The column of clean images. Default: `clean` if it is there. Named, it says which rows are worst.",
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(metavar="N", help="Random rows, 1 to 100.")] = 8,
     worst: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Worst rows beside them: by PSNR, by `infer --quality`, or the most changed. Default: as many.",
+            help="Worst rows beside them: by `infer --quality`, by PSNR, or the most changed. Default: as many.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of rows.")] = 0,

@@ -336,6 +336,8 @@ def _place(axis: Axes, picture: Image, x: float, y: float, *, own_range: bool) -
     low, high = _shown_over(picture, own_range=own_range)
     box = (x, x + _TILE, y + _TILE, y)
     axis.imshow(picture, cmap="gray", extent=box, interpolation="nearest", aspect="auto", vmin=low, vmax=high)
+    # An image that is white to its edge would not be told from the paper.
+    axis.plot([x, x + _TILE, x + _TILE, x, x], [y, y, y + _TILE, y + _TILE, y], color=_GREY, linewidth=0.4)
 
 
 def _shown_over(picture: Image, *, own_range: bool) -> tuple[float, float]:

@@ -62,7 +62,7 @@ class Preview:
         rows: of the whole dataset.
         searched: rows that were read, to draw from and to find the worst ones among.
         without_image: those of them that lack an image in one of the columns; they are not shown.
-        worst_by: `psnr`, `expected_psnr` (the worst of all rows then), `change`, or None where there is nothing to
+        worst_by: `expected_psnr` (the worst of all rows then), `psnr`, `change`, or None where there is nothing to
             rank by or no worst rows were asked for.
         notes: a line where files were left out.
     """
@@ -127,9 +127,10 @@ def preview(
         denoised: the denoised one; else `denoised` if there is such an image column, else none.
         clean: the clean one; else `clean` if there is such an image column, else none.
         count: random rows, 1 to 100.
-        worst: how many of the worst rows to show too, 0 to 100; None is as many. They are those with the lowest PSNR
-            against the clean image; where there is none, those with the lowest PSNR that the model expects of itself
-            (`infer --quality`), of the whole dataset; where it did not say, those which denoising changed the most.
+        worst: how many of the worst rows to show too, 0 to 100; None is as many. They are those of the whole dataset
+            with the lowest PSNR that the model expects of itself (`infer --quality`); where it did not say, or `clean`
+            is named, of the rows searched those with the lowest PSNR against the clean image; where there is none,
+            those which denoising changed the most.
         searched: rows to read, among which the worst ones are found and the random ones drawn.
         seed: which rows are sampled and shown.
 
@@ -146,8 +147,11 @@ def preview(
     publishing.check_output_file(picture, overwrite=True)
     dataset = open_dataset(path)
     columns = _columns(dataset, column, denoised, clean)
-    ranked_by = _ranked_by(dataset, columns) if worst else None
     told = _told_by_the_model(dataset, columns)
+    expected_worst = None
+    if worst and told and clean is None:
+        expected_worst = _expected_worst(dataset, columns, worst)
+    ranked_by = _ranked_by(columns, bool(expected_worst)) if worst else None
     sample = sample_rows(dataset, list(columns.values()), max(searched, count), seed=seed, numbers=told)
     whole = np.flatnonzero(np.logical_and.reduce(sample.good))
     if len(whole) == 0:
@@ -163,8 +167,8 @@ def preview(
     among = f"all {dataset.rows:,} rows" if len(sample) == dataset.rows else f"{len(sample):,} sampled rows"
     sections = [_section(f"random rows of {dataset.rows:,}", dataset, sample, whole[chosen], scores, chosen)]
     shown_worst: tuple[ShownRow, ...] = ()
-    if ranked_by == "expected_psnr":
-        section, shown_worst = _expected_worst(dataset, columns, worst)
+    if expected_worst:
+        section, shown_worst = expected_worst
         sections.append(section)
     elif ranked_by:
         order = scores["psnr"] if ranked_by == "psnr" else -scores["change"]
@@ -191,11 +195,13 @@ def preview(
 
 def _expected_worst(
     dataset: Dataset, columns: dict[str, ImageColumn], count: int
-) -> tuple[Section, tuple[ShownRow, ...]]:
-    """The rows of the whole dataset that the model expects least of."""
+) -> tuple[Section, tuple[ShownRow, ...]] | None:
+    """The rows of the whole dataset that the model expects least of; None where it expects something of none."""
     file, row, expected = lowest_rows(dataset, psnr_column(columns["denoised"].name), count)
     sample = rows_at(dataset, list(columns.values()), file, row)
     whole = np.flatnonzero(np.logical_and.reduce(sample.good))
+    if not len(whole):
+        return None
     scores = _scores(columns, sample, whole) | {"expected_psnr": expected[whole]}
     places = np.arange(len(whole))
     heading = f"lowest expected PSNR, of all {dataset.rows:,} rows"
@@ -232,12 +238,12 @@ def _columns(dataset: Dataset, column: str | None, denoised: str | None, clean: 
     return found
 
 
-def _ranked_by(dataset: Dataset, columns: dict[str, ImageColumn]) -> str | None:
+def _ranked_by(columns: dict[str, ImageColumn], expected: bool) -> str | None:
+    if expected:
+        return "expected_psnr"
     if "clean" in columns:
         return "psnr"
-    if "denoised" not in columns:
-        return None
-    return "expected_psnr" if _told_by_the_model(dataset, columns) else "change"
+    return "change" if "denoised" in columns else None
 
 
 def _told_by_the_model(dataset: Dataset, columns: dict[str, ImageColumn]) -> list[str]:

@@ -15,7 +15,6 @@ grey scale is ink in `polarity`.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +101,9 @@ def image_candidates(schema: pa.Schema, name: str | None = None) -> list[str]:
 def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Table | None = None) -> ImageColumn:
     """Find the column that has the images: the one named, else `image`, else the only one that fits.
 
+    An `image` of a type that holds no images gives way to another; one whose first values are all damaged or of another
+    size does not, since the other may be what nobody meant: the clean ones, say.
+
     Args:
         schema: the dataset's schema.
         name: a `--column` flag's value.
@@ -109,7 +111,7 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
             a sample, or where it has nulls alone, the type decides, and variable `binary` is taken for raw pixels.
 
     Raises:
-        ColumnError: the column named is missing or does not fit, none fits, or two do.
+        ColumnError: the column named is missing or does not fit, none fits, two do, or one does beside such an `image`.
     """
     listed = ", ".join(repr(column) for column in schema.names[:12]) + (", ..." if len(schema.names) > 12 else "")
     if name is not None:
@@ -128,8 +130,10 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
             fits.append(_confirmed(schema, other, sample))
         except ColumnError:
             continue
+    names = " and ".join(repr(column.name) for column in fits)
+    if fits and refusal is not None and image_candidates(schema, "image"):
+        raise ColumnError(f"{refusal.message}; {names} would fit", hint="name the one to use with --column")
     if len(fits) > 1:
-        names = " and ".join(repr(column.name) for column in fits)
         raise ColumnError(f"more than one column fits: {names}", hint="name the one to use with --column")
     if fits:
         return fits[0]
@@ -146,7 +150,8 @@ def find_clean_columns(
     Args:
         schema: the dataset's schema.
         clean: a `--column` flag's value. Without, it is `clean` where such a column has images, else what
-            `find_image_column` finds, the noisy one left aside.
+            `find_image_column` finds, the noisy one left aside. A `clean` whose first values are all damaged or of
+            another size is refused: what stands beside it may be noisy.
         noisy: a `--noisy-column` flag's value.
         sample: some first rows.
 
@@ -161,8 +166,13 @@ def find_clean_columns(
             hint="name that of the clean ones: --column",
         )
     if clean is None and "clean" in schema.names and noisy != "clean":
-        with contextlib.suppress(ColumnError):  # a column that only happens to have the name
+        try:
             return [find_image_column(schema, "clean", sample), *beside]
+        except ColumnError as error:
+            if image_candidates(schema, "clean"):
+                hint = "name the column of clean images with --column"
+                raise ColumnError(error.message, hint=hint) from error
+            # A column that only happens to have the name.
     rest = schema if noisy is None or clean else schema.remove(schema.get_field_index(noisy))
     if len(rest) < len(schema) and not image_candidates(rest):
         raise FlagError(
