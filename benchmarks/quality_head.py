@@ -1,21 +1,20 @@
 """Trains the quality head of a finished model further; no pixel that it makes changes.
 
-    python benchmarks/quality_head.py denoise_batch/pretrained/bounds-unet --out new-model --minutes 20
+    python benchmarks/quality_head.py denoise_batch/pretrained/bounds-unet --out new-model
 
 `train` trains the head with the network; this is for a model whose head is to learn what the recipe of today has for
-it: images (MNIST), their noise and what is no digit among them are the recipe's, the loss is the training's, the
-optimiser is AdamW. Prints what validation says before and after. The figures of an evaluation stay what they are.
+it, and as often as what is rare among it needs: images (MNIST), their noise and what is no digit among them are the
+recipe's, the loss is the training's, the optimiser is AdamW. What the head's last two layers see is computed once, and
+they alone learn. Prints what validation says before and after. The figures of an evaluation stay what they are.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import itertools
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ from denoise_batch.bundle.history import read_history
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import ResidentBatches, noise_generator
-from denoise_batch.training.objective import quality_loss
+from denoise_batch.training.objective import loss_about, psnr_of
 from denoise_batch.training.recipes import RECIPES
 from denoise_batch.training.step import noised
 from denoise_batch.training.validation import Validation
@@ -40,14 +39,16 @@ if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
     from denoise_batch.training.recipes import Recipe
 
-HELD_OUT, BATCH, RATE, AVERAGE = 5000, 512, 2e-3, 0.999
+HELD_OUT, BATCH, EPOCHS, RATE, AVERAGE = 5000, 1024, 40, 2e-3, 0.999
+EXPECTED = 2  # of what the head's last layers see: what is expected before they correct it, in units of 10 dB
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="model folder")
     parser.add_argument("--out", type=Path, required=True, help="where the changed one goes")
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--images", type=int, default=700_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the images' order and their noise")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's IDX files; else found or downloaded")
     options = parser.parse_args()
@@ -56,8 +57,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     given = read_bundle(options.folder)
-    network = given.load().requires_grad_(False)
-    head_of(network).requires_grad_(True)
+    network = given.load()
     recipe = RECIPES["default"]
     noise = NoiseRecipe.from_json(recipe.noise_json())
     pixels = load_mnist(find_mnist(options.mnist), Split.TRAIN)[0]
@@ -71,9 +71,12 @@ def main() -> None:
         workers=1,
     )
     print(f"before: {error_of(network, held):.3f} dB", flush=True)
-    images = train(network, recipe, noise, torch.from_numpy(pixels[:-HELD_OUT].copy()), options.minutes)
-    error = error_of(network, held)
-    print(f"after {images:,} images: {error:.3f} dB")
+    clean = torch.from_numpy(pixels[:-HELD_OUT].copy())
+    seen, psnr, levels = gather(network, recipe, noise, clean, options.images, options.seed)
+    fit(head_of(network), seen, psnr, levels)
+    error, images = error_of(network, held), len(seen)
+    print(f"after {EPOCHS} epochs of {images:,} images: {error:.3f} dB")
+    images += given.model["data"].get("quality_head", {}).get("images", 0)  # of earlier calls
     save(given, network, options.out, {"images": images, "foreign_every": recipe.foreign_every}, error)
 
 
@@ -86,37 +89,60 @@ def save(given: Bundle, network: DenoisingNetwork, out: Path, training: dict[str
     model = given.model
     model["weights"]["sha256"] = hashlib.sha256((out / WEIGHTS_FILE).read_bytes()).hexdigest()
     model["data"]["quality_head"] = training
+    model["request"] = ""  # `train` does not make it alone
     model["metrics"]["validation_quality_error"] = error
     (out / MODEL_FILE).write_bytes(as_json(model))
     (out / "README.md").write_text(model_card(model, tuple(read_history(out / "history.csv"))), encoding="utf-8")
     read_bundle(out).load()
 
 
-def train(network: DenoisingNetwork, recipe: Recipe, noise: NoiseRecipe, clean: Tensor, minutes: float) -> int:
-    """Trains the head, and leaves the average of its weights in it. How many images it saw."""
-    head = head_of(network)
-    average, optimiser = copy.deepcopy(head), torch.optim.AdamW(head.parameters(), RATE, weight_decay=1e-2)
-    data = ResidentBatches(clean, None, batch=BATCH, seed=0, rank=0, workers=1)
-    begun, images = time.monotonic(), 0
-    for step, batch in enumerate(itertools.chain.from_iterable(map(data.epoch, itertools.count(1)))):
-        if (share := (time.monotonic() - begun) / 60 / minutes) >= 1:
-            break
+@torch.no_grad()
+def gather(
+    network: DenoisingNetwork, recipe: Recipe, noise: NoiseRecipe, clean: Tensor, images: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the head's last two layers see of images as the recipe draws them, (n, features), and what they are to say:
+    the PSNR in dB and the noise level, (n,) each.
+
+    All that comes before them is as it is, so it is computed once.
+    """
+    seen: list[Tensor] = []
+    hook = head_of(network).get_submodule("hidden").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    data, psnr, levels = ResidentBatches(clean, None, batch=BATCH, seed=seed, rank=0, workers=1), [], []
+    batches = itertools.chain.from_iterable(map(data.epoch, itertools.count(1)))
+    for step, batch in enumerate(itertools.islice(batches, -(-images // BATCH))):
+        shown, noisy, level = noised(batch, recipe, noise, noise_generator(seed, step, clean.device))
+        psnr.append(psnr_of(network.outputs(noisy[:, None]).clean, shown.clean[:, None]))
+        levels.append(level)
+        if step % 500 == 0:
+            print(f"{step * BATCH:,} images", flush=True)
+    hook.remove()
+    return torch.cat(seen), torch.cat(psnr), torch.cat(levels)
+
+
+def fit(head: nn.Module, seen: Tensor, psnr: Tensor, levels: Tensor) -> None:
+    """Trains the head's last two layers on what `gather` gives; the average of their weights is left in them."""
+    hidden, out = (head.get_submodule(name) for name in ("hidden", "out"))
+    weights = [*hidden.parameters(), *out.parameters()]
+    average, optimiser = [weight.clone() for weight in weights], torch.optim.AdamW(weights, RATE, weight_decay=1e-2)
+    for weight in weights:
+        weight.requires_grad_(True)
+    random, steps = torch.Generator().manual_seed(1), EPOCHS * (len(seen) // BATCH)
+    for step in range(steps):
+        if step % (len(seen) // BATCH) == 0:
+            order = torch.randperm(len(seen), generator=random).split(BATCH)
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 200) * 0.5 * (1.0 + math.cos(math.pi * share))
-        shown, noisy, level = noised(batch, recipe, noise, noise_generator(0, step, clean.device))
-        outputs = network.outputs(noisy[:, None])
-        assert outputs.quality is not None
-        quality_loss(outputs.quality, outputs.clean, shown.clean[:, None], level).backward()
+            group["lr"] = RATE * min(1.0, (step + 1) / 200) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        rows = order[step % (len(seen) // BATCH)]
+        given = seen[rows]
+        correction, level = out(torch.relu(hidden(given))).unbind(dim=1)
+        said = torch.stack([10.0 * (given[:, EXPECTED] + correction), level], dim=1)
+        loss_about(said, psnr[rows], levels[rows]).backward()
         optimiser.step()
         optimiser.zero_grad()
         with torch.no_grad():
-            follow = 1.0 - min(AVERAGE, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), follow)
-        images += batch.total
-        if step % 500 == 0:
-            print(f"{images:,} images, {100 * share:.0f}%", flush=True)
-    head.load_state_dict(average.state_dict())
-    return images
+            torch._foreach_lerp_(average, weights, 1.0 - min(AVERAGE, (1 + step) / (10 + step)))
+    with torch.no_grad():
+        torch._foreach_copy_(weights, average)
 
 
 def head_of(network: DenoisingNetwork) -> nn.Module:

@@ -48,13 +48,13 @@ def test_each_is_made_of_its_own_image_and_numbers_alone() -> None:
 
 
 def test_each_kind_is_as_likely(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = ("_patches", "_lines", "_shapes", "_out_of_place")
+    kinds = ("_patches", "_lines", "_shapes", "_ruled", "_out_of_place")
     for index, name in enumerate(kinds):
-        monkeypatch.setattr(foreign_content, name, lambda given, _, grey=index / 4: torch.full_like(given, grey))
+        monkeypatch.setattr(foreign_content, name, lambda given, _, grey=index / 8: torch.full_like(given, grey))
     made, _ = drawn(clean_digits(400), 5, 400)
     greys, counts = made.flatten(1).unique(return_counts=True)
-    assert greys.tolist() == [0.0, 0.25, 0.5, 0.75]
-    assert all(60 < count / 784 < 140 for count in counts.tolist())
+    assert greys.tolist() == [0.0, 0.125, 0.25, 0.375, 0.5]
+    assert all(50 < count / 784 < 115 for count in counts.tolist())
 
 
 def test_clouds_lines_and_shapes_are_of_all_sorts() -> None:
@@ -74,6 +74,55 @@ def test_clouds_lines_and_shapes_are_of_all_sorts() -> None:
         assert np.quantile(ink, 0.9) > most, kind
         assert grey.min() < sharp, kind
         assert grey.max() > soft, kind
+
+
+def test_what_is_printed_or_struck_across_a_cell() -> None:
+    images = clean_digits(6)
+
+    def made(frame: bool, digit: bool, **numbers: float) -> torch.Tensor:
+        """In the middle and straight, 1.5 pixels wide, of full ink, unless told."""
+        of = {
+            "turn": 0.5,
+            "second": 0.5,
+            "x": 0.5,
+            "y": 0.5,
+            "width": 0.5,
+            "height": 0.5,
+            "line": 0.5,
+            "ink": 1.0,
+            "grey": 1.0,
+        }
+        of |= numbers
+        rest = [of[name] for name in ("turn", "second", "x", "y", "width", "height", "line", "ink", "grey")]
+        drawn = torch.tensor([0.0 if frame else 1.0, 0.0 if digit else 1.0, *rest]).view(-1, 1, 1, 1)
+        return foreign_content._ruled(images, drawn.expand(-1, 6, 1, 1))
+
+    empty = made(frame=True, digit=False)[0]  # 0.85 of half a side, so its lines are between pixels 1 and 2
+    assert torch.allclose(empty, empty.T, atol=1e-4)
+    assert torch.allclose(empty, empty.flip(0), atol=1e-4)
+    assert float(empty[1:3].amax(dim=0)[4:24].min()) > 0.5
+    assert float(empty[5:23, 5:23].max()) < 0.01
+    assert torch.equal(made(frame=True, digit=True), torch.maximum(images, empty))
+    sides = made(frame=True, digit=False, width=1.0)[0]  # left and right lie outside
+    assert float(sides[6:22].max()) < 0.01
+    assert float(sides[1:3].amax(dim=0).min()) > 0.5
+    moved = made(frame=True, digit=False, x=0.5 - 4 / 8.4, y=0.5 + 2 / 8.4)[0]  # 8.4 pixels for 1
+    assert torch.allclose(moved[4:26, :20], empty[2:24, 4:24], atol=1e-4)
+    faint = made(frame=True, digit=False, ink=0.0)
+    assert torch.allclose(faint[0], 0.25 * empty, atol=1e-6)
+
+    one, two = (made(frame=False, digit=False, turn=0.25, width=width)[0] for width in (0.7, 0.3))
+    assert torch.allclose(one, one.T, atol=1e-4)  # from corner to corner
+    assert float(one.diagonal().min()) > 0.9 or float(one.flip(0).diagonal().min()) > 0.9
+    assert (two >= one - 1e-6).all()
+    assert float(two.sum()) > 1.8 * float(one.sum())
+    struck = made(frame=False, digit=True, turn=0.25, width=0.7)
+    assert torch.equal(struck, torch.maximum(images, one))
+    sharp = made(frame=True, digit=True, ink=0.0, grey=0.0)
+    assert set(sharp.flatten().tolist()) == {0.0, 1.0}
+    assert torch.equal(sharp, torch.maximum(images, empty).round())
+    thin, thick = (made(frame=False, digit=False, line=line).sum() for line in (0.0, 1.0))
+    assert float(thick) > 3.0 * float(thin)
 
 
 def test_images_out_of_place() -> None:

@@ -20,7 +20,8 @@ from denoise_batch.evaluation.protocol import CONDITIONS, degrade_with_levels
 from denoise_batch.evaluation.quality import quality_scores, rank_correlation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.extra_columns import ExtraColumns
-from denoise_batch.models.quality_head import MOST_PSNR
+from denoise_batch.models.pixel_groups import grouped
+from denoise_batch.models.quality_head import MOST_PSNR, _lost
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 
@@ -79,6 +80,32 @@ def test_an_evaluation_has_them_for_models_that_tell(tmp_path: Path) -> None:
     assert content["conditions"][0]["quality"][0]["bias"] == pytest.approx(scores.bias)
 
 
+def test_what_was_taken_away_shows_in_rows_and_columns() -> None:
+    """Lines that no pixel shows: half as strong again as the noise, and a thirteenth of the image."""
+    random = np.random.default_rng(0)
+    apart = random.normal(0.2, 0.5, (200, 28, 28)).astype(np.float32)
+    lines = apart.copy()
+    lines[:, 9] += 0.75
+    lines[:, 3:25, 20] += 0.75
+    found = {}
+    for name, images in (("noise", apart), ("lines", lines), ("faint", lines / 10.0)):
+        lost = torch.stack(_lost(grouped(torch.from_numpy(images)[:, None])), dim=1).numpy()
+        mean, deviation = images.mean(axis=(1, 2), keepdims=True), images.std(axis=(1, 2)) + 0.02
+        for axis, column in ((2, 0), (1, 1)):
+            means = (images - mean).mean(axis=axis) * np.sqrt(28) / deviation[:, None]
+            pairs = (means[:, 1:] + means[:, :-1]).max(axis=1) / np.sqrt(8)
+            np.testing.assert_allclose(lost[:, column], pairs, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(lost[:, column + 2], np.sqrt((means**2).mean(axis=1)), rtol=1e-3)
+        found[name] = lost
+    for column in range(4):
+        assert (found["lines"][:, column] > np.quantile(found["noise"][:, column], 0.98)).mean() > 0.8
+    share = found["faint"] / found["lines"]  # nearly as clear at a tenth of the strength, noise and all
+    assert share.min() > 0.7
+    assert share.max() < 0.8
+    nothing = torch.stack(_lost(torch.zeros((3, 196, 4))), dim=1)
+    assert torch.equal(nothing, torch.zeros((3, 4)))
+
+
 def test_what_is_expected_lies_where_a_psnr_can_be() -> None:
     """Of images that no training has, the head alone would say -25 or 48 dB."""
     denoiser = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision=Precision.FLOAT32)
@@ -103,6 +130,13 @@ def test_the_shipped_model_knows_when_it_is_out_of_its_depth() -> None:
     told, true = expected_and_true(denoiser, torch.zeros((48, 28, 28)))
     assert told > 35.0
     assert true > 44.0
+    # Of a printed frame it makes an empty image, too.
+    frame = torch.zeros((48, 28, 28))
+    frame[:, 2:26, 2:26] = 1.0
+    frame[:, 3:25, 3:25] = 0.0
+    told, true = expected_and_true(denoiser, frame)
+    assert true < 11.0
+    assert told < 16.0
 
 
 def expected_and_true(denoiser: Denoiser, clean: torch.Tensor) -> tuple[float, float]:

@@ -4,9 +4,9 @@
 
 What a denoiser of digits makes of something else looks like digits, sharp and sure, however wrong it is. What it says
 of its own images it learns from its own errors, and of digits alone it never learns how large these can be. So some
-images of a training are of other things, of four kinds: clouds and patches, lines, flat shapes, and the training's own
-images as they do not belong into a cell. How good the network's answer to each is follows from the image itself, as it
-does for all others: nothing is declared to be wrong.
+images of a training are of other things, of five kinds: clouds and patches, lines, flat shapes, what is printed or
+struck across a cell, and the training's own images as they do not belong into one. How good the network's answer to
+each is follows from the image itself, as it does for all others: nothing is declared to be wrong.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def draw_foreign_content(images: Tensor, generator: torch.Generator, *, total: i
         _patches(smooth, numbers[2:4]),
         _lines(smooth, numbers[2:4]),
         _shapes(smooth, numbers[2:]),
+        _ruled(images, numbers[2:]),
         _out_of_place(images, numbers[2:]),
     ]
     return _chosen(kinds, numbers[-1])
@@ -102,6 +103,27 @@ def _shapes(smooth: Tensor, numbers: Tensor) -> Tensor:
     inside = torch.sigmoid(SIDE * (far - along).amin(dim=0))
     grey = (0.2 + 0.8 * numbers[14]) * (1.0 + (numbers[15] - 0.5) * x + (numbers[16] - 0.5) * y)
     return (inside * grey * (1.0 + 0.2 * numbers[17] * smooth)).clamp(0.0, 1.0)
+
+
+def _ruled(images: Tensor, numbers: Tensor) -> Tensor:
+    """A frame of a form, whole or of the sides that fall into the image, hardly askew; or one or two straight strokes
+    of any direction. On its own, or across the image of the training. A quarter has no grey, as scans of one bit have
+    none, whose lone lines are taken for salt and pepper."""
+    x = _coordinates(images)
+    y = x[:, None]
+    frame, across = numbers[0] < 0.5, numbers[1] < 0.6
+    first = torch.where(frame, 0.15 * (numbers[2] - 0.5), math.pi * numbers[2])
+    second = first + 0.5 * math.pi + torch.where(frame, 0.0, 2.0 * (numbers[3] - 0.5))
+    # How far from two lines through a point near the middle: of a frame, to which two sides are parallel each.
+    right, down = x - 0.6 * (numbers[4] - 0.5), y - 0.6 * (numbers[5] - 0.5)
+    u, v = ((right * angle.cos() + down * angle.sin()).abs() for angle in (first, second))
+    sides = torch.maximum(u - (0.5 + 0.7 * numbers[6]), v - (0.5 + 0.7 * numbers[7])).abs()
+    strokes = torch.minimum(u, torch.where(numbers[6] < 0.5, v, 9.0))
+    half_width = (0.25 + numbers[8]) * (2.0 / SIDE)
+    line = torch.sigmoid(3.0 * SIDE * (half_width - torch.where(frame, sides, strokes)))
+    made = torch.maximum(torch.where(across, images, 0.0), (0.25 + 0.75 * numbers[9]) * line)
+    of_one_bit = torch.maximum(torch.where(across, images, 0.0), line).round()
+    return torch.where(numbers[10] < 0.25, of_one_bit, made)
 
 
 def _out_of_place(images: Tensor, numbers: Tensor) -> Tensor:
