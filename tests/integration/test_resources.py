@@ -37,7 +37,7 @@ from denoise_batch.inference.run_folder import work_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 
 IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
 UNITS, ROWS = 9, 60
@@ -116,11 +116,11 @@ def _dying(
 
 
 def _stops(settings: InferSettings, kind: type[DenoiseBatchError]) -> DenoiseBatchError:
-    """The error that the run ends with, soon: alone on the machine in a fifth of the time."""
+    """The error that the run ends with, and soon: alone on two slow cores in 15 to 30 s."""
     begun = time.monotonic()
     with pytest.raises(kind) as caught:
         infer(settings)
-    assert time.monotonic() - begun < 90
+    assert time.monotonic() - begun < 180
     assert "\n" not in caught.value.message
     assert caught.value.hint
     assert not Path(settings.output).exists()
