@@ -16,7 +16,7 @@ from denoise_batch import cli, models, publishing
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
 from denoise_batch.errors import OutputExists, RequestError
-from denoise_batch.training import train as train_module
+from denoise_batch.training import request
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
 from denoise_batch.training.train import train
@@ -39,15 +39,13 @@ def settings(tmp_path: Path, digits: Any) -> TrainSettings:
     pq.write_table(pa.table({"image": images}), tmp_path / "clean.parquet")
     settings = TrainSettings(output=tmp_path / "model", data=tmp_path / "clean.parquet", architecture="seed", epochs=2)
     torch.manual_seed(0)
-    card = BundleCard(
-        "seed", history=(_epoch(1, 2.5), _epoch(2, 5.0)), request=train_module._digest(_identity(settings))
-    )
+    card = BundleCard("seed", history=(_epoch(1, 2.5), _epoch(2, 5.0)), request=request.digest_of(_identity(settings)))
     save_bundle(settings.output, models.build("seed"), card)
     return settings
 
 
 def _identity(settings: TrainSettings) -> dict[str, Any]:
-    return train_module._identity(settings, settings.resolve(), open_parquet(settings), None)
+    return request.identity_of(settings, settings.resolve(), open_parquet(settings), None)
 
 
 def _again(settings: TrainSettings) -> list[str]:
@@ -91,7 +89,7 @@ def test_other_settings_data_and_versions_are_refused(
         with pytest.raises(OutputExists, match="model exists") as refused:
             _again(other)
         assert "--overwrite" in refused.value.hint
-    monkeypatch.setattr(train_module, "__version__", "0.0.9")
+    monkeypatch.setattr(request, "__version__", "0.0.9")
     with pytest.raises(OutputExists, match="model exists"):
         _again(settings)
 

@@ -699,7 +699,7 @@ def test_a_link_planted_under_a_temporary_name_is_not_followed(
 
 
 def test_a_training_that_names_another_folder_is_refused(tmp_path: Path) -> None:
-    from denoise_batch.training.train import _check_snapshot
+    from denoise_batch.training.request import _check_snapshot
 
     path = tmp_path / "checkpoint_manager_snapshot.json"
     good = {"checkpoint_dir_name": "checkpoint_2026", "metrics": {}}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ParquetError
 from denoise_batch.training.data import Piece, cut, held_out_count, load_rows, open_parquet, read_rows, rows_of, split
 from denoise_batch.training.recipes import TrainSettings
-from denoise_batch.training.train import _differences
+from denoise_batch.training.request import _differences
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 

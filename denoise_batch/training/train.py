@@ -11,26 +11,32 @@ does nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import signal
 import threading
-from dataclasses import fields, replace
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from denoise_batch import __version__, capacity, errors, publishing, storage
+from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.bundle import MODEL_FILE, Bundle, find_bundle, read_bundle, save_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment
-from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError, ResumeError
+from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError
 from denoise_batch.shared_files import check_seen_by_nodes
 from denoise_batch.training.card import card_of
 from denoise_batch.training.data import held_out_count, open_parquet
-from denoise_batch.training.failure import left_failure, make_room
+from denoise_batch.training.failure import left_failure
 from denoise_batch.training.place import choose_place
-from denoise_batch.training.recipes import Recipe
+from denoise_batch.training.request import (
+    RAY_FOLDER,
+    begun,
+    digest_of,
+    enter,
+    identity_of,
+    made_before,
+    remove_left_over,
+)
 from denoise_batch.training.worker_watch import WorkerWatch
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     from denoise_batch.training.loop import LoopConfig
     from denoise_batch.training.place import Place
     from denoise_batch.training.progress import TrainProgress
-    from denoise_batch.training.recipes import TrainSettings
+    from denoise_batch.training.recipes import Recipe, TrainSettings
 
 MAX_FAILURES = 5
 """How often the workers are started again after one of them died, in one run."""
@@ -58,10 +64,6 @@ _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-_SETTINGS_FILE = "settings.json"
-_RAY_FOLDER = "ray"
-_FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
-"""Settings that may change between an interrupted run and the one that goes on from it."""
 
 
 def train(
@@ -100,22 +102,22 @@ def train(
     for note in () if parquet is None else parquet.notes:
         noted(note)
     initial = None if settings.init is None else _read_initial(settings.init)
-    folder, identity = training_folder(output), _identity(settings, recipe, parquet, initial)
+    folder, identity = training_folder(output), identity_of(settings, recipe, parquet, initial)
     if output.exists() and not settings.overwrite:
-        bundle = _made_before(output, identity)
-        _remove_left_over(folder, identity, bundle)
+        bundle = made_before(output, identity)
+        remove_left_over(folder, identity, bundle)
         finished()
         return bundle
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
     weights = None if initial is None else _weights(initial, recipe)
     with publishing.exclusive(folder):
         if output.exists() and not settings.overwrite:  # another run has shown it since we looked
-            bundle = _made_before(output, identity)
-            if _begun(folder) is None:
+            bundle = made_before(output, identity)
+            if begun(folder) is None:
                 publishing.remove(folder)
             finished()
             return bundle
-        _enter(folder, settings, identity)
+        enter(folder, settings, identity)
         if not (folder / "finished").exists():
             starting()
             try:
@@ -135,7 +137,7 @@ def train(
         network = models.build(recipe.architecture, recipe.parameters)
         load_weights(network, weights)
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
-        card = replace(card, request=_digest(identity))
+        card = replace(card, request=digest_of(identity))
         save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
         publishing.remove(folder)
     return read_bundle(output)
@@ -173,132 +175,6 @@ def _find_mnist(folder: Path | None) -> Path:
     from denoise_batch.digits import find_mnist
 
     return find_mnist(folder)
-
-
-def _identity(
-    settings: TrainSettings, recipe: Recipe, parquet: ParquetImages | None, initial: Bundle | None
-) -> dict[str, Any]:
-    """What makes a training this one and no other: whatever changes its result."""
-    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    replaced = set(given) & {field.name for field in fields(Recipe)}  # already in the recipe
-    kept = {name: value for name, value in given.items() if name not in _FREE | replaced | {"recipe", "data", "init"}}
-    if initial is not None:
-        kept["init"] = initial.sha256
-    data = {"source": "MNIST"} if parquet is None else parquet.identity()
-    identity: dict[str, Any] = json.loads(json.dumps({"recipe": recipe.to_json(), "data": data, **kept}))
-    return identity
-
-
-def _digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([__version__, identity], sort_keys=True).encode()).hexdigest()
-
-
-def _made_before(output: Path, identity: dict[str, Any]) -> Bundle:
-    """The finished model folder, if a training of the same settings and data made it.
-
-    Raises:
-        OutputExists: another one did, or it is no sound model folder of this version.
-    """
-    exists = publishing.output_exists(output)
-    try:
-        bundle = read_bundle(output)
-        if bundle.model.get("request") != _digest(identity):
-            raise exists
-        bundle.load()
-    except errors.ModelError as error:
-        raise errors.OutputExists(f"{exists.message}, but cannot be used: {error.message}", hint=exists.hint) from error
-    return bundle
-
-
-def _remove_left_over(folder: Path, identity: dict[str, Any], bundle: Bundle) -> None:
-    """Removes the folder of the very run that made the model, if it died before it could.
-
-    An unfinished training of the same settings, which `--overwrite` has begun since, has another history.
-    """
-    with contextlib.suppress(OSError, OutputError):  # it is nothing that the model hangs on
-        made = (bundle.folder / HISTORY_FILE).read_bytes()
-        if (folder / HISTORY_FILE).read_bytes() == made:
-            with publishing.exclusive(folder):
-                if _begun(folder) == identity and (folder / HISTORY_FILE).read_bytes() == made:
-                    publishing.remove(folder)
-
-
-def _begun(folder: Path) -> Any:
-    """The identity of the unfinished training in the folder: None where there is none, {} where it cannot be read."""
-    try:
-        return json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-
-
-def _enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> None:
-    """Goes on with the unfinished training in the folder, or begins a new one there.
-
-    Raises:
-        ResumeError: the unfinished one is another.
-    """
-    before = _begun(folder)
-    if before is not None and before != identity:
-        if not settings.overwrite:
-            differing = "; ".join(_differences(before, identity)) or "its settings cannot be read"
-            raise ResumeError(
-                f"an unfinished training of {settings.output} has other settings: {differing}",
-                hint="repeat its settings to go on with it, or give --overwrite to begin again",
-            )
-        before = None
-    if before is not None:
-        _check_snapshot(folder / _RAY_FOLDER / "checkpoint_manager_snapshot.json")
-    if before is None:
-        for entry in folder.iterdir():
-            if entry.name != "lock":
-                publishing.remove(entry)
-        publishing.write_file(folder / _SETTINGS_FILE, json.dumps(identity, indent=1).encode())
-    (folder / "progress.json").unlink(missing_ok=True)
-    make_room(folder)
-
-
-def _check_snapshot(path: Path) -> None:
-    """Refuses a training whose checkpoints, as Ray Train's own notes name them, lie outside of its folder.
-
-    Raises:
-        ResumeError: they do.
-    """
-
-    def names(value: Any) -> Iterator[Any]:
-        if isinstance(value, dict):
-            yield from [value["checkpoint_dir_name"]] if "checkpoint_dir_name" in value else []
-            value = list(value.values())
-        for inner in value if isinstance(value, list) else []:
-            yield from names(inner)
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # Ray Train says what it thinks of it
-    for name in names(content):
-        if not (isinstance(name, str) and storage.stays_inside(name)):
-            raise ResumeError(f"{path} names a checkpoint elsewhere: {name!r}", hint="give --overwrite to begin again")
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """`key: old, now new` for each leaf that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif before != now and name == "data.files" and before and now:
-        names, there = ([PurePath(file[0]).name for file in files] for files in (before, now))
-        if names != there:
-            before, now = (
-                f"{files[0]}{f' and {len(files) - 1:,} more' if files[1:] else ''}" for files in (names, there)
-            )
-            yield f"the data were {before}, now {now}"
-        else:
-            yield f"{next(file[0] for file, other in zip(now, before, strict=True) if file != other)} has changed"
-    elif before != now:
-        shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in (json.dumps(before), json.dumps(now))]
-        yield f"{name} was {shown[0]}, now {shown[1]}"
 
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
@@ -377,7 +253,7 @@ def _fit(
             resources_per_worker=place.resources,
         ),
         run_config=ray.train.RunConfig(
-            name=_RAY_FOLDER,
+            name=RAY_FOLDER,
             storage_path=str(folder),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             # It counts waits for room as failures of the controller: they have no end but Ctrl-C.
