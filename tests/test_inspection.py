@@ -162,6 +162,18 @@ def test_a_model_folder(model_folder: Path) -> None:
     assert found.lines()[0] == f"{model_folder}: a model folder"
 
 
+def test_a_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = inspect("bounds-unet")
+    assert found.kind is Kind.MODEL
+    assert found.facts["architecture"] == "bounds-unet"
+    with pytest.raises(MissingFileError):
+        inspect("./nothing-of-this-name")
+    (tmp_path / "bounds-unet").mkdir()  # a folder here comes first, as everywhere else
+    with pytest.raises(MissingFileError):
+        inspect("bounds-unet")
+
+
 def test_a_model_folder_that_was_tampered_with(tmp_path: Path, model_folder: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)

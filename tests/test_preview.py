@@ -100,9 +100,13 @@ def test_columns_can_be_named(tmp_path: Path, columns: dict[str, pa.Array]) -> N
         preview(path, tmp_path / "a.png", column="x", denoised="nothing")
 
 
-def test_a_denoised_column_that_holds_no_images_is_left_alone(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+def test_a_denoised_column_that_holds_no_images_is_left_out_and_named(
+    tmp_path: Path, columns: dict[str, pa.Array]
+) -> None:
     path = _write(tmp_path / "a.parquet", {"image": columns["image"], "denoised": pa.array(range(COUNT))})
-    assert preview(path, tmp_path / "a.png").columns == ("image",)
+    shown = preview(path, tmp_path / "a.png")
+    assert shown.columns == ("image",)
+    assert shown.notes == ("not shown: column 'denoised' is of type int64",)
 
 
 def test_rows_without_an_image_are_left_out_and_counted(tmp_path: Path, columns: dict[str, pa.Array]) -> None:

@@ -26,7 +26,9 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="Parquet file, folder or glob; model folder; output of infer.", show_default=False
+            metavar="PATH",
+            help="Parquet file, folder or glob; model folder, or bounds-unet or seed; output of infer.",
+            show_default=False,
         ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Read everything again and check it.")] = False,

@@ -64,7 +64,7 @@ class Preview:
         without_image: those of them that lack an image in one of the columns; they are not shown.
         worst_by: `expected_psnr` (the worst of all rows then), `psnr`, `change`, or None where there is nothing to
             rank by or no worst rows were asked for.
-        notes: a line where files were left out.
+        notes: a line where files, or a column that has the name of one to show, were left out.
     """
 
     path: str
@@ -146,7 +146,7 @@ def preview(
         raise FlagError(f"{picture}: the picture is a PNG", hint=f"name it {picture.with_suffix('.png').name}")
     publishing.check_output_file(picture, overwrite=True)
     dataset = open_dataset(path)
-    columns = _columns(dataset, column, denoised, clean)
+    columns, left_out = _columns(dataset, column, denoised, clean)
     told = _told_by_the_model(dataset, columns)
     expected_worst = None
     if worst and told and clean is None:
@@ -189,7 +189,7 @@ def preview(
         ranked_by,
         _shown(dataset, sample, whole[chosen], scores, chosen),
         shown_worst,
-        dataset.notes,
+        (*dataset.notes, *left_out),
     )
 
 
@@ -209,19 +209,26 @@ def _expected_worst(
     return section, _shown(dataset, sample, whole, scores, places)
 
 
-def _columns(dataset: Dataset, column: str | None, denoised: str | None, clean: str | None) -> dict[str, ImageColumn]:
-    """The image columns by what they are on the sheet: noisy, denoised, clean; or `image` where there is but one."""
+def _columns(
+    dataset: Dataset, column: str | None, denoised: str | None, clean: str | None
+) -> tuple[dict[str, ImageColumn], list[str]]:
+    """The image columns by what they are on the sheet: noisy, denoised, clean; or `image` where there is but one.
+
+    And a note for each that has such a name, and holds no images.
+    """
     schema, first_rows = dataset.schema, dataset.first_rows
     others: dict[str, ImageColumn] = {}
+    notes = []
     for kind, name in (("denoised", denoised), ("clean", clean)):
         if name is None and (kind not in schema.names or kind == column):
             continue
         try:
             others[kind] = find_image_column(schema, name or kind, first_rows)
-        except ColumnError:
-            # A column that only happens to have the name is no mistake of the user's.
+        except ColumnError as error:
+            # A column that only happens to have the name is no mistake of the user's; a damaged one is to be seen.
             if name is not None:
                 raise
+            notes.append(f"not shown: {error.message}")
     rest = schema
     for other in others.values():
         rest = rest.remove(rest.get_field_index(other.name))
@@ -235,7 +242,7 @@ def _columns(dataset: Dataset, column: str | None, denoised: str | None, clean: 
     if first_rows is not None:
         for image in found.values():
             check_float_range(first_rows[image.name], image)
-    return found
+    return found, notes
 
 
 def _ranked_by(columns: dict[str, ImageColumn], expected: bool) -> str | None:

@@ -31,7 +31,8 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
     """Says what a path is.
 
     Args:
-        path: a Parquet file, a folder of them or a glob, a model folder, or an output of `infer`.
+        path: a Parquet file, a folder of them or a glob, a model folder, the name of a model that ships, or an output
+            of `infer`.
         verify: read everything and check it.
         progress: told (rows read, rows in all) now and then while verifying Parquet.
 
@@ -41,8 +42,10 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
         ModelError: the model folder is damaged.
     """
     local = Path(path)
-    if not storage.is_uri(path) and local.is_dir() and (local / "model.json").exists():
-        return _model(local)
+    if not storage.is_uri(path):
+        model = local if local.is_dir() and (local / "model.json").exists() else _shipped(local)
+        if model is not None:
+            return _model(model)
     if storage.is_remote(path):
         found = _store_output(path, verify=verify)
         if found is not None:
@@ -56,6 +59,14 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
 
 
 # --- model folders ----------------------------------------------------------------------------------------------------
+
+
+def _shipped(name: Path) -> Path | None:
+    if name.exists() or len(name.parts) != 1:
+        return None
+    from denoise_batch.bundle import shipped_folder
+
+    return shipped_folder(name)
 
 
 def _model(folder: Path) -> Inspection:
