@@ -11,7 +11,17 @@ from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.images import Polarity
-from denoise_batch.models.input_gate import NONE_BELOW, WHOLE, WHOLE_FROM, InputGate, decided, joined, may_be_trusted
+from denoise_batch.models.input_gate import (
+    NONE_BELOW,
+    WHOLE,
+    WHOLE_FROM,
+    InputGate,
+    decided,
+    input_weight,
+    joined,
+    may_be_trusted,
+    not_joined,
+)
 from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
@@ -40,6 +50,13 @@ def keen() -> InputGate:
     gate = InputGate().eval()
     torch.nn.init.constant_(gate.out.bias, 3.0)
     return gate
+
+
+def test_what_is_not_joined_is_the_rest() -> None:
+    made = torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for trust in (0.0, 0.3, 50.0, WHOLE):
+        left = not_joined(made, torch.tensor(trust))
+        torch.testing.assert_close(left, made * (1.0 - made) * (1.0 - input_weight(made, torch.tensor(trust))))
 
 
 def test_one_by_one_is_as_all_at_once(keen: InputGate) -> None:

@@ -19,6 +19,7 @@ from denoise_batch.models.fused_layers import FUSED, FUSED_BFLOAT16, ConvRelu, L
 from denoise_batch.models.int8 import INT8
 from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.models.seed import SeedAutoencoder
+from denoise_batch.models.two_scales import _means
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 from denoise_batch.training.recipes import RECIPES
@@ -166,8 +167,8 @@ def test_heads_are_trained_apart() -> None:
     for head, value in (("quality", "quality"), ("gate", "trust")):
         network = build("bounds-unet")
         getattr(network.outputs(torch.rand((4, 1, 28, 28))), value).sum().backward()
-        reached = {name.partition(".")[0] for name, value in network.named_parameters() if value.grad is not None}
-        assert reached == {head}
+        reached = {name for name, value in network.named_parameters() if value.grad is not None}
+        assert reached == {f"{head}.{name}" for name, _ in getattr(network, head).named_parameters()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
@@ -233,6 +234,22 @@ def test_bfloat16_changes_little_and_only_where_a_network_is_made_for_it(name: s
         assert kinds == {torch.float32, torch.bfloat16}
         assert 0.0 < float((rounded - exact).abs().max()) < 0.02
         assert network.outputs(noisy).quality.dtype == torch.float32
+
+
+@pytest.mark.skipif(not HAS_INT8, reason="this processor multiplies no 8-bit integers")
+def test_the_quality_head_is_told_the_same_in_integers() -> None:
+    """What it reads of the last features, and their means, as float32 makes them of the same integers."""
+    network = read_bundle(SHIPPED_FOLDER).load().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to_int8()
+    noisy = torch.rand((200, 1, 28, 28), generator=torch.Generator().manual_seed(3)) * 1.6 - 0.3
+    with torch.inference_mode():
+        passed = network._pass(noisy)
+        fine, step = passed.fine, passed.fine_step
+        as_float = fine.float() * step
+        read, expected = passed.read_fine(), network.quality.feature(as_float)
+        torch.testing.assert_close(_means(fine, step), as_float.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
+    assert fine.dtype == torch.uint8
+    assert (read - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
 @pytest.mark.skipif(not HAS_INT8, reason="this processor has no 8-bit products")

@@ -89,7 +89,8 @@ def test_what_was_taken_away_shows_in_rows_and_columns() -> None:
     lines[:, 3:25, 20] += 0.75
     found = {}
     for name, images in (("noise", apart), ("lines", lines), ("faint", lines / 10.0)):
-        lost = torch.stack(_lost(grouped(torch.from_numpy(images)[:, None])), dim=1).numpy()
+        groups = grouped(torch.from_numpy(images)[:, None])
+        lost = torch.stack(_lost(groups, groups.square().mean(dim=(1, 2)).sqrt()), dim=1).numpy()
         mean, deviation = images.mean(axis=(1, 2), keepdims=True), images.std(axis=(1, 2)) + 0.02
         for axis, column in ((2, 0), (1, 1)):
             means = (images - mean).mean(axis=axis) * np.sqrt(28) / deviation[:, None]
@@ -102,7 +103,7 @@ def test_what_was_taken_away_shows_in_rows_and_columns() -> None:
     share = found["faint"] / found["lines"]  # nearly as clear at a tenth of the strength, noise and all
     assert share.min() > 0.7
     assert share.max() < 0.8
-    nothing = torch.stack(_lost(torch.zeros((3, 196, 4))), dim=1)
+    nothing = torch.stack(_lost(torch.zeros((3, 196, 4)), torch.zeros(3)), dim=1)
     assert torch.equal(nothing, torch.zeros((3, 4)))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from denoise_batch.models.fused_layers import add_conv_relu, no_autocast
-from denoise_batch.models.input_gate import WHOLE, WHOLE_FROM, input_weight
+from denoise_batch.models.input_gate import WHOLE, WHOLE_FROM, not_joined
 from denoise_batch.models.pixel_groups import side_by_side
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ class QualityHead(nn.Module):
         self.hidden = nn.Linear(features + 9, 64)
         self.out = nn.Linear(64, 2)
 
-    def forward(self, noisy: Tensor, logits: Tensor, fine: Tensor, whole: Tensor, trust: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, logits: Tensor, fine: Tensor, whole: Tensor, trust: Tensor, read: Tensor | None = None
+    ) -> Tensor:
         """What it says of images.
 
         Args:
@@ -55,6 +57,8 @@ class QualityHead(nn.Module):
             fine: (n, width, 14, 14), the last features there.
             whole: (n, features).
             trust: (n,), by which what was made is joined with what was given, before it is `decided` (`input_gate`).
+            read: (n, 8, 14, 14), what `feature` makes of `fine`, where that was computed otherwise; `fine` may then be
+                of any type.
         """
         # It is not for autocast: a decibel in bfloat16 has steps of an eighth.
         with no_autocast(noisy):
@@ -62,21 +66,25 @@ class QualityHead(nn.Module):
             noisy, logits, fine, whole, trust = (part.detach() for part in (noisy, logits, fine, whole, trust))
             clean = torch.sigmoid(logits.float())
             shown = side_by_side(clean.to(dtype), noisy.to(dtype))
-            share = self.share(add_conv_relu(self.feature, fine.to(dtype), self.pixel(shown)))
+            if read is None:
+                hidden = add_conv_relu(self.feature, fine.to(dtype), self.pixel(shown))
+            else:
+                hidden = add_conv_relu(self.pixel, shown, read.to(dtype))
+            share = self.share(hidden)
             share = torch.sigmoid(share.permute(0, 2, 3, 1).reshape(clean.shape).float())
             # Numbers of about one inside, decibels outside.
-            left = share * clean * (1.0 - clean) * (1.0 - input_weight(clean, trust[:, None, None]))
+            left = share * not_joined(clean, trust[:, None, None])
             left = torch.where(trust < WHOLE_FROM, left.mean(dim=(1, 2)), 1.0 / trust.clamp_min(1.0))
             expected = -left.clamp_min(10.0 ** (-MOST_PSNR / 10.0)).log10()
             apart = noisy.float() - clean
             residual, most = apart.square().mean(dim=(1, 2)).sqrt(), apart.abs().amax(dim=(1, 2))
-            image = [most, trust.log1p() / _LARGEST, expected, clean.mean(dim=(1, 2)), residual, *_lost(apart)]
-            features = torch.cat([torch.stack(image, dim=1), whole], dim=1)
+            image = [most, trust.log1p() / _LARGEST, expected, clean.mean(dim=(1, 2)), residual]
+            features = torch.cat([torch.stack([*image, *_lost(apart, residual)], dim=1), whole], dim=1)
             correction, level = self.out(torch.relu(self.hidden(features))).unbind(dim=1)
             return torch.stack([10.0 * (expected + correction), level], dim=1)
 
 
-def _lost(apart: Tensor) -> list[Tensor]:
+def _lost(apart: Tensor, residual: Tensor) -> list[Tensor]:
     """How much more was taken away from some rows and columns than noise explains, which has the same mean in all.
 
     The mean over n pixels of noise of deviation s lies within a few s / √n of the whole image's; a printed line's does
@@ -84,6 +92,7 @@ def _lost(apart: Tensor) -> list[Tensor]:
 
     Args:
         apart: (n, 196, 4), grouped, what was given less what was made of it.
+        residual: (n,), its root mean square.
 
     Returns:
         (n,) each, counted in s / √n: half the largest mean of two neighbouring rows, and of two columns; the root mean
@@ -94,7 +103,7 @@ def _lost(apart: Tensor) -> list[Tensor]:
     rows = groups.sum(dim=2).reshape(-1, 14, 2, 2).sum(dim=3).flatten(1) / 28.0
     columns = groups.sum(dim=1).reshape(-1, 14, 2, 2).sum(dim=2).flatten(1) / 28.0
     mean = rows.mean(dim=1, keepdim=True)
-    deviation = (apart.square().mean(dim=(1, 2)) - mean[:, 0].square()).clamp_min(0.0).sqrt() + 0.02
+    deviation = (residual.square() - mean[:, 0].square()).clamp_min(0.0).sqrt() + 0.02
     unit = (math.sqrt(28.0) / deviation)[:, None]
     rows, columns = (rows - mean) * unit, (columns - mean) * unit
     pairs = [(lines[:, 1:] + lines[:, :-1]).amax(dim=1) / math.sqrt(8.0) for lines in (rows, columns)]

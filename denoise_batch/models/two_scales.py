@@ -12,6 +12,7 @@ from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.models.pixel_groups import grouped, side_by_side, ungrouped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Passed(NamedTuple):
         pixels: the noisy pixels (n, 196, 4).
         ends: their `range_ends`, (n, 8).
         coarse_step, fine_step: what 1 stands for in these features.
+        read_fine: gives what the quality head's `feature` makes of `fine`; None where that takes it as it is.
     """
 
     logits: Tensor
@@ -44,6 +46,7 @@ class Passed(NamedTuple):
     ends: Tensor
     coarse_step: float = 1.0
     fine_step: float = 1.0
+    read_fine: Callable[[], Tensor] | None = None
 
 
 class TwoScales(DenoisingNetwork):
@@ -65,15 +68,10 @@ class TwoScales(DenoisingNetwork):
         passed = self._pass(noisy)
         logits = ungrouped(passed.logits)
         clean, trust = self._joined(noisy, logits, passed.ends)
-        fine = passed.fine
-        if not fine.is_floating_point():
-            fine = fine.float().mul_(passed.fine_step)
-        means = [
-            passed.coarse.mean(dim=(2, 3), dtype=torch.float32) * passed.coarse_step,
-            fine.mean(dim=(2, 3), dtype=torch.float32),
-        ]
+        means = [_means(passed.coarse, passed.coarse_step), _means(passed.fine, passed.fine_step)]
         summary = torch.cat([passed.whole.float(), *means, passed.ends], dim=1)
-        quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), fine, summary, trust)
+        read = None if passed.read_fine is None else passed.read_fine()
+        quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), passed.fine, summary, trust, read)
         return Outputs(logits, clean, quality, trust)
 
     def _joined(self, noisy: Tensor, logits: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,3 +104,11 @@ class TwoScales(DenoisingNetwork):
         half_range = signs[..., :1]
         bounds = ((pixels - half_range).clamp_min_(0.0), (pixels + half_range).clamp_max_(1.0))
         return pixels, side_by_side(pixels, *bounds, signs[..., :4])
+
+
+def _means(features: Tensor, step: float) -> Tensor:
+    """(n, channels, height, width) → (n, channels) float32; of integers, in which `step` stands for 1."""
+    if features.is_floating_point():
+        return features.mean(dim=(2, 3), dtype=torch.float32)
+    # PyTorch turns integers into numbers of four bytes first; a few images' stay near the core.
+    return torch.cat([part.mean(dim=(2, 3), dtype=torch.float32) for part in torch.split(features, 128)]).mul_(step)
