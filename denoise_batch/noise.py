@@ -158,6 +158,12 @@ class NoiseDraw:
             clipped=clipped,
         )
 
+    def without(self, still: Tensor) -> NoiseDraw:
+        """The same, but for images, (n,) bool, that get neither blur nor noise; some may still be clipped to 8 bits."""
+        zeros = torch.zeros_like(self.sigma)
+        sigma, half_range = (torch.where(still, zeros, levels) for levels in (self.sigma, self.half_range))
+        return replace(self, sigma=sigma, half_range=half_range)
+
     def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Degrades n images.
 

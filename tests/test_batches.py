@@ -164,9 +164,15 @@ def test_integers_are_chosen_on_all_that_was_trained_on() -> None:
     assert Validation(pixels, own, blank_every=8, **place).clean.flatten(1).any(dim=1).all()
 
 
-def mixed(batch: Batch, *, blank: int = 0, foreign: int = 0, drawn: int = 4) -> Batch:
-    generator = noise_generator(1, 9, batch.clean.device)
-    return with_other_content(batch, blank_every=blank, foreign_every=foreign, drawn_every=drawn, generator=generator)
+def mixed(batch: Batch, *, blank: int = 0, foreign: int = 0, drawn: int = 4, still: float = 0.5) -> Batch:
+    return with_other_content(
+        batch,
+        blank_every=blank,
+        foreign_every=foreign,
+        foreign_still=still,
+        drawn_every=drawn,
+        generator=noise_generator(1, 9, batch.clean.device),
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -205,18 +211,50 @@ def test_some_images_are_no_digits_the_same_ones_for_any_workers(workers: int) -
         assert mixed(pairs, foreign=foreign, drawn=every) is pairs
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_some_of_what_is_no_digit_has_no_noise_the_same_for_any_workers(paired: bool) -> None:
+    clean = to_unit(torch.from_numpy(digits(240).reshape(-1, 28, 28)))
+    noise = NoiseRecipe((0.5, 2.0), (0.5, 1.0), clipped=0.3, gaussian=0.3, impulse=0.3)
+
+    def shown(workers: int) -> tuple[torch.Tensor, ...]:
+        """What is no digit, which of it is still, its noisy images less its clean ones, and their levels."""
+        parts = []
+        for rank in range(workers):
+            rows = share(240, rank, workers)
+            own = clean[rows] + 10.0 if paired else None
+            batch = mixed(Batch(clean[rows], own, rows, 240), foreign=2 if paired else 4, drawn=2, still=0.3)
+            noisy, levels = noisy_images(batch, noise, 2, noise_generator(2, 3, clean.device))
+            assert batch.counts is not None
+            assert batch.still is not None
+            parts.append((batch.counts == 0.0, batch.still, noisy - batch.clean, levels))
+        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+    foreign, still, off, levels = shown(1)
+    assert foreign.tolist() == [i % 4 == 3 for i in range(240)]
+    assert 0.15 < still[foreign].float().mean() < 0.45
+    assert not still[~foreign].any()
+    # They may be in 8 bits, as they are in files.
+    assert torch.equal(off.abs().flatten(1).amax(dim=1) <= 0.5 / 255 + 1e-6, still)
+    assert torch.equal(levels == 0.0, still)
+    for workers in (2, 3, 240):
+        for part, whole in zip(shown(workers), (foreign, still, off, levels), strict=True):
+            assert torch.allclose(part.float(), whole.float(), atol=1.1 / 255)  # 8 bits may round the other way
+
+
 @settings(deadline=None)
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(1, 60))
 def test_what_is_to_be_learnt_counts_as_much_as_a_whole_batch(blank: int, foreign: int, total: int) -> None:
     blank, foreign = (every + (every == 1) for every in (blank, foreign))
     clean = torch.rand((total, 28, 28), generator=torch.Generator().manual_seed(total))
-    made = mixed(Batch(clean, None, slice(0, total), total), blank=blank, foreign=foreign)
+    made = mixed(Batch(clean, None, slice(0, total), total), blank=blank, foreign=foreign, still=1.0)
     empty = [blank > 0 and i % blank == blank - 1 for i in range(total)]
     other = [foreign > 0 and i % foreign == foreign - 1 for i in range(total)]
     for image, digit, is_empty, is_other in zip(made.clean, clean, empty, other, strict=True):
         # What would be both is empty.
         expected = torch.zeros(28, 28) if is_empty else digit
         assert torch.equal(image, expected) == (is_empty or not is_other)
+    still = torch.zeros(total) if made.still is None else made.still
+    assert [bool(value) for value in still] == [o and not e for e, o in zip(empty, other, strict=True)]
     counts = torch.ones(total) if made.counts is None else made.counts
     assert [bool(count) for count in counts] == [e or not o for e, o in zip(empty, other, strict=True)]
     assert float(counts.sum()) == pytest.approx(total)

@@ -386,11 +386,12 @@ def test_the_card_tells_of_each_training_that_weights_went_through(tmp_path: Pat
 
 def test_the_card_tells_what_was_no_digit(tmp_path: Path) -> None:
     recipe = {"name": "default", "sigma": [0.0, 2.25], "half_range": [0.01, 1.8], "batch": 256, "drawn_every": 4}
-    recipe |= {"blank_every": 52, "foreign_every": 16}
+    recipe |= {"blank_every": 52, "foreign_every": 16, "foreign_still": 1 / 3}
     head = {"images": 1_234_567, "foreign_every": 8}
     save_bundle(tmp_path / "m", build("seed"), replace(CARD, recipe=recipe, data={"quality_head": head}))
     card = (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
     assert "- One image in 52 is empty before its noise is drawn\n- One image in 16 is no digit" in card
+    assert "its own images are, 33% of these have no noise\n" in card
     assert "1,234,567 images, one in 8 no digit" in card
 
     def said(**changes: Any) -> list[str]:

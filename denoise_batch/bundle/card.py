@@ -135,7 +135,11 @@ def _no_digits(model: dict[str, Any]) -> list[str]:
     if 0 < blank <= batch and drawn and blank % drawn == 0:
         lines.append(f"- One image in {blank} is empty before its noise is drawn")
     if 0 < foreign * drawn <= batch:
-        lines.append(f"- One image in {foreign * drawn} is no digit, and teaches it only how good its own images are")
+        still = float(recipe.get("foreign_still", 0.0))
+        among = f", {still:.0%} of these have no noise" if still else ""
+        lines.append(
+            f"- One image in {foreign * drawn} is no digit, and teaches it only how good its own images are{among}"
+        )
     return lines
 
 

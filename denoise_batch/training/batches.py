@@ -55,6 +55,7 @@ class Batch:
         counts: (n,) float32, what each image counts in what the network learns to make: 0 for foreign content, of which
             only its quality head learns, and more than 1 for the others, so that the global batch counts `total`. None
             counts 1 each.
+        still: (n,) bool, which images get neither blur nor noise, whatever is drawn; None for none.
     """
 
     clean: Tensor
@@ -62,6 +63,7 @@ class Batch:
     rows: slice
     total: int
     counts: Tensor | None = None
+    still: Tensor | None = None
 
 
 class Batches(Protocol):
@@ -97,7 +99,8 @@ def draw_noise(recipe: NoiseRecipe, batch: Batch, generator: torch.Generator) ->
     Returns:
         (n, 28, 28) float32, not clipped but for the recipe's share of clipped images; and each one's noise level, (n,).
     """
-    return recipe.draw(batch.total, generator, batch.clean.device)[batch.rows].degrade(batch.clean)
+    draw = recipe.draw(batch.total, generator, batch.clean.device)[batch.rows]
+    return (draw if batch.still is None else draw.without(batch.still)).degrade(batch.clean)
 
 
 def noisy_images(batch: Batch, recipe: NoiseRecipe, every: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -117,14 +120,22 @@ def noisy_images(batch: Batch, recipe: NoiseRecipe, every: int, generator: torch
         return batch.noisy, level
     places = _places(batch, every)
     numbers = slice(batch.rows.start // every, batch.rows.stop // every)  # among all that are drawn
-    drawn = draw_noise(recipe, Batch(batch.clean[places], None, numbers, batch.total // every), generator)
+    still = None if batch.still is None else batch.still[places]
+    part = Batch(batch.clean[places], None, numbers, batch.total // every, still=still)
+    drawn = draw_noise(recipe, part, generator)
     noisy = batch.noisy.clone()
     noisy[places], level[places] = drawn
     return noisy, level
 
 
 def with_other_content(
-    batch: Batch, *, blank_every: int, foreign_every: int, drawn_every: int, generator: torch.Generator
+    batch: Batch,
+    *,
+    blank_every: int,
+    foreign_every: int,
+    foreign_still: float,
+    drawn_every: int,
+    generator: torch.Generator,
 ) -> Batch:
     """The batch with some images that are no digits.
 
@@ -135,6 +146,7 @@ def with_other_content(
     Args:
         blank_every, foreign_every: of the global batch, so that they do not depend on the workers; 0 for none, and not
             1. An image that would be both is empty. A batch of fewer has none.
+        foreign_still: share of what is something else that is `Batch.still`, drawn for each.
         drawn_every: as `noisy_images` has it.
         generator: `noise_generator`'s.
     """
@@ -145,22 +157,25 @@ def with_other_content(
     blank, foreign = (batch.total // every if every else 0 for every in (blank_every, foreign_every))
     if not blank and not foreign:
         return batch
-    clean, counts = batch.clean.clone(), None
+    clean, counts, still = batch.clean.clone(), None, None
     if foreign:
         places = _places(batch, foreign_every)
         first = batch.rows.start // foreign_every
         clean[places] = draw_foreign_content(clean[places], generator, total=foreign, first=first)
         counts = torch.ones_like(clean[:, 0, 0])
         counts[places] = 0.0
+        still = torch.zeros_like(counts, dtype=torch.bool)
+        lots = torch.rand(foreign, generator=generator, device=clean.device)
+        still[places] = lots[first : first + len(clean[places])] < foreign_still
     if blank:
         places = _places(batch, blank_every)
         clean[places] = 0.0
-        if counts is not None:
-            counts[places] = 1.0
+        if counts is not None and still is not None:
+            counts[places], still[places] = 1.0, False
             foreign -= batch.total // math.lcm(blank_every, foreign_every)
     if counts is not None:
         counts *= batch.total / (batch.total - foreign)
-    return replace(batch, clean=clean, counts=counts)
+    return replace(batch, clean=clean, counts=counts, still=still)
 
 
 def _places(batch: Batch, every: int) -> slice:

@@ -83,6 +83,7 @@ class Recipe:
         foreign_every: each so many-th image of a step, beside pairs of those with drawn noise, is of something that is
             no digit (`training.foreign_content`), of which the network learns nothing but how good its own image is; 0
             for none.
+        foreign_still: share of these that get neither blur nor noise.
         held_out: training images kept for validation (at most a twelfth), the last of MNIST, runs of rows all over a
             dataset. 0, as the seed has it: all of MNIST is trained on, and validated on its test images; 5,000 of a
             dataset.
@@ -115,6 +116,7 @@ class Recipe:
     drawn_every: int = 0
     blank_every: int = 0
     foreign_every: int = 0
+    foreign_still: float = 0.0
     held_out: int = 5000
     keep: Keep = Keep.BEST
     patience: int | None = None
@@ -154,6 +156,8 @@ RECIPES: dict[str, Recipe] = {
         drawn_every=4,
         blank_every=52,
         foreign_every=16,
+        # A printed form in black and white has no noise to be known by: such are not to be rare.
+        foreign_still=1 / 3,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(

@@ -166,6 +166,7 @@ def noised(
         batch,
         blank_every=recipe.blank_every,
         foreign_every=recipe.foreign_every,
+        foreign_still=recipe.foreign_still,
         drawn_every=recipe.drawn_every,
         generator=generator,
     )
