@@ -1,11 +1,12 @@
-"""Trains the quality head of a finished model further; no pixel that it makes changes.
+"""Trains the last two layers of a finished model's quality head anew; no pixel that it makes changes.
 
     python benchmarks/quality_head.py denoise_batch/pretrained/bounds-unet --out new-model
 
 `train` trains the head with the network; this is for a model whose head is to learn what the recipe of today has for
 it, and as often as what is rare among it needs: images (MNIST), their noise and what is no digit among them are the
-recipe's, the loss is the training's, the optimiser is AdamW. What the head's last two layers see is computed once, and
-they alone learn. Prints what validation says before and after. The figures of an evaluation stay what they are.
+recipe's, the loss is the training's, the optimiser is AdamW. What the two layers see is computed once; what they knew
+is forgotten, so that they may be told more than those of the model that is given. Prints what validation says before
+and after. The figures of an evaluation stay what they are.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from denoise_batch import models
 from denoise_batch.bundle import MODEL_FILE, WEIGHTS_FILE, as_json, read_bundle
 from denoise_batch.bundle.card import model_card
+from denoise_batch.bundle.files import read_tensors
 from denoise_batch.bundle.history import read_history
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.noise import NoiseRecipe
@@ -33,13 +37,14 @@ from denoise_batch.training.step import noised
 from denoise_batch.training.validation import Validation
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from denoise_batch.bundle import Bundle
     from denoise_batch.models.network import DenoisingNetwork
     from denoise_batch.training.recipes import Recipe
 
 HELD_OUT, BATCH, EPOCHS, RATE, AVERAGE = 5000, 1024, 40, 2e-3, 0.999
+LEARNING = ("hidden", "out")  # of the head
 EXPECTED = 2  # of what the head's last layers see: what is expected before they correct it, in units of 10 dB
 
 
@@ -47,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="model folder")
     parser.add_argument("--out", type=Path, required=True, help="where the changed one goes")
-    parser.add_argument("--images", type=int, default=700_000)
+    parser.add_argument("--images", type=int, default=1_500_000)
     parser.add_argument("--seed", type=int, default=0, help="of the images' order and their noise")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="MNIST's IDX files; else found or downloaded")
@@ -57,7 +62,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     given = read_bundle(options.folder)
-    network = given.load()
+    network = with_fresh_head(given)
     recipe = RECIPES["default"]
     noise = NoiseRecipe.from_json(recipe.noise_json())
     pixels = load_mnist(find_mnist(options.mnist), Split.TRAIN)[0]
@@ -70,14 +75,28 @@ def main() -> None:
         rank=0,
         workers=1,
     )
-    print(f"before: {error_of(network, held):.3f} dB", flush=True)
+    print(f"before: {given.model['metrics']['validation_quality_error']:.3f} dB", flush=True)
     clean = torch.from_numpy(pixels[:-HELD_OUT].copy())
     seen, psnr, levels = gather(network, recipe, noise, clean, options.images, options.seed)
     fit(head_of(network), seen, psnr, levels)
-    error, images = error_of(network, held), len(seen)
-    print(f"after {EPOCHS} epochs of {images:,} images: {error:.3f} dB")
-    images += given.model["data"].get("quality_head", {}).get("images", 0)  # of earlier calls
-    save(given, network, options.out, {"images": images, "foreign_every": recipe.foreign_every}, error)
+    error = error_of(network, held)
+    print(f"after {EPOCHS} epochs of {len(seen):,} images: {error:.3f} dB")
+    save(given, network, options.out, {"images": len(seen), "foreign_every": recipe.foreign_every}, error)
+
+
+def with_fresh_head(given: Bundle) -> DenoisingNetwork:
+    """The network as it was, but for the layers that are to learn, which are new."""
+    network = models.build(given.architecture, given.parameters)
+    learning = tuple(f"quality.{name}." for name in LEARNING)
+    weights = load_file(given.folder / WEIGHTS_FILE)
+    known = {name: value for name, value in weights.items() if not name.startswith(learning)}
+    network.load_state_dict(network.state_dict() | known)
+    torch.manual_seed(0)
+    for name in LEARNING:
+        layer = head_of(network).get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        layer.reset_parameters()
+    return network.eval()
 
 
 def save(given: Bundle, network: DenoisingNetwork, out: Path, training: dict[str, int], error: float) -> None:
@@ -87,7 +106,14 @@ def save(given: Bundle, network: DenoisingNetwork, out: Path, training: dict[str
     weights |= {f"quality.{name}": value.contiguous() for name, value in head_of(network).state_dict().items()}
     save_file(weights, out / WEIGHTS_FILE)
     model = given.model
-    model["weights"]["sha256"] = hashlib.sha256((out / WEIGHTS_FILE).read_bytes()).hexdigest()
+    content = (out / WEIGHTS_FILE).read_bytes()
+    tensors = read_tensors(content, out / WEIGHTS_FILE).items()
+    model["weights"] |= {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "parameters": network.parameter_count(),
+        "tensors": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in tensors},
+    }
     model["data"]["quality_head"] = training
     model["request"] = ""  # `train` does not make it alone
     model["metrics"]["validation_quality_error"] = error
@@ -121,7 +147,7 @@ def gather(
 
 def fit(head: nn.Module, seen: Tensor, psnr: Tensor, levels: Tensor) -> None:
     """Trains the head's last two layers on what `gather` gives; the average of their weights is left in them."""
-    hidden, out = (head.get_submodule(name) for name in ("hidden", "out"))
+    hidden, out = (head.get_submodule(name) for name in LEARNING)
     weights = [*hidden.parameters(), *out.parameters()]
     average, optimiser = [weight.clone() for weight in weights], torch.optim.AdamW(weights, RATE, weight_decay=1e-2)
     for weight in weights:

@@ -21,7 +21,7 @@ from denoise_batch.evaluation.quality import quality_scores, rank_correlation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.models.pixel_groups import grouped
-from denoise_batch.models.quality_head import MOST_PSNR, _lost
+from denoise_batch.models.quality_head import MOST_PSNR, _lost, _together
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
 
@@ -107,6 +107,28 @@ def test_what_was_taken_away_shows_in_rows_and_columns() -> None:
     assert torch.equal(nothing, torch.zeros((3, 4)))
 
 
+def test_what_was_taken_away_shows_along_its_own_direction() -> None:
+    random = np.random.default_rng(0)
+    noise = random.normal(0.2, 0.5, (500, 28, 28)).astype(np.float32)
+    stroke = np.zeros((28, 28), np.float32)
+    np.fill_diagonal(stroke, 1.0)
+    across = np.zeros((28, 28), np.float32)
+    across[11] = 1.0
+    kinds = {"noise": noise, "faint": noise / 100.0, "none": 0.0 * noise[:2]}
+    kinds |= {"across": across[None], "down": across.T[None], "diagonal": stroke[None], "other": stroke[None, ::-1]}
+    found = {}
+    for name, images in kinds.items():
+        groups = grouped(torch.from_numpy(images.copy())[:, None])
+        found[name] = torch.stack(_together(groups, groups.square().mean(dim=(1, 2)).sqrt()), dim=1).numpy()
+    assert np.abs(found["noise"].mean(axis=0)).max() < 0.15
+    assert np.abs(found["noise"].std(axis=0) - 1.0).max() < 0.1
+    assert np.abs(found["faint"]).max() < 0.5
+    assert not found["none"].any()
+    for place, name in enumerate(("across", "down", "diagonal", "other")):
+        assert found[name][0, place] > 15.0
+        assert np.abs(np.delete(found[name][0], place)).max() < 1.0
+
+
 def test_what_is_expected_lies_where_a_psnr_can_be() -> None:
     """Of images that no training has, the head alone would say -25 or 48 dB."""
     denoiser = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision=Precision.FLOAT32)
@@ -138,11 +160,15 @@ def test_the_shipped_model_knows_when_it_is_out_of_its_depth() -> None:
     told, true = expected_and_true(denoiser, frame)
     assert true < 11.0
     assert told < 16.0
+    # Nor does anything else say so of one of pure black and white.
+    told, true = expected_and_true(denoiser, frame, NoiseRecipe(clean=1.0, clipped=1.0))
+    assert true < 11.0
+    assert told < 16.0
 
 
-def expected_and_true(denoiser: Denoiser, clean: torch.Tensor) -> tuple[float, float]:
-    """Mean PSNR in dB of images under the seed's mixture of noise."""
-    noisy = NoiseRecipe().apply(clean, torch.Generator().manual_seed(2))[0]
+def expected_and_true(denoiser: Denoiser, clean: torch.Tensor, noise: NoiseRecipe | None = None) -> tuple[float, float]:
+    """Mean PSNR in dB of images, under the seed's mixture of noise or another."""
+    noisy = (noise or NoiseRecipe()).apply(clean, torch.Generator().manual_seed(2))[0]
     told = denoiser.run(noisy.reshape(-1, 784).numpy(), ExtraColumns(quality=True))
     true = metrics.psnr_from_mse(metrics.mse(clean.numpy(), told.pixels.reshape(clean.shape)))
     assert told.psnr is not None

@@ -44,7 +44,7 @@ class QualityHead(nn.Module):
         self.feature = nn.Conv2d(width, 8, 1)
         self.pixel = nn.Conv2d(8, 8, 1, bias=False)
         self.share = nn.Conv2d(8, 4, 1)
-        self.hidden = nn.Linear(features + 9, 64)
+        self.hidden = nn.Linear(features + 13, 64)
         self.out = nn.Linear(64, 2)
 
     def forward(
@@ -79,7 +79,8 @@ class QualityHead(nn.Module):
             apart = noisy.float() - clean
             residual, most = apart.square().mean(dim=(1, 2)).sqrt(), apart.abs().amax(dim=(1, 2))
             image = [most, trust.log1p() / _LARGEST, expected, clean.mean(dim=(1, 2)), residual]
-            features = torch.cat([torch.stack([*image, *_lost(apart, residual)], dim=1), whole], dim=1)
+            taken = [*_lost(apart, residual), *_together(apart, residual)]
+            features = torch.cat([torch.stack([*image, *taken], dim=1), whole], dim=1)
             correction, level = self.out(torch.relu(self.hidden(features))).unbind(dim=1)
             return torch.stack([10.0 * (expected + correction), level], dim=1)
 
@@ -108,3 +109,26 @@ def _lost(apart: Tensor, residual: Tensor) -> list[Tensor]:
     rows, columns = (rows - mean) * unit, (columns - mean) * unit
     pairs = [(lines[:, 1:] + lines[:, :-1]).amax(dim=1) / math.sqrt(8.0) for lines in (rows, columns)]
     return [*pairs, *(lines.square().mean(dim=1).sqrt() for lines in (rows, columns))]
+
+
+def _together(apart: Tensor, residual: Tensor) -> list[Tensor]:
+    """How much more alike neighbouring pixels of what was taken away are than those of white noise.
+
+    Of n pairs of such, the mean product lies within a few s² / √n of 0; a line of any direction leaves many times that
+    along its own.
+
+    Args:
+        apart, residual: as in `_lost`.
+
+    Returns:
+        (n,) each, counted in s² / √n: of pairs across, down, and along both diagonals. Pairs of one group of 2×2 stand
+        for all others.
+    """
+    products = apart.transpose(1, 2) @ apart
+    mean = apart.mean(dim=(1, 2)).square()
+    variance = (residual.square() - mean).clamp_min(0.0) + 0.02**2
+    pairs = [(products[:, 0, 1] + products[:, 2, 3]) / 2.0, (products[:, 0, 2] + products[:, 1, 3]) / 2.0]
+    pairs = [*pairs, products[:, 0, 3], products[:, 1, 2]]
+    places = apart.shape[1]
+    roots = [math.sqrt(2.0 * places)] * 2 + [math.sqrt(places)] * 2
+    return [(pair / places - mean) / variance * root for pair, root in zip(pairs, roots, strict=True)]
