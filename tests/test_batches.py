@@ -351,6 +351,16 @@ def test_streamed_rows_come_once_and_batches_are_whole(tmp_path: Path, workers: 
     assert sorted(seen) == list(range(5000))
 
 
+def test_streamed_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    images = opened(write(tmp_path, count=1000, groups=333, bad=(3, 500, 501, 999)))
+    for workers in (1, 3):
+        parts = [_streamed(images, rank, workers) for rank in range(workers)]
+        for part in parts:
+            assert part.left_out == 0
+            assert sum(len(batch.clean) for batch in part.epoch(1)) > 0
+        assert sum(part.left_out for part in parts) == 4
+
+
 def test_streamed_rows_are_shuffled(tmp_path: Path) -> None:
     images = opened(write(tmp_path, count=5000, groups=333))
     epochs = [[n for batch in _streamed(images, 0, 1).epoch(epoch) for n in _numbers(batch)] for epoch in (1, 1, 2)]

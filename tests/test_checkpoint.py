@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +25,6 @@ from denoise_batch.training.checkpoint import (
 from denoise_batch.training.muon import STEPS
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROW = EpochRow(1, 100, 0.5, 0.4, 11.0, 12.0, 1e-3, 900.0, 3.25)
 
@@ -141,3 +138,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         initial_weights(read_bundle(tmp_path / "seed"), RECIPES["default"])
     with pytest.raises(FlagError, match=r"narrow: its tensor '.*' is"):
         initial_weights(read_bundle(tmp_path / "narrow"), RECIPES["default"])
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """Not one of safetensors' own, after which the training would be tried five times more."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no such device")
+    (tmp_path / "weights.safetensors").symlink_to(full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, TrainingState(), build("seed"), None, {}, torch.optim.SGD(build("seed").parameters()))

@@ -15,7 +15,7 @@ import torch
 from denoise_batch import cli, models, publishing
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
-from denoise_batch.errors import OutputExists, RequestError
+from denoise_batch.errors import ModelError, OutputError, OutputExists, RequestError
 from denoise_batch.training import request
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
@@ -71,7 +71,7 @@ def test_a_copy_counts_and_a_link_does_not(settings: TrainSettings, tmp_path: Pa
     shutil.copytree(settings.output, tmp_path / "copy")
     assert _again(replace(settings, output=tmp_path / "copy")) == ["finished"]
     (tmp_path / "link").symlink_to(settings.output)
-    with pytest.raises(OutputExists, match="link exists"):
+    with pytest.raises(OutputError, match="link exists"):
         _again(replace(settings, output=tmp_path / "link"))
 
 
@@ -86,7 +86,7 @@ def test_other_settings_data_and_versions_are_refused(
         replace(settings, data=tmp_path / "other.parquet"),
         replace(settings, data=None),
     ):
-        with pytest.raises(OutputExists, match="model exists") as refused:
+        with pytest.raises(OutputExists, match="model exists, made with other settings, of other data or") as refused:
             _again(other)
         assert "--overwrite" in refused.value.hint
     monkeypatch.setattr(request, "__version__", "0.0.9")
@@ -162,11 +162,21 @@ def test_the_command_says_so(settings: TrainSettings, capsys: pytest.CaptureFixt
     assert cli.run([*command, "--epochs", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "it is complete already: nothing was left to do"
     assert cli.run([*command, "--epochs", "3"]) == 2
-    assert capsys.readouterr().err.splitlines()[-2] == f"error: {settings.output} exists"
+    assert capsys.readouterr().err.splitlines()[-2].startswith(f"error: {settings.output} exists, made with other")
 
 
 def test_what_is_no_model_folder_is_refused_before_the_data_are_read(settings: TrainSettings, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(RequestError, match="folder exists"):
         _again(replace(settings, output=tmp_path / "folder", data=tmp_path / "missing.parquet"))
+    (tmp_path / "file").write_bytes(b"")
+    for overwrite in (False, True):  # no hint at a flag that would not do either
+        with pytest.raises(RequestError, match="file exists, and is no model folder") as refused:
+            _again(replace(settings, output=tmp_path / "file", overwrite=overwrite))
+        assert "--overwrite" not in refused.value.hint
     assert read_bundle(settings.output)
+
+
+def test_a_network_that_is_none_is_told_before_anything_else(settings: TrainSettings, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no network is called 'unet'"):
+        _again(replace(settings, output=tmp_path / "new", architecture="unet", data=tmp_path / "missing.parquet"))

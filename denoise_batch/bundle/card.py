@@ -96,7 +96,11 @@ def _training(model: dict[str, Any]) -> str:
     source = data.get("source", "unknown data")
     if source == "Parquet":
         source = f"{data['rows']:,} rows of {len(data['files'])} Parquet file(s), column `{data['column']}`"
-    lines = [f"- Data: {source}" + (f", the first {data['max_images']:,} images" if data.get("max_images") else "")]
+    if data.get("max_images"):
+        source += f", the first {data['max_images']:,} images"
+    if data.get("rows_left_out"):
+        source += f"; {data['rows_left_out']:,} of them were left out, without an image that could be used"
+    lines = [f"- Data: {source}"]
     if _of_pairs(model):
         every = _drawn_every(model)
         lines.append(

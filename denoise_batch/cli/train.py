@@ -180,11 +180,20 @@ def train(
             waiting=lambda missing: progress.update(f"train: waiting for {missing}"),
             finished=lambda: before.append(True),
         )
+    recorded = bundle.model["data"]
+    left_out = recorded.get("rows_left_out", 0)
+    if left_out:
+        columns = [recorded[key] for key in ("column", "noisy_column") if recorded.get(key)]
+        notes.append(
+            f"note: {left_out:,} of {min(recorded['rows'], max_images or recorded['rows']):,} rows were left out: "
+            f"no image that can be used in {' or '.join(map(repr, columns))}"
+        )
     print_result(
         {
             "model": str(bundle.folder),
             "architecture": bundle.architecture,
             "metrics": bundle.metrics,
+            "rows_left_out": left_out,
             "notes": notes,
             "already_complete": bool(before),
         },

@@ -71,9 +71,11 @@ class Batches(Protocol):
 
     Attributes:
         images: in an epoch, over all workers.
+        left_out: rows whose image could not be used, that this worker met in the last epoch that it read to its end.
     """
 
     images: int
+    left_out: int
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This worker's share of each global batch of an epoch, in the epoch's own random order."""
@@ -203,6 +205,7 @@ class ResidentBatches:
         self._clean, self._noisy, self._batch, self._seed = clean, noisy, batch, seed
         self._rank, self._workers = rank, workers
         self.images = len(clean) if noisy is None else len(noisy)
+        self.left_out = 0  # before they came here
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed_of(self._seed, _ORDER, epoch))
@@ -264,6 +267,7 @@ class StreamedBatches:
         self._batch, self._seed, self._rank, self._workers = batch, seed, rank, workers
         self._buffer_rows = max(1024, buffer_bytes // images.bytes_per_row)
         self.images = rows_of(pieces)
+        self.left_out = 0
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         shares = [self._rows_of_rank(rank) for rank in range(self._workers)]
@@ -271,12 +275,20 @@ class StreamedBatches:
         order = np.random.default_rng(seed_of(self._seed, _ORDER, epoch)).permutation(len(self._pieces))
         mine = cut([self._pieces[index] for index in order], start, start + shares[self._rank])
         generator = np.random.default_rng(seed_of(self._seed, _BUFFER, epoch, self._rank))
-        rows = _Rows(ahead(mix(read_rows(self._parquet, mine), self._buffer_rows, shares[self._rank], generator)))
+        read = self._counted(read_rows(self._parquet, mine), shares[self._rank])
+        rows = _Rows(ahead(mix(read, self._buffer_rows, shares[self._rank], generator)))
         for position in range(0, self.images, self._batch):
             total = min(self._batch, self.images - position)
             part = share(total, self._rank, self._workers)
             clean, noisy = rows.take(part.stop - part.start)
             yield Batch(self._place(clean), None if noisy is None else self._place(noisy), part, total)
+
+    def _counted(self, chunks: Iterator[Chunk], rows: int) -> Iterator[Chunk]:
+        used = 0
+        for chunk in chunks:
+            used += len(chunk[0])
+            yield chunk
+        self.left_out = rows - used
 
     def _rows_of_rank(self, rank: int) -> int:
         full, rest = divmod(self.images, self._batch)

@@ -44,7 +44,9 @@ def card_of(
         else recipe.noise_json(),
         recipe=recipe.to_json(),
         command=settings.command,
-        data=data | {"max_images": settings.max_images, "seed": settings.seed},
+        data=data
+        | ({} if parquet is None else {"rows_left_out": state.rows_left_out})
+        | {"max_images": settings.max_images, "seed": settings.seed},
         metrics={
             "epoch": kept.epoch,
             "validation_psnr_noisy": kept.val_psnr_noisy,

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow
@@ -46,6 +46,7 @@ class TrainingState:
         best_epoch: the one with the best `EpochRow.score`; 0 before the first.
         stopped_early: whether the recipe's patience has run out.
         workers, device: where the last epoch ran; the device is `cpu` or a GPU's name.
+        rows_left_out: of the data, validation among them: those without an image that could be used.
     """
 
     epoch: int = 0
@@ -55,6 +56,7 @@ class TrainingState:
     stopped_early: bool = False
     workers: int = 0
     device: str = ""
+    rows_left_out: int = 0
 
     @property
     def best(self) -> EpochRow | None:
@@ -106,16 +108,21 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
 ) -> None:
     """Writes a checkpoint into an empty folder."""
-    save_file(weights_of(network), folder / "weights.safetensors")
+    _save(weights_of(network), folder / "weights.safetensors")
     if average is not None:
-        save_file(weights_of(average), folder / "average.safetensors")
-    save_file(best, folder / "best.safetensors")
+        _save(weights_of(average), folder / "average.safetensors")
+    _save(best, folder / "best.safetensors")
     tensors: Weights = {}
     for index, values in optimiser.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
-    save_file(tensors, folder / "optimiser.safetensors")
+    _save(tensors, folder / "optimiser.safetensors")
     (folder / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+
+def _save(tensors: Weights, path: Path) -> None:
+    """Safetensors' own writing says that a disk is full in an error of its own, which nobody would know it by."""
+    path.write_bytes(save(tensors))
 
 
 def _read_state(folder: Path) -> TrainingState:
@@ -153,7 +160,7 @@ def write_finished(folder: Path, state: TrainingState, weights: Weights) -> None
     building = folder.with_name(f"{folder.name}.writing")
     publishing.remove(building)
     building.mkdir()
-    save_file(weights, building / "weights.safetensors")
+    _save(weights, building / "weights.safetensors")
     (building / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
     publishing.publish(building, folder, overwrite=True)
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PROGRESS_FILE = "progress.json"
 FINISHED_FOLDER = "finished"
 _PROGRESS_SECONDS = 0.5
-_CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for
+_GPU_CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for; a CPU's steps are long
 _GPU_CHECKPOINT_SECONDS = 10.0  # between two: an epoch takes a GPU less time than its checkpoint
 
 
@@ -152,6 +152,7 @@ class _Worker:
         self.step = TrainingStep(
             self.network, self.average, self.optimiser, self.recipe, seed=config.seed, workers=self.workers
         )
+        self.left_out = 0  # of the rows that every worker has read by now
         self.batches, self.validation = self._load()
         self.seconds_before = self.state.history[-1].seconds if self.state.history else 0.0
         self.images_here = 0  # trained on since this start, over all workers
@@ -225,7 +226,7 @@ class _Worker:
             self.images_here += batch.total
             total += batch.total
             seen += batch.rows.stop - batch.rows.start
-            if self.state.step % _CLOCK_STEPS == 0:
+            if self.device.type == "cpu" or self.state.step % _GPU_CLOCK_STEPS == 0:
                 self.time_share = self._look_at_clock()
             self._show_progress(epoch, loss_sum, seen)
             if self._over():
@@ -233,10 +234,12 @@ class _Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         training_seconds = time.monotonic() - started
-        sums = torch.cat([torch.stack([loss_sum]), self.validation.errors(self.average or self.network, self.bfloat16)])
+        found = torch.stack([loss_sum, torch.full_like(loss_sum, self.batches.left_out)])
+        sums = torch.cat([found, self.validation.errors(self.average or self.network, self.bfloat16)])
         if self.workers > 1:
             distributed.all_reduce(sums)
-        loss, val_loss, noisy_error, clean_error, quality_error, psnr = sums.tolist()
+        loss, left_out, val_loss, noisy_error, clean_error, quality_error, psnr = sums.tolist()
+        self.state.rows_left_out = self.left_out + int(left_out)
         count = self.validation.total
         row = EpochRow(
             epoch=epoch,
@@ -357,7 +360,9 @@ class _Worker:
             count = min(parquet.rows, config.max_images or parquet.rows)
             held_out = held_out_count(count, self.recipe.held_out)
             train, kept_rows = split(parquet.pieces, count, held_out)
-            validation = held(*load_rows(parquet, kept_rows))
+            kept_images = load_rows(parquet, kept_rows)
+            self.left_out = held_out - len(kept_images[0])
+            validation = held(*kept_images)
             limit = config.resident_limit
             limit = _quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
             copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0
@@ -370,6 +375,7 @@ class _Worker:
                 buffer = min(limit // 2, 256 << 20)
                 return StreamedBatches(parquet, train, self.device, buffer_bytes=buffer, **options), validation
             clean_rows, noisy_rows = load_rows(parquet, train)
+            self.left_out += count - held_out - len(clean_rows)
         else:
             assert config.mnist is not None
             clean_rows, kept = ray.get(list(config.mnist))

@@ -67,7 +67,9 @@ def made_before(output: Path, identity: dict[str, Any]) -> Bundle:
     try:
         bundle = read_bundle(output)
         if bundle.model.get("request") != digest_of(identity):
-            raise exists
+            raise errors.OutputExists(
+                f"{exists.message}, made with other settings, of other data or by another version", hint=exists.hint
+            )
         bundle.load()
     except errors.ModelError as error:
         raise errors.OutputExists(f"{exists.message}, but cannot be used: {error.message}", hint=exists.hint) from error

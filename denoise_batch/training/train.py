@@ -96,6 +96,10 @@ def train(
         Interrupted: Ctrl-C. The same call goes on from the last checkpoint.
     """
     recipe = settings.resolve()
+    if settings.architecture is not None:
+        from denoise_batch import models
+
+        models.build(recipe.architecture, recipe.parameters)  # a wrong name is told before the data are looked at
     output = Path(settings.output).absolute()
     _check_output(output, settings.overwrite)
     parquet = None if settings.data is None else open_parquet(settings)
@@ -150,12 +154,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
     publishing.check_parent(output)
     if not (output.exists() or output.is_symlink()):
         return
-    if not overwrite:
-        if output.is_symlink() or not (output / MODEL_FILE).is_file():
-            raise publishing.output_exists(output)
-        return
     if output.is_symlink() or not (output.is_dir() and ((output / MODEL_FILE).exists() or not any(output.iterdir()))):
-        raise OutputError(f"{output} is not a model folder: it is not replaced", hint="give another --out")
+        raise OutputError(f"{output} exists, and is no model folder: it is not replaced", hint="give another --out")
+    if not overwrite and not (output / MODEL_FILE).is_file():
+        raise publishing.output_exists(output)
 
 
 def _read_initial(folder: Path) -> Bundle:

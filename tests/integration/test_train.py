@@ -274,7 +274,9 @@ def _curve(folder: Path) -> list[int]:
 
 def test_streamed_pairs(settings: TrainSettings, tmp_path: Path) -> None:
     """Rows that do not fit stream from Parquet, on two workers, with the user's own noise."""
-    ours = replace(settings, output=tmp_path / "m", noisy_column="noisy", resident_limit=0, workers=2, epochs=2)
+    data = _with_gaps(settings, tmp_path / "gaps.parquet", noisy=range(700, 703))
+    ours = replace(settings, output=tmp_path / "m", data=data, noisy_column="noisy", resident_limit=0, workers=2)
+    ours = replace(ours, epochs=2)
     notes: list[str] = []
     bundle = train(ours, lambda _: None, noted=notes.append)
     rows = read_history(bundle.folder / "history.csv")
@@ -283,6 +285,22 @@ def test_streamed_pairs(settings: TrainSettings, tmp_path: Path) -> None:
     assert notes == []
     assert bundle.model["recipe"]["drawn_every"] == 4
     assert bundle.noise == {"source": "noisy column", "column": "noisy"}
+    assert bundle.model["data"]["rows_left_out"] == 23 + 3
+    assert "26 of them were left out" in (bundle.folder / "README.md").read_text(encoding="utf-8")
+
+
+def _with_gaps(settings: TrainSettings, path: Path, **gaps: range) -> Path:
+    """The data with rows without an image, further on than what is looked at first."""
+    table = pq.read_table(settings.data)
+    for name, rows in {"image": range(600, 623), **gaps}.items():
+        values = table.column(name).to_pylist()
+        for row in rows:
+            values[row] = None
+        table = table.set_column(
+            table.schema.get_field_index(name), name, pa.array(values, table.schema.field(name).type)
+        )
+    pq.write_table(table, path, row_group_size=1500)
+    return path
 
 
 def test_the_seed_recipe_and_a_folder_that_could_not_be_written(
@@ -338,11 +356,13 @@ def test_so_many_minutes_from_a_models_weights(
 
 def test_a_training_ends_with_integers_of_its_own_weights(settings: TrainSettings, tmp_path: Path) -> None:
     """From the weights that ship, so that these integers were there before; with two workers, which could differ."""
-    options: dict[str, Any] = {"init": SHIPPED_FOLDER, "workers": 2, "epochs": 1, "max_images": 300}
+    data = _with_gaps(settings, tmp_path / "gaps.parquet")
+    options: dict[str, Any] = {"init": SHIPPED_FOLDER, "workers": 2, "epochs": 1, "max_images": 620, "data": data}
     ours = replace(settings, output=tmp_path / "m", architecture="bounds-unet", learning_rate=1e-3, **options)
-    made, shipped = (
-        bundle.load().state_dict() for bundle in (train(ours, lambda _: None), read_bundle(SHIPPED_FOLDER))
-    )
+    bundle = train(ours, lambda _: None)
+    made, shipped = (whole.load().state_dict() for whole in (bundle, read_bundle(SHIPPED_FOLDER)))
+    assert bundle.model["data"]["rows_left_out"] == 20
+    assert bundle.metrics["images_trained"] == 620 - 51 - 16  # four of them are held out
     assert bool((made["largest"] > 0).all())
     integers = [name for name in made if name.endswith(".integers")]
     assert len(integers) == 10
