@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from denoise_batch import publishing
+from denoise_batch.bundle.history import EpochRow
 from denoise_batch.errors import JobFailed, ResourceExhausted
-from denoise_batch.training.failure import has_failed, leave_failure, left_failure, make_room
+from denoise_batch.training.failure import check_loss, has_failed, leave_failure, left_failure, make_room
 from denoise_batch.training.place import Place
 from denoise_batch.training.train import _failed, _not_started
 
@@ -56,3 +59,12 @@ NO_MODULE = "in the worker\nModuleNotFoundError: No module named 'x'\n\nSee the 
 def test_workers_that_cannot_start_or_go_on_say_why(shown: JobFailed, message: str, hint: str) -> None:
     assert re.search(message, shown.message)
     assert hint in shown.hint
+
+
+@pytest.mark.parametrize(("loss", "val_loss"), [(math.nan, 0.1), (0.1, math.inf), (1.4e11, 4.1e10), (0.5, 101.0)])
+def test_a_training_whose_loss_is_absurd_has_diverged(loss: float, val_loss: float) -> None:
+    row = EpochRow(7, 60, 0.7, 0.6, 10.0, 11.0, 1e-3, 1000.0, 2.0)
+    check_loss(row)
+    with pytest.raises(JobFailed, match="diverged in epoch 7") as failed:
+        check_loss(replace(row, loss=loss, val_loss=val_loss))
+    assert failed.value.hint == "lower --lr"

@@ -15,6 +15,10 @@ from denoise_batch import errors, publishing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from denoise_batch.bundle.history import EpochRow
+
+ABSURD_LOSS = 100.0
+"""Nats a pixel; a network that says 0.5 of every pixel has 0.7."""
 _FILE = "failure.json"
 _ROOM_FILE, _ROOM = "failure.room", 4096  # a block, which a disk has that is full by then
 
@@ -52,3 +56,17 @@ def left_failure(folder: Path) -> errors.DenoiseBatchError | None:
         return None
     kind: type[errors.DenoiseBatchError] = getattr(errors, fields["kind"], errors.JobFailed)
     return kind(fields["message"], hint=fields["hint"])
+
+
+def check_loss(row: EpochRow) -> None:
+    """Refuses an epoch after which nothing sensible can come any more.
+
+    Raises:
+        JobFailed: a loss is not finite, or absurd.
+    """
+    if not all(loss < ABSURD_LOSS for loss in (row.loss, row.val_loss)):
+        raise errors.JobFailed(
+            f"the training diverged in epoch {row.epoch}: its loss is {row.loss:.3g}, on validation images "
+            f"{row.val_loss:.3g}",
+            hint="lower --lr",
+        )

@@ -44,7 +44,7 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, held_out_count, load_rows, split
-from denoise_batch.training.failure import has_failed, leave_failure
+from denoise_batch.training.failure import check_loss, has_failed, leave_failure
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Recipe
@@ -254,8 +254,7 @@ class _Worker:
             val_quality_error=math.sqrt(quality_error / count) if self.network.has_quality else None,
             val_mean_psnr=psnr / count,
         )
-        if not all(map(math.isfinite, (row.loss, row.val_loss))):
-            raise JobFailed(f"the training diverged in epoch {epoch}: the loss is not finite", hint="lower --lr")
+        check_loss(row)
         self._finish_epoch(row)
 
     def _finish_epoch(self, row: EpochRow) -> None:
