@@ -180,3 +180,19 @@ def test_what_is_no_model_folder_is_refused_before_the_data_are_read(settings: T
 def test_a_network_that_is_none_is_told_before_anything_else(settings: TrainSettings, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no network is called 'unet'"):
         _again(replace(settings, output=tmp_path / "new", architecture="unet", data=tmp_path / "missing.parquet"))
+
+
+def test_a_half_written_checkpoint_goes_when_a_training_goes_on(settings: TrainSettings, tmp_path: Path) -> None:
+    """What a full disk left would take the room that the next one needs."""
+    folder, ray = tmp_path / "folder", tmp_path / "folder" / "ray"
+    folder.mkdir()
+    identity: dict[str, Any] = {"recipe": {}}
+    request.enter(folder, settings, identity)
+    for name in ("checkpoint_1", "checkpoint_2"):
+        (ray / name).mkdir(parents=True)
+    request.enter(folder, settings, identity)  # without Ray's notes nothing is known of any
+    assert len(list(ray.iterdir())) == 2
+    notes = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1", "metrics": {}}]}
+    (ray / "checkpoint_manager_snapshot.json").write_text(json.dumps(notes))
+    request.enter(folder, settings, identity)
+    assert {path.name for path in ray.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json"}

@@ -115,7 +115,11 @@ def enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> No
             )
         before = None
     if before is not None:
-        _check_snapshot(folder / RAY_FOLDER / "checkpoint_manager_snapshot.json")
+        named = _check_snapshot(folder / RAY_FOLDER / "checkpoint_manager_snapshot.json")
+        if named is not None:  # of others one was being written when the run ended, of a full disk perhaps
+            for checkpoint in (folder / RAY_FOLDER).glob("checkpoint_*"):
+                if checkpoint.is_dir() and checkpoint.name not in named:
+                    publishing.remove(checkpoint)
     if before is None:
         for entry in folder.iterdir():
             if entry.name != "lock":
@@ -125,11 +129,11 @@ def enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> No
     make_room(folder)
 
 
-def _check_snapshot(path: Path) -> None:
-    """Refuses a training whose checkpoints, as Ray Train's own notes name them, lie outside of its folder.
+def _check_snapshot(path: Path) -> set[str] | None:
+    """The checkpoints that Ray Train's own notes name; None where these cannot be read, and it says so itself.
 
     Raises:
-        ResumeError: they do.
+        ResumeError: one lies outside of the training's folder.
     """
 
     def names(value: Any) -> Iterator[Any]:
@@ -142,10 +146,12 @@ def _check_snapshot(path: Path) -> None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return  # Ray Train says what it thinks of it
-    for name in names(content):
+        return None
+    named = list(names(content))
+    for name in named:
         if not (isinstance(name, str) and storage.stays_inside(name)):
             raise ResumeError(f"{path} names a checkpoint elsewhere: {name!r}", hint="give --overwrite to begin again")
+    return set(named)
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
