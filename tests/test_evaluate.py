@@ -343,7 +343,9 @@ def test_labels_of_a_dataset_say_what_is_right(tmp_path: Path, images: np.ndarra
     assert loaded.labels is not None
     np.testing.assert_array_equal(loaded.labels, np.delete(digits, 3))
     assert loaded.labels.dtype == np.uint8
-    assert loaded.notes == (f"note: 1 of {len(images)} sampled rows hold no usable image: such are left out",)
+    assert loaded.notes == (
+        f"note: 1 of {len(images)} sampled rows hold no usable image in 'clean': such are left out",
+    )
     found = evaluate([], loaded.images, labels=loaded.labels)
     right = load_reader().read(loaded.images.astype(np.float32) / np.float32(255)) == loaded.labels
     assert found.clean_accuracy == pytest.approx(right.mean())
@@ -377,7 +379,7 @@ def test_noisy_images_of_a_dataset_take_the_place_of_drawn_ones(
     assert loaded.noisy is not None
     np.testing.assert_array_equal(loaded.noisy, noisy[kept])
     np.testing.assert_array_equal(loaded.images, images[kept])
-    assert loaded.notes == ("note: 1 of 24 sampled rows hold no usable image: such are left out",)
+    assert loaded.notes == ("note: 1 of 24 sampled rows hold no usable image in 'clean': such are left out",)
 
     paired = evaluate(bundles(), images, noisy=noisy, description="pairs of bars")
     assert [row.condition for row in paired.rows] == ["pairs"] * 5
@@ -424,6 +426,10 @@ def test_pairs_that_cannot_be_measured_on(images: np.ndarray, tmp_path: Path) ->
     np.testing.assert_allclose(each.noisy, images / np.float32(255), atol=1e-6)
     with pytest.raises(FlagError, match="--noisy-column clean is the column of clean images as well"):
         load_clean_images(path, "clean", noisy_column="clean")
+    many, _ = draw_digits(240, seed=1)
+    path = _write(tmp_path / "shuffled.parquet", image=many[::-1], clean=many)
+    with pytest.raises(ColumnError, match="'image' are no more like those of 'clean' beside them"):
+        load_clean_images(path, noisy_column="image")
     apart = {"image": [images[0].tobytes(), None], "clean": [None, images[0].tobytes()]}
     pq.write_table(pa.table(apart, pa.schema(dict.fromkeys(apart, pa.binary(784)))), tmp_path / "apart.parquet")
     with pytest.raises(RequestError, match="none of 2 rows read holds a usable image in 'clean' and 'image'"):

@@ -131,6 +131,25 @@ def test_columns_without_usable_images_are_refused_and_named(tmp_path: Path) -> 
         opened(tmp_path, column="clean", noisy_column="image")
 
 
+def test_images_that_all_show_nothing_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": binary(np.zeros((50, 784), np.uint8))}), tmp_path / "a.parquet")
+    with pytest.raises(ParquetError, match="each of 50 sampled images of column 'image' is of a single grey"):
+        opened(tmp_path)
+
+
+def test_the_file_whose_pairs_are_in_another_order_is_named(tmp_path: Path) -> None:
+    clean = digits(1200)
+    for file in range(4):
+        part = binary(clean[300 * file : 300 * file + 300])
+        pq.write_table(pa.table({"clean": part, "image": part}), tmp_path / f"{file}.parquet")
+    assert opened(tmp_path, column="clean").rows == 1200
+    shuffled = pa.table({"clean": part, "image": part[::-1]})
+    pq.write_table(shuffled, tmp_path / "3.parquet")
+    with pytest.raises(ColumnError, match=r"/3\.parquet: the images of column 'image' are no more like") as caught:
+        opened(tmp_path, column="clean", noisy_column="image")
+    assert "256 looked at" in caught.value.message
+
+
 def test_dark_ink_on_light_paper_is_turned(tmp_path: Path) -> None:
     pq.write_table(pa.table({"scan": binary(255 - digits(100))}), tmp_path / "a.parquet")
     images = opened(tmp_path)
@@ -145,7 +164,7 @@ def test_what_is_odd_about_the_data_is_said(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("hello")
     assert opened(tmp_path).notes == (
         "note: 1 file left out because of its name: 'b.csv'",
-        "note: 2 of 40 sampled rows hold no usable image: such are left out",
+        "note: 2 of 40 sampled rows hold no usable image in 'image': such are left out",
         "note: 1 of 38 sampled rows of column 'image' looks dark-on-light, but is taken for light-on-dark; "
         "--polarity each tells images apart",
         "note: 3 images are held out for validation, too few to choose the best epoch by",

@@ -122,7 +122,7 @@ def _load_dataset(
             hint="`denoise-batch inspect` shows what the columns hold",
         )
     names = [each.name for each in columns]
-    bad = int(np.count_nonzero(~good))
+    bad = {name: ~rows for name, rows in zip(names, sample.good, strict=True)}
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
     upright = [to_model_input(part, polarity).reshape(-1, 28, 28) for part in pixels]
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"

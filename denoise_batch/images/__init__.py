@@ -10,7 +10,7 @@
     encode(shown, decoded.bad, output_column(column, "denoised"))
 
 How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`, which end of the
-grey scale is ink in `polarity`.
+grey scale is ink in `polarity`, what a sample says of data to learn from in `clean_columns`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from denoise_batch.images.buffers import (
     storage_of,
     structure,
 )
+from denoise_batch.images.clean_columns import PAIRED, look_at_sample, pairs_belong_together, unpaired
 from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image, looks_encoded
 from denoise_batch.images.layouts import (
     PIXELS,
@@ -47,7 +48,6 @@ from denoise_batch.images.polarity import (
     dark_on_light,
     find_polarity,
     from_model_output,
-    look_at_sample,
     taken_the_other_way,
     to_model_input,
     turned,
@@ -55,6 +55,7 @@ from denoise_batch.images.polarity import (
 
 __all__ = [
     "FAR_OUTSIDE",
+    "PAIRED",
     "PIXELS",
     "SIDE",
     "BadReason",
@@ -74,9 +75,11 @@ __all__ = [
     "image_column",
     "look_at_sample",
     "output_column",
+    "pairs_belong_together",
     "taken_the_other_way",
     "to_model_input",
     "turned",
+    "unpaired",
 ]
 
 if TYPE_CHECKING:

@@ -17,8 +17,6 @@ from denoise_batch.images.buffers import as_float, as_numbers
 from denoise_batch.images.layouts import PIXELS, SIDE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from denoise_batch.images.buffers import Bools, Pixels
@@ -72,39 +70,6 @@ def find_polarity(pixels: Pixels) -> Polarity:
         f"polarity is not clear-cut: borders are at {level:.2f} (0 black, 1 white), {light:.0%} of them light",
         hint="say it with --polarity light-on-dark or dark-on-light; where both occur, with --polarity each",
     )
-
-
-def look_at_sample(images: Mapping[str, Pixels], bad: int, polarity: Polarity) -> tuple[Polarity, list[str]]:
-    """Finds the polarity of sampled columns where it is AUTO, and says what is odd about them.
-
-    Args:
-        images: by column, (n, 784) uint8 or float32 of rows whose images are good: clean ones, and noisy ones beside
-            them if there are such.
-        bad: how many rows of the sample hold no usable image.
-        polarity: as it was asked for.
-
-    Returns:
-        The polarity, and lines for the user.
-
-    Raises:
-        ColumnError: it is to be found and is not clear-cut, or most noisy images look the other way round.
-    """
-    (clean, pixels), *others = images.items()
-    rows, found = len(pixels), find_polarity(pixels) if polarity is Polarity.AUTO else polarity
-    for noisy, beside in others if polarity is Polarity.AUTO and rows else ():
-        seen = Polarity.DARK_ON_LIGHT if dark_on_light(beside).mean() > 0.5 else Polarity.LIGHT_ON_DARK
-        if seen is not found:
-            raise ColumnError(
-                f"column {clean!r} is {found}, but column {noisy!r} is {seen}",
-                hint="--polarity each looks at every image by itself, of a pair at both",
-            )
-    notes = []
-    if bad:
-        notes.append(f"note: {bad:,} of {bad + rows:,} sampled rows hold no usable image: such are left out")
-    for name, part in images.items():
-        light = int(dark_on_light(part).sum())
-        notes += taken_the_other_way(found, light, rows, f"sampled rows of column {name!r}")
-    return found, notes
 
 
 def dark_on_light(pixels: Pixels) -> Bools:

@@ -18,13 +18,16 @@ import pyarrow as pa
 from denoise_batch import input_file, storage
 from denoise_batch.errors import MissingFileError, ParquetError
 from denoise_batch.images import (
+    PAIRED,
     Polarity,
     check_float_range,
     dark_on_light,
     decode,
     find_clean_columns,
     look_at_sample,
+    pairs_belong_together,
     turned,
+    unpaired,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
 from denoise_batch.listing import list_inputs, skipped_lines
@@ -159,14 +162,16 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
     if rows_of(pieces) < 2:
         raise ParquetError(f"{shown} holds {rows_of(pieces)} rows", hint="a training needs at least two images")
     schema = pa.ipc.read_schema(pa.py_buffer(footers[pieces[0].file].schema))
-    samples = _samples(paths, pieces, schema.names)
+    chosen = [pieces[index] for index in spread_over(len(pieces), _SAMPLED_GROUPS)]
+    samples = _samples(paths, chosen, schema.names)
     first = samples[0]
     columns = find_clean_columns(first.schema, settings.column, settings.noisy_column, first)
     for column in columns:
         check_type(paths, footers, column.name, column.type)
         for sample in samples:
             check_float_range(sample.column(column.name), column)
-    polarity, notes = _look(samples, columns, Polarity(settings.polarity))
+    sources = [storage.redact(paths[piece.file]) for piece in chosen]
+    polarity, notes = _look(samples, sources, columns, Polarity(settings.polarity))
     notes = [*skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
     held_out = held_out_count(min(rows_of(pieces), settings.max_images or rows_of(pieces)), settings.resolve().held_out)
@@ -178,20 +183,35 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
 
 
 def _look(
-    samples: Sequence[pa.Table], columns: Sequence[ImageColumn], polarity: Polarity
+    samples: Sequence[pa.Table], sources: Sequence[str], columns: Sequence[ImageColumn], polarity: Polarity
 ) -> tuple[Polarity, list[str]]:
-    decoded = [[decode(sample.column(column.name), column) for sample in samples] for column in columns]
+    """The polarity and what is odd, of samples (one table for each of the `sources`, files by name) of the columns."""
     names = [column.name for column in columns]
-    bad_in = [np.concatenate([part.bad != 0 for part in parts]) for parts in decoded]
-    bad = np.any(bad_in, axis=0)
+    parts = [{column.name: decode(sample.column(column.name), column) for column in columns} for sample in samples]
+    bad_in = {name: np.concatenate([part[name].bad != 0 for part in parts]) for name in names}
+    bad = np.logical_or.reduce(list(bad_in.values()))
     if bad.all():
-        without = [repr(name) for name, rows in zip(names, bad_in, strict=True) if rows.all()]
+        without = [repr(name) for name, rows in bad_in.items() if rows.all()]
         which = (
             f"an image in {' and '.join(without)}" if without else f"images in both {' and '.join(map(repr, names))}"
         )
         raise ParquetError(f"none of {len(bad):,} sampled rows holds {which} that can be used", hint=_LOOK)
-    pixels = [np.concatenate([part.pixels for part in parts])[~bad] for parts in decoded]
-    return look_at_sample(dict(zip(names, pixels, strict=True)), int(np.count_nonzero(bad)), polarity)
+    pixels = {name: np.concatenate([part[name].pixels for part in parts])[~bad] for name in names}
+    found, notes = look_at_sample(pixels, bad_in, polarity)
+    if not np.ptp(pixels[names[0]], axis=1).any():
+        raise ParquetError(
+            f"each of {len(pixels[names[0]]):,} sampled images of column {names[0]!r} is of a single grey: there is "
+            "nothing to learn",
+            hint=_LOOK,
+        )
+    if len(names) == 2:  # all together belong together; those of one file may not
+        clean, noisy = names
+        sure = pairs_belong_together(pixels[noisy], pixels[clean]) / len(parts) ** 0.5  # of one like the others
+        for source, part in zip(sources, parts, strict=True):
+            good = (part[clean].bad == 0) & (part[noisy].bad == 0)
+            if sure > 2 * PAIRED > PAIRED > pairs_belong_together(part[noisy].pixels[good], part[clean].pixels[good]):
+                raise unpaired(f"{source}: the images of column {noisy!r}", clean, int(np.count_nonzero(good)))
+    return found, notes
 
 
 def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> list[Footer]:
@@ -208,9 +228,8 @@ def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> lis
     return [footer for footer in found if isinstance(footer, Footer)]
 
 
-def _samples(paths: Sequence[str], pieces: Sequence[Piece], names: Sequence[str]) -> list[pa.Table]:
-    """First rows of row groups that are spread over all of them; of the first one as well."""
-    chosen = [pieces[index] for index in spread_over(len(pieces), _SAMPLED_GROUPS)]
+def _samples(paths: Sequence[str], chosen: Sequence[Piece], names: Sequence[str]) -> list[pa.Table]:
+    """First rows of these row groups."""
     requests = [(paths[piece.file], piece.row_group, tuple(names)) for piece in chosen]
     samples: list[pa.Table] = []
     for request, sample in zip(requests, read_samples(requests, _SAMPLED_ROWS), strict=True):
