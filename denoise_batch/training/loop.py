@@ -172,6 +172,7 @@ class _Worker:
             load_weights(self.network, kept)
             torch.backends.cudnn.allow_tf32 = False  # this wants float32
             self._show_progress(self.state.epoch, None, 0, trained=True)
+            torch.set_num_threads(threads_here(self.config.threads * self.config.workers_on_node))  # others are done
             try:
                 self.network.prepare_int8(self.validation.all_shown[:, None].to(self.device))
             except RuntimeError as error:  # for want of memory, most likely: the model is whole without

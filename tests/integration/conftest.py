@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# Of clusters that tests start, too: with Ray's own niceness of 15 a worker takes minutes to start beside another test.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A Ray of two CPUs in this process; `connect` finds it running and uses it."""
@@ -19,7 +24,13 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+_HANGING_SECONDS = 600
+"""Ray waits without an end, so each test has one: far from the minute or two that it takes on two idle cores, since
+what starts processes takes several times as long on a machine that others use, too."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.timeout(_HANGING_SECONDS))

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from conftest import WriteImages
 
-pytestmark = pytest.mark.timeout(240)
-
 UNITS, ROWS, POISON = 16, 1500, 5
 WAIT_S = 100.0
 

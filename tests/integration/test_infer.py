@@ -34,8 +34,6 @@ from denoise_batch.inspection import inspect
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(180)
-
 IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
 FILES, ROWS = 12, 1500
 

@@ -10,13 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_sweep.py"
 MUST_BE_ZERO = ("rows_lost", "rows_doubled", "byte_differences", "incomplete_sights", "strays", "failed_runs", "faults")
 
 
-@pytest.mark.timeout(300)
 def test_kills_lose_nothing_double_nothing_and_show_nothing_incomplete(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "1", "--kinds", "midwrite"]
     done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 
 from denoise_batch import cli
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_session")]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -37,8 +37,6 @@ from denoise_batch.inference.run_folder import work_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.timeout(240)
-
 IMAGE = output_column(None, "image", Layout.BINARY, "uint8")
 UNITS, ROWS = 9, 60
 
@@ -68,13 +66,17 @@ def _dying(
     begun: set[int] | None = None,
     loading: bool = False,
     error: Callable[[str], BaseException] | None = None,
+    deaths: Path | None = None,
 ) -> type[Any]:
     """A DenoiseUnit that is killed in some units (None: in all), or while it loads its model; or raises an error.
 
-    In those `begun`, after it has said that it began them.
+    In those `begun`, after it has said that it began them. In the file `deaths` each leaves a byte.
     """
 
     def die(*_: object, **__: object) -> None:
+        if deaths is not None:
+            with deaths.open("ab") as file:
+                file.write(b"x")
         if error is not None:
             raise error("16 EiB")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -116,11 +118,9 @@ def _dying(
 
 
 def _stops(settings: InferSettings, kind: type[DenoiseBatchError]) -> DenoiseBatchError:
-    """The error that the run ends with, and soon: alone on two slow cores in 15 to 30 s."""
-    begun = time.monotonic()
+    """The error that the run ends with. How soon, deaths count: how long one takes is the machine's affair."""
     with pytest.raises(kind) as caught:
         infer(settings)
-    assert time.monotonic() - begun < 180
     assert "\n" not in caught.value.message
     assert caught.value.hint
     assert not Path(settings.output).exists()
@@ -158,8 +158,11 @@ def test_units_that_kill_their_workers_are_named_and_the_others_finish(
 def test_workers_that_all_die_end_the_run_rather_than_be_replaced_for_ever(
     tmp_path: Path, settings: InferSettings, monkeypatch: pytest.MonkeyPatch, loading: bool
 ) -> None:
-    monkeypatch.setattr(unit_pool, "DenoiseUnit", _dying(loading=loading, units=set() if loading else None))
+    dying = _dying(loading=loading, units=set() if loading else None, deaths=tmp_path / "deaths")
+    monkeypatch.setattr(unit_pool, "DenoiseUnit", dying)
     error = _stops(_to(settings, tmp_path / "out"), ResourceExhausted)
+    # Each takes two of the nine units along at first, so that units end before deaths do; the next wave counts anew.
+    assert 5 <= (tmp_path / "deaths").stat().st_size <= 5 + 8
     assert "memory ran out" in error.message
     assert ("while they loaded the model" in error.message) == loading
 
@@ -223,21 +226,18 @@ def test_a_full_object_store_does_no_harm(tmp_path: Path, settings: InferSetting
 
 def test_workers_that_rays_memory_monitor_kills_end_the_run(tmp_path: Path, settings: InferSettings) -> None:
     settings = _to(settings, tmp_path / "out")
-    begun = time.monotonic()
     run = subprocess.run(
         [sys.executable, "-m", "denoise_batch.cli", *_command(settings)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         env=os.environ | {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"},
     )
-    assert time.monotonic() - begun < 60
     assert run.returncode == 1, run.stderr
     assert "Traceback" not in run.stderr
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ") and "memory" in line], run.stderr
 
 
-@pytest.mark.timeout(300)
 def test_disks_that_are_full_or_read_only_end_the_run_and_it_goes_on_when_they_are_mended() -> None:
     namespace = ["unshare", "--mount", *(["--map-root-user", "--user"] if os.geteuid() else [])]
     if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode:

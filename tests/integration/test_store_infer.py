@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 from s3_server import ENVIRONMENT, FAULTS, FaultProxy, make_bucket, s3_server
@@ -24,6 +23,9 @@ from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference.manifest import RUN
 from denoise_batch.inspection import inspect
 from denoise_batch.store_prefix import StorePrefix
+
+if TYPE_CHECKING:
+    import pytest
 
 FILES, ROWS = 8, 1000
 OUT = "s3://bucket/denoised"
@@ -42,7 +44,6 @@ def _finish(model: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(400)
 def test_a_killed_driver_and_a_failing_store_lose_and_double_nothing(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

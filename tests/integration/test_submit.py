@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from conftest import WriteImages
 
-pytestmark = pytest.mark.timeout(240)
-
 _START_SECONDS = 90
 _PORTS = (
     "port", "dashboard-port", "ray-client-server-port", "node-manager-port", "object-manager-port",
@@ -50,6 +48,7 @@ class Head:
         (folder / "token").write_text(secrets.token_hex(32))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.environment["RAY_worker_niceness"] = "0"
         self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         self.url = f"http://127.0.0.1:{self._ports['dashboard-port']}"
         self._process: subprocess.Popen[bytes] | None = None

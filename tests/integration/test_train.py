@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 
     from denoise_batch.training.progress import TrainProgress
 
-pytestmark = [
-    pytest.mark.usefixtures("ray_session"),
-    pytest.mark.timeout(240),
-]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 EPOCHS = 5
 
