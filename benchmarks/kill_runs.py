@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 _RAYS_OWN = tuple(
     f"ray::{name}".encode()
     for name in ("DashboardAgent", "RuntimeEnvAgent", "_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocation")

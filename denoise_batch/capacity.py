@@ -6,7 +6,6 @@ Ray must be connected.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +60,6 @@ def threads_for(nodes: Sequence[Node], workers: int) -> int:
     most = int(max(node.cpus for node in nodes))
     fitting = (threads for threads in range(most, 1, -1) if room(nodes, threads, 0) >= workers)
     return next(fitting, 1)
-
-
-def threads_here(threads: int) -> int:
-    """Of so many threads, as many as this process has cores to run on: a team that shares one spends its time waiting.
-
-    Ray counts a machine's cores, whichever of them `taskset` and the like allow.
-    """
-    allowed = getattr(os, "sched_getaffinity", None)
-    return min(threads, len(allowed(0))) if allowed else threads
 
 
 def living_nodes() -> list[Node]:

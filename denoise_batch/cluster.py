@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from denoise_batch import lean_ray, quiet_ray
+from denoise_batch.cores import cores_here
 from denoise_batch.environment import environment, refuse_unsafe_switches
 from denoise_batch.errors import (
     DenoiseBatchError,
@@ -71,7 +72,7 @@ def connect(
 
     Args:
         address: a cluster's address; None takes RAY_ADDRESS, else starts Ray here.
-        cpus: for a Ray that is started here, the CPUs it may use; None is all.
+        cpus: for a Ray that is started here, the CPUs it may use; None is all that this process may.
         data_workers: for a Ray that works on datasets of `infer` alone: there is work for so many workers. One that is
             started here goes without all that these do not use (`lean_ray`).
         training: the same, for a Ray that trains (and may work on datasets as well).
@@ -97,7 +98,7 @@ def connect(
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     quiet: dict[str, Any] = {} if verbose else {"logging_level": "ERROR", "log_to_driver": False}
-    here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if local else {}
+    here: dict[str, Any] = {"num_cpus": cpus or cores_here(), "include_dashboard": False} if local else {}
     if local and full_ray_disk():
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     if not local:

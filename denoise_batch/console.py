@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from denoise_batch.cores import limit_threads
 from denoise_batch.errors import CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
 from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact, without_secrets
@@ -108,6 +109,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
         before: called first; its errors are shown as the command's own.
     """
     session.arguments = tuple(arguments)
+    limit_threads()
     if not session.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:

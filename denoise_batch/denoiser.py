@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from denoise_batch.capacity import threads_here
+from denoise_batch.cores import threads_here
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.errors import FlagError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from denoise_batch.capacity import Node, describe_wait, living_nodes, room, threads_for, threads_here
+from denoise_batch.capacity import Node, describe_wait, living_nodes, room, threads_for
 
 
 @pytest.mark.parametrize(
@@ -68,14 +66,6 @@ def test_what_is_missing_is_named(
     nodes: list[Node], free: list[Node], count: int, cpus: float, gpus: float, words: str
 ) -> None:
     assert describe_wait(nodes, free, count, cpus, gpus) == words
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
-def test_threads_are_no_more_than_the_cores_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
-    assert [threads_here(threads) for threads in (1, 2, 16)] == [1, 1, 1]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    assert [threads_here(threads) for threads in (1, 2, 16)] == [1, 2, 4]
 
 
 def test_memory_of_gpus_is_told_by_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,9 @@ app = typer.Typer()
     short_help="Any of these commands on a Ray cluster.",
     epilog=example(
         "denoise-batch submit --address http://localhost:8265 -- infer /shared/in.parquet /shared/out.parquet",
-        "denoise-batch submit --no-wait -- train --data /shared/clean.parquet --out /shared/model",
-        "denoise-batch submit --stop infer-1b9d6bcd4b3f",
+        "denoise-batch submit --address http://localhost:8265 --no-wait -- train --data /shared/clean.parquet "
+        "--out /shared/model",
+        "denoise-batch submit --address http://localhost:8265 --stop infer-1b9d6bcd4b3f",
     ),
     context_settings={"allow_interspersed_args": False},  # what follows the command's name is the command's
 )

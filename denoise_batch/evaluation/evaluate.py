@@ -9,7 +9,6 @@ Two runs print the same table: see `protocol`.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from denoise_batch.cores import cores_here
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation import bootstrap, metrics
@@ -107,7 +107,7 @@ def evaluate(
     entropy: list[npt.NDArray[np.float64]] = []
     starts = range(0, len(images), BLOCK)
     # Filters and metrics are numpy's: they run beside the models, which take torch's own threads.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, cores_here())) as pool:
         for block, start in enumerate(starts):
             clean = images[start : start + BLOCK].astype(np.float32) / np.float32(255)
             entropy.append(metrics.target_entropy(clean))

@@ -7,7 +7,6 @@ Nothing is written but a sample in the system's temporary folder, and Ray is not
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -227,11 +226,12 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     import torch
 
     from denoise_batch.capacity import Node
+    from denoise_batch.cores import cores_here
     from denoise_batch.denoiser import Denoiser
     from denoise_batch.inference.pool_size import pool_size
 
     settings = request.settings
-    cores = os.cpu_count() or 1
+    cores = cores_here()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if gpus else 0.0
     here, share = Node(cores, gpus, gpu_gib), settings.gpus_per_worker

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import queue
 import resource
 import subprocess
@@ -20,6 +19,8 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
+
+from denoise_batch.cores import cores_here
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +143,7 @@ def _ask(requests: list[dict[str, Any]], processes: int | None) -> list[dict[str
     if not requests:
         return []
     # A process starts in 0.3 s and reads some thousand local footers a second.
-    count = processes or max(1, min(os.cpu_count() or 1, 8, len(requests) // 200 + 1))
+    count = processes or max(1, min(cores_here(), 8, len(requests) // 200 + 1))
     chunk = -(-len(requests) // count)
     answers: list[list[dict[str, Any]]] = [[] for _ in range(count)]
 

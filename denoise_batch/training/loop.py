@@ -24,7 +24,7 @@ from torch import distributed
 
 from denoise_batch import models
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
-from denoise_batch.capacity import threads_here
+from denoise_batch.cores import threads_here
 from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ran_out
 from denoise_batch.freed_memory import keep_freed_memory

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from conftest import WriteImages
 
 UNITS, ROWS, POISON = 16, 1500, 5
-WAIT_S = 100.0
+WAIT_S = 240.0
 
 # One attempt, and once Ray has noticed the lost node (15 s later, and then the other file is there) no long wait for
 # another: it would cost the test its seconds again. Ray Data looks for new machines every 20 s; where the first file
