@@ -30,6 +30,7 @@ from denoise_batch.errors import (
     RequestError,
     ResourceExhausted,
     Terminated,
+    first_line,
     ran_out,
 )
 from denoise_batch.freed_memory import ONE_HEAP
@@ -140,9 +141,7 @@ def connect(
         _shut_down(orphans=True)
         if local:
             raise _not_started(error) from error
-        raise RequestError(
-            f"Ray at {address} cannot be used: {str(error).strip().splitlines()[0]}", hint=_CHECK_ADDRESS
-        ) from error
+        raise RequestError(f"Ray at {address} cannot be used: {first_line(error)}", hint=_CHECK_ADDRESS) from error
     try:
         with (
             quiet_ray.messages_off_stdout(verbose),

@@ -131,6 +131,12 @@ _RAN_OUT = {
 }
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def ran_out(error: OSError, where: object) -> ResourceExhausted | None:
     """What the system says ran out, as an error that stops the job; None where it says something else.
 

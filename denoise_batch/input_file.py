@@ -71,16 +71,16 @@ def check_int96(path: str, file: pq.ParquetFile, groups: Sequence[int]) -> None:
     Raises:
         DenoiseBatchError: there are some, and they would be changed.
     """
-    leaves = [file.schema.column(index) for index in range(len(file.schema))]
-    names = list(dict.fromkeys(leaf.path.split(".")[0] for leaf in leaves if leaf.physical_type == "INT96"))
-    if not names:
+    # By number: a name may have dots in it, and a column may have other values beside its times.
+    leaves = [index for index in range(len(file.schema)) if file.schema.column(index).physical_type == "INT96"]
+    if not leaves:
         return
     with open_parquet(path, int96="ns") as fine:
         for group in groups:
-            coarse, exact = (source.read_row_group(group, columns=names) for source in (file, fine))
-            for name in names:
+            coarse, exact = (source.reader.read_row_group(group, column_indices=leaves) for source in (file, fine))
+            for name, rough, whole in zip(exact.column_names, coarse.columns, exact.columns, strict=True):
                 # Where the year is beyond nanoseconds both wrap alike.
-                if not coarse[name].cast(exact[name].type, safe=False).equals(exact[name]):
+                if not rough.cast(whole.type, safe=False).equals(whole):
                     raise DenoiseBatchError(
                         f"column {name!r} has INT96 times finer than a microsecond, which would be lost",
                         hint="write the column as a timestamp of nanoseconds",

@@ -9,6 +9,7 @@ import glob
 import itertools
 import os
 import urllib.parse
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -99,6 +100,7 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
     files: list[InputFile] = []
     skipped: list[str] = []
     folders: list[str] = []
+    known: set[str] = set()
     for given in inputs:
         found = _list_one(given, skipped, folders)
         if not found:
@@ -108,15 +110,21 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
                 hint=f"looked for {', '.join(PARQUET_SUFFIXES)} files; names starting with _ or . are skipped{there}",
             )
         files.extend(found)
-    seen: set[str] = set()
-    for file in files:
-        if file.path in seen:
-            raise FlagError(
-                f"{storage.redact(file.path)} is named twice among the inputs", hint="name every input once"
-            )
-        seen.add(file.path)
+        paths = [file.path for file in found]
+        # A link may show a file again below one input, as it does to readers; two inputs are each of their own.
+        places = set(map(_place, paths)) if len(inputs) > 1 else set()
+        again = (path for path, count in Counter(paths).items() if count > 1 or (known and _place(path) in known))
+        twice = next(again, None)
+        if twice is not None:
+            raise FlagError(f"{storage.redact(twice)} is named twice among the inputs", hint="name every input once")
+        known |= places
     single = len(inputs) == 1 and len(files) == 1 and not _is_folder_or_glob(inputs[0])
     return Listing(tuple(files), single, tuple(skipped), tuple(folders))
+
+
+def _place(path: str) -> str:
+    """Where a file is, whatever it is called: without links and `..`."""
+    return path if storage.is_uri(path) else os.path.realpath(path)
 
 
 def stat_input(path: str) -> tuple[int, int]:
@@ -201,16 +209,18 @@ def _local_file(path: Path, folder: str) -> InputFile:
 
 def _list_folder(root: Path, skipped: list[str], above: str = "") -> list[InputFile]:
     found: list[InputFile] = []
-    # Links to folders are followed, as readers do; one that leads back up would never end.
-    visited: set[str] = set()
+    # Links to folders are followed, as readers do, wherever else these folders show; one that leads back up would never
+    # end.
+    above_it: dict[str, frozenset[str]] = {}
     for parent, folders, names in os.walk(root, followlinks=True, onerror=_raise_unlisted):
         real = os.path.realpath(parent)
+        line = above_it.pop(str(Path(parent)), frozenset())
         for name in folders:
             _check_not_skipped(name, Path(parent, name))
-        folders[:] = [] if real in visited else sorted(name for name in folders if not _hidden(name))
-        if real in visited:
+        folders[:] = [] if real in line else sorted(name for name in folders if not _hidden(name))
+        if real in line:
             continue
-        visited.add(real)
+        above_it |= {str(Path(parent, name)): line | {real} for name in folders}
         hive = _joined(above, _hive_folder(Path(parent).relative_to(root).parts, parent))
         for name in sorted(names):
             if not _hidden(name) and _looks_like_parquet(name):

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from denoise_batch.errors import FlagError, MissingFileError
+from denoise_batch.errors import FlagError, MissingFileError, first_line
 from denoise_batch.redaction import redact as redact  # (the same name: others find it here)
 from denoise_batch.redaction import without_secrets as without_secrets
 
@@ -50,7 +50,7 @@ def locate(path: str) -> tuple[Any, str]:
         found: tuple[Any, str] = fs.FileSystem.from_uri(_in_one_request(path))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FlagError(
-            f"cannot open {redact(path)}: {without_secrets(str(error).splitlines()[0], path)}",
+            f"cannot open {redact(path)}: {without_secrets(first_line(error), path)}",
             hint="give a local path, or a URI such as s3://bucket/folder",
         ) from None  # the cause's text may repeat the URI, and -v would print it
     if isinstance(found[0], fs.LocalFileSystem):
@@ -76,7 +76,7 @@ def ask_about(filesystem: Any, what: Any, given: str) -> Any:
     try:
         return filesystem.get_file_info(what)
     except OSError as error:
-        reason = without_secrets(str(error).splitlines()[0] or type(error).__name__, given)
+        reason = without_secrets(first_line(error), given)
         raise MissingFileError(
             f"{redact(given)} cannot be looked at: {reason}", hint="check the address, the network and the credentials"
         ) from None

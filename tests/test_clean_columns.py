@@ -51,6 +51,14 @@ def test_too_few_pairs_or_all_the_same_cannot_tell() -> None:
     assert pairs_belong_together(blank, blank) == np.inf
 
 
+def test_cells_that_are_empty_do_not_count() -> None:
+    noisy, clean = pairs(400, 3)
+    clean[:100] = noisy[100:190] = 0
+    assert pairs_belong_together(noisy, clean) > PAIRED
+    clean[:220] = 0
+    assert pairs_belong_together(noisy, clean) == np.inf
+
+
 @pytest.mark.parametrize("polarity", [Polarity.AUTO, Polarity.EACH])
 def test_shuffled_pairs_are_refused(polarity: Polarity) -> None:
     noisy, clean = pairs(300, 1)

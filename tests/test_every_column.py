@@ -173,6 +173,19 @@ def test_times_of_96_bits_that_are_finer_than_microseconds_are_refused(tmp_path:
             check_int96(str(path), file, [0])
 
 
+def test_times_of_96_bits_are_found_by_place_not_by_name(tmp_path: Path) -> None:
+    """A name may have dots in it, as Spark allows, and a struct may have numbers that are none beside its times."""
+    fine, whole = (pa.array([1_577_836_800_000_000_000 + more], pa.timestamp("ns")) for more in (1, 1000))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": [1], "a.b": fine}), path, use_deprecated_int96_timestamps=True)
+    with open_parquet(str(path)) as file, pytest.raises(DenoiseBatchError, match=r"'a\.b'.*finer than a micro"):
+        check_int96(str(path), file, [0])
+    event = pa.StructArray.from_arrays([whole, pa.array([float("nan")])], ["time", "value"])
+    pq.write_table(pa.table({"event": event, "event.time": whole}), path, use_deprecated_int96_timestamps=True)
+    with open_parquet(str(path)) as file:
+        check_int96(str(path), file, [0])
+
+
 def _spark_array(element: Any) -> dict[str, Any]:
     return {"type": "array", "elementType": element, "containsNull": True}
 

@@ -397,6 +397,16 @@ def test_damaged_encoded_images(type_: pa.DataType) -> None:
     assert reasons_of(decode(pa.array(values, type_).slice(5), column)) == {row - 5: r for row, r in reasons.items()}
 
 
+def test_bad_images_find_room_in_a_struct_that_has_none_for_nulls() -> None:
+    fields = [pa.field("bytes", pa.binary(), nullable=False), pa.field("path", pa.string(), nullable=False)]
+    column = image_column(pa.field("image", pa.struct(fields)))
+    written = output_column(column, "denoised")
+    assert written.type == HUGGING_FACE
+    array = encode(digits(2), np.array([0, 1]), written)
+    assert [value and value["path"] for value in array.to_pylist()] == [None, None]
+    array.validate(full=True)
+
+
 def test_a_bomb_unpacks_to_28_by_28() -> None:
     column = image_column(pa.field("image", pa.binary()), Layout.ENCODED)
     decoded = decode(pa.array([_bomb()]), column)
@@ -556,6 +566,15 @@ def test_a_sample_tells_pixels_from_encoded_images() -> None:
         assert find_image_column(table.schema, sample=table).layout is layout
     one_good = pa.table({"image": pa.array([bytes(5)] * 9 + [bytes(784)], pa.binary())})
     assert find_image_column(one_good.schema, sample=one_good).layout is Layout.BINARY
+
+
+def test_a_sample_is_looked_at_all_over() -> None:
+    values = pa.chunked_array(
+        [pa.array([None] * 3, pa.binary()), pa.array([b""] * 500 + [png()] * 501, pa.binary()), pa.array([png()] * 70)]
+    )
+    for type_ in (pa.binary(), pa.large_binary()):
+        table = pa.table({"image": values.cast(type_)})
+        assert find_image_column(table.schema, sample=table).layout is Layout.ENCODED
 
 
 def test_two_columns_of_one_name() -> None:

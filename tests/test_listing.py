@@ -92,6 +92,15 @@ def test_a_link_that_leads_back_up_ends(tmp_path: Path) -> None:
     assert _names(tmp_path, list_inputs([str(tmp_path)])) == ["a/b.parquet"]
 
 
+def test_a_linked_folder_shows_what_is_in_it_beside_the_folder_itself(tmp_path: Path) -> None:
+    """As it does to readers: neither takes the other's place."""
+    _touch(tmp_path, "year=2024/a.parquet", "year=2024/month=1/b.parquet")
+    (tmp_path / "year=2023").symlink_to(tmp_path / "year=2024")
+    listing = list_inputs([str(tmp_path)])
+    months = ("year=2023", "year=2023/month=1", "year=2024", "year=2024/month=1")
+    assert [file.folder for file in listing.files] == list(months)
+
+
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in it would be lost without a word. Root may list any folder, so the refusal is made here."""
     for name in ("a", "b"):
@@ -176,6 +185,10 @@ def test_what_is_missing_or_named_twice_is_refused(tmp_path: Path) -> None:
         list_inputs([str(tmp_path / "gone.parquet")])
     with pytest.raises(FlagError, match="twice"):
         list_inputs([str(tmp_path), str(tmp_path / "a.parquet")])
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (tmp_path / "link" / "a.parquet", tmp_path / "link" / ".." / tmp_path.name / "a.parquet"):
+        with pytest.raises(FlagError, match="twice"):
+            list_inputs([str(tmp_path / "a.parquet"), str(other)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFileError, match="no Parquet files"):
         list_inputs([str(tmp_path / "empty")])

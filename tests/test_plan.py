@@ -47,6 +47,19 @@ def planned(*inputs: Path, column: str | None = None, polarity: Polarity = Polar
 
 
 @pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize("first", [None, b""])
+def test_images_that_begin_late_are_found(first: bytes | None, tmp_path: Path) -> None:
+    """The first rows, and the first file, hold none: the others say what the column has."""
+    images = digits(500, Layout.ENCODED).cast(pa.binary())
+    none = pa.array([first] * 100, pa.binary())
+    for name, column in (("a", none), ("b", pa.concat_arrays([none, images])), ("c", images)):
+        pq.write_table(pa.table({"image": column}), tmp_path / f"{name}.parquet", row_group_size=100)
+    made = planned(tmp_path)
+    assert made.column.layout is Layout.ENCODED
+    assert made.polarity is Polarity.LIGHT_ON_DARK
+
+
+@pytest.mark.usefixtures("footers_read_here")
 def test_a_plan_says_what_was_found_and_survives_its_file(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", 300, 100)
     write(tmp_path / "in" / "k=v" / "b.parquet", 50)

@@ -33,7 +33,7 @@ from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, member, parse_json, read_file, read_tensors
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, draw_curves, history_csv
-from denoise_batch.errors import ModelError, OutputError
+from denoise_batch.errors import ModelError, OutputError, first_line
 from denoise_batch.redaction import redact, redact_all
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ class Bundle:
         try:
             network.load_state_dict(load(content), strict=True)
         except (SafetensorError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{self.folder / WEIGHTS_FILE} cannot be loaded: {reason}", hint=RETRAIN) from error
+            raise ModelError(
+                f"{self.folder / WEIGHTS_FILE} cannot be loaded: {first_line(error)}", hint=RETRAIN
+            ) from error
         if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
             raise ModelError(f"{self.folder / WEIGHTS_FILE} holds weights that are not finite", hint=RETRAIN)
         network.requires_grad_(False)

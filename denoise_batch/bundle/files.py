@@ -7,7 +7,7 @@ import math
 import stat
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from denoise_batch.errors import ModelError
+from denoise_batch.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,8 +57,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(content.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] or type(error).__name__
-        raise ModelError(f"{path} is damaged: {reason}", hint=RETRAIN) from error
+        raise ModelError(f"{path} is damaged: {first_line(error)}", hint=RETRAIN) from error
     if not isinstance(parsed, dict):
         raise ModelError(f"{path} is damaged: it holds no JSON object", hint=RETRAIN)
     return parsed

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from denoise_batch.errors import ColumnError, FlagError
 from denoise_batch.images.buffers import (
@@ -73,6 +74,7 @@ __all__ = [
     "from_model_output",
     "image_candidates",
     "image_column",
+    "joined",
     "look_at_sample",
     "output_column",
     "pairs_belong_together",
@@ -83,9 +85,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from collections.abc import Sequence
 
-_SAMPLE = 64  # rows that decide what a variable binary or list column holds
+_SAMPLE = 64  # values, or one of each chunk, that decide what a variable binary or list column holds
 
 
 def image_candidates(schema: pa.Schema, name: str | None = None) -> list[str]:
@@ -110,8 +112,9 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
     Args:
         schema: the dataset's schema.
         name: a `--column` flag's value.
-        sample: some first rows. Lists and binary of variable length fit only if one of their first values does; without
-            a sample, or where it has nulls alone, the type decides, and variable `binary` is taken for raw pixels.
+        sample: some rows, from all over the data as far as may be. Lists and binary of variable length fit only if one
+            of 64 values or so does; without a sample, or where it has nulls alone, the type decides, and variable
+            `binary` is taken for raw pixels.
 
     Raises:
         ColumnError: the column named is missing or does not fit, none fits, two do, or one does beside such an `image`.
@@ -143,6 +146,13 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
     if refusal is not None:
         raise refusal
     raise ColumnError(f"no column holds {SIDE}×{SIDE} images; the columns are: {listed or 'none at all'}", hint=TAKEN)
+
+
+def joined(samples: Sequence[pa.Table]) -> pa.Table | None:
+    """Samples from all over the data as one, for the functions here; of those alone that are of the first one's types,
+    since tables of others cannot be joined. None where there are none.
+    """
+    return pa.concat_tables([table for table in samples if table.schema.equals(samples[0].schema)]) if samples else None
 
 
 def find_clean_columns(
@@ -221,7 +231,7 @@ def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageCo
     place = -1 if sample is None else sample.schema.get_field_index(name)
     if sample is None or place < 0:
         return column
-    values = storage_of(sample.column(place).slice(0, 64 * _SAMPLE).combine_chunks()).drop_null().slice(0, _SAMPLE)
+    values = _spread(sample.column(place))
     if column.layout is Layout.BINARY and is_variable_binary(values.type):
         encoded = sum(looks_encoded(value) for value in values.to_pylist())
         if 2 * encoded > len(values):
@@ -230,6 +240,21 @@ def _confirmed(schema: pa.Schema, name: str, sample: pa.Table | None) -> ImageCo
     if len(bad) and np.isin(bad, [BadReason.WRONG_LENGTH.code, BadReason.UNDECODABLE.code]).all():
         raise ColumnError(f"column {name!r} holds {_size_found(values, column)}, not {SIDE}×{SIDE} pixels", hint=TAKEN)
     return column
+
+
+def _spread(column: pa.ChunkedArray) -> pa.Array:
+    """Some values, as they are stored, from all over a sample; no nulls."""
+    chunks = [storage_of(chunk).drop_null() for chunk in column.chunks]
+    chunks = [chunk for chunk in chunks if len(chunk)]
+    each = -(-_SAMPLE // max(1, len(chunks)))
+    parts = []
+    for chunk in chunks:
+        places = {round(index * (len(chunk) - 1) / max(1, each - 1)) for index in range(each)}
+        whole = len(places) == len(chunk)
+        parts += [chunk] if whole else [chunk.slice(place, 1) for place in sorted(places)]
+    if not parts:
+        return storage_of(column.slice(0, 0).combine_chunks())
+    return pa.concat_arrays(parts) if len(parts) > 1 else parts[0]
 
 
 def _size_found(values: pa.Array, column: ImageColumn) -> str:

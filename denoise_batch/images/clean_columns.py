@@ -77,8 +77,6 @@ def look_at_sample(
                 f"note: {blank:,} of {rows:,} sampled images of column {name!r} are of a single grey and show nothing"
             )
     for noisy, beside in others:
-        if found is Polarity.EACH:
-            beside, pixels = turned(beside, dark_on_light(beside)), turned(pixels, dark_on_light(pixels))
         if pairs_belong_together(beside, pixels) < PAIRED:
             raise unpaired(f"the images of column {noisy!r}", clean, rows)
     return found, notes
@@ -88,9 +86,9 @@ def pairs_belong_together(noisy: Pixels, clean: Pixels) -> float:
     """How sure it is that noisy images are of the digits beside them, in standard errors; below 4 it is not.
 
     Each noisy image's correlation with its own clean one is set against that with the mean of all, which is what two
-    columns in different orders have in common. Images that are negatives of one another belong together, too. Of 256
-    pairs with noise of the seed's level 5, all of them ones, it is 6 or more, of all digits 14 or more
-    (`tests/test_clean_columns.py`).
+    columns in different orders have in common. Each image is taken light on dark, as it has it by itself, and images
+    of a single grey, which are like none, do not count. Of 256 pairs with noise of the seed's level 5, all of them
+    ones, it is 6 or more, of all digits 14 or more (`tests/test_clean_columns.py`).
 
     Args:
         noisy: (n, 784) uint8 or float32.
@@ -99,15 +97,17 @@ def pairs_belong_together(noisy: Pixels, clean: Pixels) -> float:
     Returns:
         Infinite for fewer than 200 pairs, which may be too few, and where all clean ones are the same.
     """
-    if len(noisy) < _FEWEST_PAIRS:
-        return math.inf
     ours, theirs = _unit_length(noisy), _unit_length(clean)
+    shown = ours.any(axis=1) & theirs.any(axis=1)
+    if np.count_nonzero(shown) < _FEWEST_PAIRS:
+        return math.inf
+    ours, theirs = ours[shown], theirs[shown]
     theirs -= theirs.mean(axis=0)
     if float(np.square(theirs).sum()) < 1e-6 * len(theirs):
         return math.inf
     likeness = np.einsum("ij,ij->i", ours, theirs)
     error = float(likeness.std()) / math.sqrt(len(likeness))
-    return abs(float(likeness.mean())) / error if error > 0 else math.inf
+    return float(likeness.mean()) / error if error > 0 else math.inf
 
 
 def unpaired(what: str, column: str, rows: int) -> ColumnError:
@@ -119,7 +119,8 @@ def unpaired(what: str, column: str, rows: int) -> ColumnError:
 
 
 def _unit_length(pixels: Pixels) -> NDArray[np.float32]:
-    """(n, 784): each image less its mean, of length 1, or all zero."""
+    """(n, 784): each image, light on dark, less its mean, of length 1, or all zero."""
+    pixels = turned(pixels, dark_on_light(pixels))
     images = pixels - pixels.mean(axis=1, keepdims=True, dtype=np.float32)
     length = np.sqrt(np.einsum("ij,ij->i", images, images))[:, np.newaxis]
     out: NDArray[np.float32] = np.divide(images, length, out=np.zeros_like(images), where=length > 0)

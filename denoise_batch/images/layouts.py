@@ -147,6 +147,8 @@ def output_column(
             )
         same = column is not None and column.layout is chosen
         type_ = _storage(column.type) if column and same else pa.binary(PIXELS if chosen is Layout.BINARY else -1)
+        if pa.types.is_struct(type_):  # a bad row's bytes are null, and so is every path
+            type_ = pa.struct([field.with_nullable(True) for field in type_])
         return ImageColumn(name, chosen, "uint8", type_)
     number = dtype or (column.dtype if column else "uint8")
     if chosen is Layout.TENSOR:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import publishing, storage
-from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, ran_out
+from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, first_line, ran_out
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import BadReason, Polarity, dark_on_light, decode, encode, turned
 from denoise_batch.inference.ledger import Failure, Receipt
@@ -144,9 +144,8 @@ def _failure(assignment: Assignment, reason: str, stops: DenoiseBatchError | Non
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else ""
-    return f"{first} ({type(error).__name__})" if first else type(error).__name__
+    said, kind = first_line(error), type(error).__name__
+    return kind if said == kind else f"{said} ({kind})"
 
 
 def _is_short_of_memory(error: Exception) -> bool:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from denoise_batch.cores import cores_here
+from denoise_batch.errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -334,10 +335,7 @@ def _fault_of_ends(path: str) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    if "decrypt" in text:  # pyarrow's word is about its own options
-        return _ENCRYPTED
-    return text.splitlines()[0] if text else type(error).__name__
+    return _ENCRYPTED if "decrypt" in str(error) else first_line(error)  # pyarrow's word is about its own options
 
 
 def _main() -> None:

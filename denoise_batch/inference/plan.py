@@ -21,7 +21,15 @@ import pyarrow.parquet as pq
 
 from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, ParquetError
-from denoise_batch.images import Polarity, check_float_range, decode, find_image_column, find_polarity, image_candidates
+from denoise_batch.images import (
+    Polarity,
+    check_float_range,
+    decode,
+    find_image_column,
+    find_polarity,
+    image_candidates,
+    joined,
+)
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
 from denoise_batch.inference import footers
 
@@ -167,7 +175,7 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     _check_columns(schema, files, column, added)
     found_samples = _sample(files, read, image_candidates(schema, column))
     samples = [sample.table for sample in found_samples]
-    image = find_image_column(schema, column, _first_rows(samples))
+    image = find_image_column(schema, column, joined(samples))
     # Footers count bytes as they are encoded: a long text that many rows share weighs next to nothing there.
     measured = max((sample.row_bytes for sample in found_samples), default=0)
     return Plan(
@@ -292,11 +300,6 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[
             hint="repair the files, or take them out of the input",
         )
     return samples
-
-
-def _first_rows(samples: Sequence[pa.Table]) -> pa.Table | None:
-    filled = [table for table in samples if table.num_rows]
-    return filled[0] if filled else None
 
 
 def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int) -> Polarity:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import publishing, storage
-from denoise_batch.errors import OutputError, RequestError, ResumeError
+from denoise_batch.errors import OutputError, RequestError, ResumeError, first_line
 from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.manifest import file_sidecar, is_shown, is_sidecar
 from denoise_batch.inference.plan import Plan
@@ -256,9 +256,8 @@ def plan_of(
     except Exception as error:  # whatever a damaged file raises
         if overwrite:
             return None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ResumeError(
-            f"{folder if isinstance(out, Path) else out} holds a damaged run: {reason}",
+            f"{folder if isinstance(out, Path) else out} holds a damaged run: {first_line(error)}",
             hint="give --overwrite to start afresh",
         ) from error
     differs = _differences(before, identity, plan, files)

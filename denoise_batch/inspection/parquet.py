@@ -93,7 +93,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     """The image column, from samples over the whole input; adds what is known of it to the facts."""
     import numpy as np
 
-    from denoise_batch.images import PIXELS, dark_on_light, decode, find_image_column, find_polarity
+    from denoise_batch.images import PIXELS, dark_on_light, decode, find_image_column, find_polarity, joined
     from denoise_batch.inference import footers
 
     places = [
@@ -109,7 +109,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         if isinstance(sample, footers.Sample) and len(sample.table) and sample.table.schema.equals(schema)
     ]
     try:
-        image = find_image_column(schema, None, samples[0] if samples else None)
+        image = find_image_column(schema, None, joined(samples))
     except ColumnError as error:
         facts["image_column"] = f"none: {error.message}"
         return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import denoise_batch
 from denoise_batch import job
-from denoise_batch.errors import FlagError, NetworkError, Terminated
+from denoise_batch.errors import FlagError, NetworkError, Terminated, first_line
 from denoise_batch.redaction import redact
 from denoise_batch.submission.dashboard import HttpError, explained
 
@@ -83,8 +83,8 @@ def submit(cluster: Cluster, command: ParsedCommand, job_id: str, runtime_env: d
                     metadata={"denoise_batch": denoise_batch.__version__},
                 )
             except (TypeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise FlagError(f"--runtime-env: {reason}", hint="see jobs/runtime_env.yaml for one") from error
+                hint = "see jobs/runtime_env.yaml for one"
+                raise FlagError(f"--runtime-env: {first_line(error)}", hint=hint) from error
 
 
 def state(cluster: Cluster, job_id: str) -> JobState:

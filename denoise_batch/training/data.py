@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch import input_file, storage
-from denoise_batch.errors import MissingFileError, ParquetError
+from denoise_batch.errors import MissingFileError, ParquetError, first_line
 from denoise_batch.images import (
     PAIRED,
     Polarity,
@@ -24,6 +24,7 @@ from denoise_batch.images import (
     dark_on_light,
     decode,
     find_clean_columns,
+    joined,
     look_at_sample,
     pairs_belong_together,
     turned,
@@ -164,8 +165,7 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
     schema = pa.ipc.read_schema(pa.py_buffer(footers[pieces[0].file].schema))
     chosen = [pieces[index] for index in spread_over(len(pieces), _SAMPLED_GROUPS)]
     samples = _samples(paths, chosen, schema.names)
-    first = samples[0]
-    columns = find_clean_columns(first.schema, settings.column, settings.noisy_column, first)
+    columns = find_clean_columns(samples[0].schema, settings.column, settings.noisy_column, joined(samples))
     for column in columns:
         check_type(paths, footers, column.name, column.type)
         for sample in samples:
@@ -281,7 +281,7 @@ def read_rows(
                 ) from error
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise ParquetError(
-                    f"{storage.redact(path)}, row group {piece.row_group}, is damaged: {str(error).splitlines()[0]}",
+                    f"{storage.redact(path)}, row group {piece.row_group}, is damaged: {first_line(error)}",
                     hint="leave this file out, or write it again",
                 ) from error
             if position < piece.stop:
