@@ -121,8 +121,23 @@ def test_what_is_printed_or_struck_across_a_cell() -> None:
     sharp = made(frame=True, digit=True, ink=0.0, grey=0.0)
     assert set(sharp.flatten().tolist()) == {0.0, 1.0}
     assert torch.equal(sharp, torch.maximum(images, empty).round())
+    upright, askew = (made(frame=True, digit=False, turn=turn)[0] for turn in (0.64, 0.7))
+    assert torch.equal(upright, empty)
+    assert float((askew - empty).abs().max()) > 0.1
+    across, down = (made(frame=False, digit=False, turn=turn, width=0.7)[0] for turn in (0.45, 0.95))
+    assert float(across.std(dim=1).max()) < 1e-5 < float(across.std(dim=0).min())
+    assert torch.allclose(across, down.T, atol=1e-4)
     thin, thick = (made(frame=False, digit=False, line=line).sum() for line in (0.0, 1.0))
     assert float(thick) > 3.0 * float(thin)
+
+
+def test_a_third_becomes_whole_and_the_rest_stays_even() -> None:
+    numbers = torch.linspace(0.0, 2.0, 30_001)
+    made = foreign_content._third_whole(numbers)
+    assert float((made == made.round()).float().mean()) == pytest.approx(1 / 3, abs=1e-3)
+    assert torch.equal(made.sort().values, made)
+    others = made[made != made.round()]
+    assert torch.histc(others, 8, 0.0, 2.0) / len(others) == pytest.approx([1 / 8] * 8, abs=1e-3)
 
 
 def test_images_out_of_place() -> None:

@@ -67,6 +67,12 @@ def _between(low: float, high: float, number: Tensor) -> Tensor:
     return low * torch.exp(number * math.log(high / low))
 
 
+def _third_whole(number: Tensor) -> Tensor:
+    """Numbers spread evenly → the same, but that a third of them, those nearest to whole numbers, become whole."""
+    whole = number.round()
+    return whole + 1.5 * functional.softshrink(number - whole, 1.0 / 6.0)
+
+
 def _coordinates(like: Tensor) -> Tensor:
     """The middles of the pixels of a side, (28,), from -1 to 1."""
     return (torch.arange(SIDE, device=like.device, dtype=like.dtype) + 0.5) * (2.0 / SIDE) - 1.0
@@ -107,12 +113,13 @@ def _shapes(smooth: Tensor, numbers: Tensor) -> Tensor:
 
 def _ruled(images: Tensor, numbers: Tensor) -> Tensor:
     """A frame of a form, whole or of the sides that fall into the image, hardly askew; or one or two straight strokes
-    of any direction. On its own, or across the image of the training. A quarter has no grey, as scans of one bit have
-    none, whose lone lines are taken for salt and pepper."""
+    of any direction. On its own, or across the image of the training. A third runs exactly along rows and columns, as
+    on forms that were drawn, not scanned. A quarter has no grey, as scans of one bit have none, whose lone lines are
+    taken for salt and pepper."""
     x = _coordinates(images)
     y = x[:, None]
     frame, across = numbers[0] < 0.5, numbers[1] < 0.6
-    first = torch.where(frame, 0.15 * (numbers[2] - 0.5), math.pi * numbers[2])
+    first = torch.where(frame, 0.15 * _third_whole(numbers[2] - 0.5), 0.5 * math.pi * _third_whole(2.0 * numbers[2]))
     second = first + 0.5 * math.pi + torch.where(frame, 0.0, 2.0 * (numbers[3] - 0.5))
     # How far from two lines through a point near the middle: of a frame, to which two sides are parallel each.
     right, down = x - 0.6 * (numbers[4] - 0.5), y - 0.6 * (numbers[5] - 0.5)
