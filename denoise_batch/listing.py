@@ -9,7 +9,6 @@ import glob
 import itertools
 import os
 import urllib.parse
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -110,13 +109,17 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
                 hint=f"looked for {', '.join(PARQUET_SUFFIXES)} files; names starting with _ or . are skipped{there}",
             )
         files.extend(found)
-        paths = [file.path for file in found]
         # A link may show a file again below one input, as it does to readers; two inputs are each of their own.
-        places = set(map(_place, paths)) if len(inputs) > 1 else set()
-        again = (path for path, count in Counter(paths).items() if count > 1 or (known and _place(path) in known))
-        twice = next(again, None)
-        if twice is not None:
-            raise FlagError(f"{storage.redact(twice)} is named twice among the inputs", hint="name every input once")
+        paths: set[str] = set()
+        places: set[str] = set()
+        for file in found:
+            place = _place(file.path) if len(inputs) > 1 else file.path
+            if file.path in paths or place in known:
+                raise FlagError(
+                    f"{storage.redact(file.path)} is named twice among the inputs", hint="name every input once"
+                )
+            paths.add(file.path)
+            places.add(place)
         known |= places
     single = len(inputs) == 1 and len(files) == 1 and not _is_folder_or_glob(inputs[0])
     return Listing(tuple(files), single, tuple(skipped), tuple(folders))

@@ -153,9 +153,8 @@ class Bundle:
         try:
             network.load_state_dict(load(content), strict=True)
         except (SafetensorError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"{self.folder / WEIGHTS_FILE} cannot be loaded: {first_line(error)}", hint=RETRAIN
-            ) from error
+            said = f"{self.folder / WEIGHTS_FILE} cannot be loaded: {first_line(error)}"
+            raise ModelError(said, hint=RETRAIN) from error
         if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
             raise ModelError(f"{self.folder / WEIGHTS_FILE} holds weights that are not finite", hint=RETRAIN)
         network.requires_grad_(False)

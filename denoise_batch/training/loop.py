@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import tempfile
 import time
 import warnings
@@ -46,6 +45,7 @@ from denoise_batch.training.checkpoint import (
 from denoise_batch.training.data import ParquetImages, held_out_count, load_rows, split
 from denoise_batch.training.failure import check_loss, has_failed, leave_failure
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
+from denoise_batch.training.place import quarter_of_memory
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Recipe
 from denoise_batch.training.step import TrainingStep
@@ -364,7 +364,7 @@ class _Worker:
             self.left_out = held_out - len(kept_images[0])
             validation = held(*kept_images)
             limit = config.resident_limit
-            limit = _quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
+            limit = quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
             copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0
             if (count - held_out) * (parquet.bytes_per_row + copies) > limit:
                 if copies:
@@ -390,14 +390,3 @@ class _Worker:
 
 def _psnr(error: float) -> float:
     return 10.0 * math.log10(1.0 / max(error, 1e-12))
-
-
-def _quarter_of_memory(device: torch.device) -> int:
-    """Bytes: a quarter of the GPU's memory, or of what this machine or container has."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1]) // 4
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-        memory = min(memory, int(text))
-    return memory // 4

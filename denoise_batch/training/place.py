@@ -1,8 +1,10 @@
-"""Where the training's workers run: how many, on what, with how many threads."""
+"""Where the training's workers run: how many, on what, with how many threads and how much memory."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise_batch.capacity import Node, threads_for
@@ -11,6 +13,8 @@ from denoise_batch.training.recipes import Device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from denoise_batch.training.recipes import TrainSettings
 
@@ -67,3 +71,16 @@ def choose_place(settings: TrainSettings, nodes: Sequence[Node], to_come: Sequen
     cpus = max(1, int(cpus * 64)) / 64
     beside = max(node.room(cpus, 1.0 if gpu else 0.0) for node in nodes)
     return Place((fewest, most), gpu, cpus, threads, max(1, min(beside, most)))
+
+
+def quarter_of_memory(device: torch.device) -> int:
+    """Bytes: a quarter of the GPU's memory, or of what this machine or container has."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[1]) // 4
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        memory = min(memory, int(text))
+    return memory // 4
