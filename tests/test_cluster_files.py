@@ -104,10 +104,8 @@ def test_the_commands_in_a_file_parse(name: str) -> None:
             job.check_paths(console.parse_command(cli.app, inner))
 
 
-def test_links_and_files_of_the_guide_are_there() -> None:
+def test_files_of_the_guide_are_there() -> None:
     text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / "docs" / target).exists(), target
     for name in set(re.findall(r"\bjobs/[\w.-]+\.(?:py|yaml)", text)):
         assert (ROOT / name).is_file(), name
     assert set(re.findall(r"\w+-REPLACE-ME", text)) == {"ami-REPLACE-ME", "fs-REPLACE-ME"}

@@ -85,9 +85,26 @@ def test_the_module_map_is_the_package() -> None:
     assert sorted(listed) == sorted(modules | folders)
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def _anchors(page: str) -> set[str]:
+    """What GitHub makes of its headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        found = page.parent / name if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in _anchors(found.read_text(encoding="utf-8")), target
+
+
+def test_scripts_that_the_documentation_names_are_there() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    scripts = set(re.findall(r"python ((?:benchmarks|jobs)/\w+\.py)", pages))
+    assert scripts
+    assert {script for script in scripts if not (ROOT / script).is_file()} == set()
 
 
 def test_constraints_hold_every_dependency_and_no_local_version() -> None:

@@ -7,7 +7,7 @@ tell the kinds of noise apart, and does not take an r̂ that was clipped away fo
 
 It has two scales, 14×14 (the pixels unshuffled 2×2) and 7×7, and a fully connected bottleneck that sees the whole digit
 at once. It costs a CPU no more than the seed's network of 4,385 weights does, since every layer was chosen by its time
-on a core and by what it is worth (docs/training.md), measured one by one:
+on a core and by what it is worth (docs/experiments.md), measured one by one:
 
 - 32 channels at 14×14 and 64 at 7×7, which fill the vector units;
 - residual blocks have one convolution, so that addition and ReLU come out of the product (`fused_layers`);

@@ -10,7 +10,7 @@ are worked on together, and nothing is read back from the device: on a GPU it is
 and all of them can be recorded in a CUDA graph.
 
 For the default network on one core, a step of training takes about half as long again as with AdamW, and is worth it
-several times over (docs/training.md). Several workers on CPUs share the matrices out, as they do the images.
+several times over (docs/experiments.md). Several workers on CPUs share the matrices out, as they do the images.
 """
 
 from __future__ import annotations
