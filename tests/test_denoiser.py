@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +30,18 @@ if TYPE_CHECKING:
     from conftest import Pixels, WriteImages
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
+
+
+def test_a_model_is_made_ready_without_what_compilers_need() -> None:
+    """They take a worker's core longer to import than all else that the model needs."""
+    code = (
+        "import sys, numpy as np; from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle\n"
+        "from denoise_batch.denoiser import Denoiser\n"
+        "Denoiser(read_bundle(SHIPPED_FOLDER), device='cpu')(np.zeros((3, 784), np.float32))\n"
+        "print(sorted({'sympy', 'torch._dynamo', 'torch._inductor', 'scipy'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == "[]\n"
 
 
 FULL = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual")

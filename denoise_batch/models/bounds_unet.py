@@ -91,7 +91,8 @@ class BoundsUNet(TwoScales):
         self.register_buffer("largest", torch.zeros(len(self.measured_layers())))
         for layer in self.rounded_layers():
             weight = layer.weight[:, : 49 * deep] if layer is self.squeeze else layer.weight
-            layer.register_buffer("integers", torch.zeros_like(weight, dtype=torch.int8, requires_grad=False))
+            # Not `zeros_like`: without storage (`bundle.load`) it imports sympy, which takes a core up to a second.
+            layer.register_buffer("integers", torch.zeros(weight.shape, dtype=torch.int8))
 
     def measured_layers(self) -> list[nn.Module]:
         """The layers whose largest values `largest` holds, in its order; zeros until they are measured."""
