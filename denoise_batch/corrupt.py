@@ -3,13 +3,12 @@
     report = corrupt(CorruptSettings(inputs=("clean.parquet",), output=Path("noisy.parquet"), seed=1))
 
 Row i of the input is degraded from (seed, i) alone: how the input is cut into files, row groups or batches, and
-how many rows follow, changes nothing. At no time are more than some 16,384 rows in memory.
+how many rows follow, changes nothing. At no time are more than some 16,384 rows in memory, and a row group to write.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,14 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from denoise_batch import publishing, storage
-from denoise_batch.errors import ColumnError, DataChanged, FlagError, ran_out
+from denoise_batch.errors import (
+    ColumnError,
+    DataChanged,
+    DenoiseBatchError,
+    FlagError,
+    Interrupted,
+    ParquetError,
+    first_line,
+    ran_out,
+)
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
+from denoise_batch.inference.pages import check_pages
 from denoise_batch.inference.plan import make_plan
-from denoise_batch.input_file import open_parquet, read_batches
+from denoise_batch.input_file import check_int96, open_parquet, read_batches
 from denoise_batch.listing import list_inputs
+from denoise_batch.output_file import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,15 +42,18 @@ if TYPE_CHECKING:
     from denoise_batch.images.buffers import Pixels
     from denoise_batch.inference.plan import Plan
     from denoise_batch.noise import NoiseRecipe
+    from denoise_batch.output_file import Written
 
 BLOCK = 1024
 """Rows that share one random generator. Part of what a seed means: another number here gives other noise."""
 
-ROW_GROUP = 16 * BLOCK
-"""Rows that are worked on and written together; as float32 they are 51 MB."""
+CHUNK = 16 * BLOCK
+"""Rows that are worked on together; as float32 they are 51 MB."""
 
 IMAGE, CLEAN, SIGMA, NOISE = "image", "clean", "sigma", "noise"
 """The columns that are written beside those of the input."""
+
+_REPAIR = "repair it, or take it out of the input"
 
 
 @dataclass(frozen=True)
@@ -111,9 +123,10 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         progress: told (rows done, rows in all) now and then.
 
     Raises:
-        RequestError: the request cannot be met; nothing was written.
+        RequestError: the request cannot be met, or a file is damaged; nothing was written.
         ResourceExhausted: the disk is full.
         DataChanged: a file gave another number of rows than its footer promised.
+        DenoiseBatchError: what stands on the disk is not what was written.
     """
     started = time.monotonic()
     publishing.check_output_file(settings.output, overwrite=settings.overwrite)
@@ -133,8 +146,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
     try:
         with tempfile.TemporaryDirectory(prefix=f".{settings.output.name}.", dir=settings.output.parent) as folder:
             built = Path(folder) / settings.output.name
-            bad_rows = _write(built, plan, schema, recipe, settings, progress)
-            size = _verified_size(built, plan.rows)
+            written, bad_rows = _write(built, plan, schema, recipe, settings, progress)
             publishing.publish(built, settings.output, overwrite=settings.overwrite)
     except OSError as error:
         exhausted = ran_out(error, settings.output)
@@ -145,7 +157,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         str(settings.output),
         plan.rows,
         bad_rows,
-        size,
+        written.bytes,
         round(time.monotonic() - started, 3),
         plan.column.name,
         settings.dtype,
@@ -220,29 +232,48 @@ def _output_schema(plan: Plan, settings: CorruptSettings) -> pa.Schema:
 
 
 def _tables(plan: Plan) -> Iterator[pa.Table]:
-    """The input's rows in order, `ROW_GROUP` at a time, wherever its files and row groups end."""
+    """The input's rows in order, `CHUNK` at a time, wherever its files and row groups end."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for file in plan.files:
-        with open_parquet(file.path) as parquet:
-            found = 0
-            for read in read_batches(parquet, BLOCK):
-                batch = read.replace_schema_metadata(None)
-                found += len(batch)
-                waiting.append(batch)
-                rows += len(batch)
-                if rows >= ROW_GROUP:
-                    table = pa.Table.from_batches(waiting)
-                    yield table.slice(0, ROW_GROUP)
-                    waiting = table.slice(ROW_GROUP).to_batches()
-                    rows -= ROW_GROUP
-            if found != file.rows:
-                raise DataChanged(
-                    f"{storage.redact(file.path)} gave {found} rows where its footer says {file.rows}",
-                    hint="it is damaged, or changed while it was read: check it, then run again",
-                )
+        found = 0
+        for batch in _batches(file.path):
+            found += len(batch)
+            waiting.append(batch)
+            rows += len(batch)
+            if rows >= CHUNK:
+                table = pa.Table.from_batches(waiting)
+                yield table.slice(0, CHUNK)
+                waiting = table.slice(CHUNK).to_batches()
+                rows -= CHUNK
+        if found != file.rows:
+            raise DataChanged(
+                f"{storage.redact(file.path)} gave {found} rows where its footer says {file.rows}",
+                hint="it is damaged, or changed while it was read: check it, then run again",
+            )
     if rows:
         yield pa.Table.from_batches(waiting)
+
+
+def _batches(path: str) -> Iterator[pa.RecordBatch]:
+    """A file's rows, once its page headers and its timestamps of 96 bits have been looked at; errors name the file."""
+    try:
+        with open_parquet(path) as parquet:
+            groups = range(parquet.num_row_groups)
+            check_pages(path, parquet.metadata, groups)
+            check_int96(path, parquet, groups)
+            for batch in read_batches(parquet, BLOCK):
+                yield batch.replace_schema_metadata(None)
+    except Interrupted:  # a signal may come here as anywhere
+        raise
+    except DenoiseBatchError as error:
+        raise ParquetError(f"{storage.redact(path)}: {error.message}", hint=error.hint or _REPAIR) from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        exhausted = ran_out(error, storage.redact(path)) if isinstance(error, OSError) else None
+        reason = storage.without_secrets(first_line(error), path)
+        raise exhausted or ParquetError(
+            f"{storage.redact(path)} is not readable as Parquet: {reason}", hint=_REPAIR
+        ) from error
 
 
 def _write(
@@ -252,19 +283,16 @@ def _write(
     recipe: NoiseRecipe,
     settings: CorruptSettings,
     progress: Callable[[int, int], None] | None,
-) -> int:
-    noisy_column = _noisy_column(settings)
-    column = replace(plan.column, name=CLEAN)
+) -> tuple[Written, int]:
+    """Writes and verifies the output; also gives the number of bad rows."""
+    noisy_column, clean_column = _noisy_column(settings), replace(plan.column, name=CLEAN)
     bad_rows = start = 0
     # Noise does not compress: zstd would spend its time for nothing on the floats.
-    leaf = "image" if settings.dtype == "uint8" else "image.list.element"
-    codecs = {**dict.fromkeys(_leaves(schema), "zstd"), leaf: "zstd" if settings.dtype == "uint8" else "none"}
-    dictionary = [name for name in _leaves(schema) if name.split(".")[0] not in (IMAGE, CLEAN)]
-    with pq.ParquetWriter(
-        path, schema, compression=codecs, use_dictionary=dictionary or False, write_page_checksum=True
-    ) as writer:
+    uncompressed = IMAGE if settings.dtype == "float32" else None
+    images = (noisy_column, clean_column)
+    with OutputFile(path, schema, images, compression="zstd", uncompressed=uncompressed) as file:
         for table in _tables(plan):
-            decoded = decode(table.column(plan.column.name), column)
+            decoded = decode(table.column(plan.column.name), clean_column)
             clean = to_model_input(decoded.pixels, Polarity.LIGHT_ON_DARK)
             noisy, sigma, half_range = degrade_rows(clean, start, settings.seed, recipe)
             missing = decoded.bad != 0
@@ -275,26 +303,11 @@ def _write(
                 NOISE: pa.array(half_range, mask=missing),
             }
             arrays = [made[name] if name in made else table.column(name) for name in schema.names]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROW_GROUP)
+            # A batch for each one that was read: of several dictionaries of a column each keeps its own.
+            for batch in pa.Table.from_arrays(arrays, schema=schema).to_batches():
+                file.write(batch)
             bad_rows += int(missing.sum())
             start += len(table)
             if progress is not None:
                 progress(start, plan.rows)
-    return bad_rows
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    """The Parquet paths of a schema's columns, down into lists and structs."""
-    sink = pa.BufferOutputStream()
-    pq.ParquetWriter(sink, schema).close()
-    parquet = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    return [parquet.column(index).path for index in range(len(parquet))]
-
-
-def _verified_size(path: Path, rows: int) -> int:
-    written = pq.read_metadata(path).num_rows
-    if written != rows:
-        raise DataChanged(f"{written} rows were written of {rows}", hint="run again; the disk may be failing")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return path.stat().st_size
+        return file.finish(), bad_rows

@@ -112,21 +112,33 @@ class OutputFile:
         schema: of the batches.
         images: the image columns among them.
         compression: `none`, `snappy`, `lz4` or `zstd`.
+        uncompressed: a column that is not compressed, whatever the others are.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, images: Sequence[ImageColumn], *, compression: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        images: Sequence[ImageColumn],
+        *,
+        compression: str,
+        uncompressed: str | None = None,
+    ) -> None:
         self._schema = schema
         self._rows = 0
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._held_bytes = 0
         plain = _leaves_without(schema, {c.name for c in images if not _dictionary_pays(c)})
+        codecs: str | dict[str, str] = compression
+        if uncompressed is not None:  # pyarrow compresses the leaves that are named, and no other
+            codecs = dict.fromkeys(_leaves_without(schema, {uncompressed}), compression)
         self._sink = DigestSink(path)
         try:
             self._writer = pq.ParquetWriter(
                 self._sink,
                 schema,
-                compression=compression,
+                compression=codecs,
                 use_dictionary=plain,
                 write_statistics=_leaves_without(schema, {c.name for c in images}),
                 write_page_checksum=True,

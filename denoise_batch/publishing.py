@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -160,13 +161,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, content: bytes, *, private: bool = False) -> None:
+def write_file(path: Path, content: bytes, *, private: bool = False, alone: bool = True) -> None:
     """Writes a small file so that it holds all of `content` or does not exist, and survives a power cut.
 
     Args:
         private: nobody else may read it.
+        alone: nobody else writes it at this moment. What a killed writer has left is then replaced by the next.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    ours = "" if alone else f".{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}{ours}.writing")
     temporary.unlink(missing_ok=True)
     mode = 0o600 if private else 0o666  # less the umask
     # A new file or none: what somebody else puts there at this moment, a link to another file, is not written to.

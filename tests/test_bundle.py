@@ -218,6 +218,8 @@ def _tensor(shape: object = (4,), offsets: object = (0, 16), dtype: object = "F3
         (_header({"a": _tensor(shape=[2.0, 2])}), "impossible shape"),
         (_header({"a": _tensor(shape=[2**62, 2**62])}), "impossible shape"),
         (_header({"a": _tensor(offsets=[0])}), "impossible shape"),
+        (_header({"a": _tensor(shape=[1] * 8 + [4])}), "impossible shape"),
+        (_header({"a": _tensor(shape=[2**39] * 50_000)}), "impossible shape"),
         (_header({"a": _tensor(shape=[5], offsets=[0, 20])}), "outside the file"),
         (_header({"a": _tensor(offsets=[16, 0])}), "outside the file"),
         (_header({"a": _tensor(shape=[3])}), "takes 16 bytes"),
@@ -226,7 +228,7 @@ def _tensor(shape: object = (4,), offsets: object = (0, 16), dtype: object = "F3
         (_header({"a": _tensor()}, 20), "belong to no tensor"),
         (_header({"a": _tensor()}), "other tensors or shapes"),
     ],
-    ids=range(18),
+    ids=range(20),
 )
 def test_a_header_that_lies_is_refused_though_the_hash_fits(folder: Path, content: bytes, reason: str) -> None:
     _rehash(folder, content)

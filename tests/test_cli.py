@@ -229,7 +229,11 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "--card", "--model", "model", "--noisy-column", "image"], r"--card and --noisy-column exclude"),
     (["train", "--init", "s3://bucket/model"], r"s3://bucket/model is not a local path"),
     (["evaluate", "--model", "model", "--noisy-column", "image"], r"--noisy-column image, but no --data"),
-    (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is a file"),
+    (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is no folder"),
+    (
+        ["evaluate", "--model", "model", "--data", "good.parquet", "--limit", "1", "--figures", "good.parquet/figures"],
+        r"good\.parquet/figures/metrics\.png cannot be written: .*good\.parquet is not a writable folder",
+    ),
     (["evaluate", "--model", "model", "--data", "absent.parquet"], r"absent\.parquet does not exist"),
     (["preview", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),
     (["preview", "good.parquet", "OUT", "--rows", "0"], r"--rows 0"),
@@ -250,7 +254,7 @@ def answers(files: Path) -> list[Answer]:
 
 def _placed(files: Path, arguments: list[str]) -> list[object]:
     names = {path.name for path in files.iterdir()} | {"absent", "absent.parquet", "OUT"}
-    return [files / argument if argument in names else argument for argument in arguments]
+    return [files / argument if argument.partition("/")[0] in names else argument for argument in arguments]
 
 
 @pytest.mark.parametrize("index", range(len(REFUSED)), ids=[" ".join(arguments) for arguments, _ in REFUSED])
@@ -266,6 +270,28 @@ def test_refusals_from_a_cold_start(files: Path, index: int) -> None:
     arguments, message = REFUSED[index]
     (answer,) = probe(_placed(files, arguments))
     check_refusal(answer, message)
+
+
+def test_figures_that_cannot_be_written_are_named_before_anything_is_evaluated(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    access = os.access
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    # Root may write everywhere, and tests may run as root.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    for figures, message in (
+        (closed, "closed/metrics.png cannot be written: "),
+        (closed / "new", "closed/new/metrics.png cannot be written: "),
+        (tmp_path / "link", "link is no folder"),
+    ):
+        arguments = ["evaluate", "--model", "seed", "--data", str(files / "good.parquet"), "--figures", str(figures)]
+        assert cli.run(arguments) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert message in shown.err
+        assert len(shown.err.splitlines()) == 2
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,17 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bad_files import lying, parquet
+from bad_files import table as foreign_table
 
+from denoise_batch import output_file
 from denoise_batch.corrupt import BLOCK, CorruptSettings, corrupt, degrade_rows
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import (
     ColumnError,
     DataChanged,
+    DenoiseBatchError,
     FlagError,
     MissingFileError,
     OutputError,
     ParquetError,
     ResourceExhausted,
+    Terminated,
 )
 from denoise_batch.images import Layout, decode, find_image_column
 from denoise_batch.noise import NoiseRecipe, blur
@@ -242,6 +247,126 @@ def test_a_file_that_gives_fewer_rows_than_it_promises(
     with pytest.raises(DataChanged, match="200 rows where its footer says 300"):
         run(source, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", ["plain", "list", "struct"])
+@pytest.mark.parametrize("cut", ["files", "row groups"])
+def test_more_categories_than_the_index_type_can_number(tmp_path: Path, digits: Any, cut: str, kind: str) -> None:
+    parts = []
+    for start in (0, 100, 200):
+        words = pa.array([f"w{start + i}" for i in range(100)])
+        array = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), words)
+        if kind == "list":
+            array = pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), array)
+        if kind == "struct":
+            array = pa.StructArray.from_arrays([array], ["word"])
+        images = pa.array([image.tobytes() for image in digits[0][start : start + 100]], pa.binary(784))
+        parts.append(pa.table({"image": images, "word": array}))
+    (tmp_path / "in").mkdir()
+    if cut == "files":
+        for place, part in enumerate(parts):
+            pq.write_table(part, tmp_path / "in" / f"{place}.parquet")
+    else:
+        with pq.ParquetWriter(tmp_path / "in" / "a.parquet", parts[0].schema) as writer:
+            for part in parts:
+                writer.write_table(part)
+    table = run(tmp_path / "in", tmp_path / "out.parquet")
+    assert table.schema.field("word").type == parts[0].schema.field("word").type
+    assert table["word"].to_pylist() == [word for part in parts for word in part["word"].to_pylist()]
+    assert table["clean"].to_pylist() == [image.tobytes() for image in digits[0]]
+
+
+def test_categories_keep_their_order_where_files_differ_in_them(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    (tmp_path / "in").mkdir()
+    sizes = ["small", "medium", "large", "huge"]
+    for name, count in (("a", 3), ("b", 4)):
+        codes = pa.array([count - 1, 0, None, 1] * 10, pa.int8())
+        size = pa.DictionaryArray.from_arrays(codes, pa.array(sizes[:count]), ordered=True)
+        write_images(tmp_path / "in" / f"{name}.parquet", digits[0][:40], size=size)
+    column = run(tmp_path / "in", tmp_path / "out.parquet")["size"]
+    assert all(chunk.dictionary.to_pylist() == sizes for chunk in column.chunks)
+    assert column.to_pylist() == ["large", "small", None, "medium"] * 10 + ["huge", "small", None, "medium"] * 10
+
+
+def test_only_the_noise_is_not_compressed(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0], "list of uint8", label=pa.array(digits[1]))
+    codecs = {}
+    for dtype in ("float32", "uint8"):
+        run(source, tmp_path / f"{dtype}.parquet", dtype=dtype)
+        group = pq.read_metadata(tmp_path / f"{dtype}.parquet").row_group(0)
+        columns = [group.column(index) for index in range(group.num_columns)]
+        codecs[dtype] = {column.path_in_schema.split(".")[0]: column.compression for column in columns}
+    packed = dict.fromkeys(("image", "clean", "label", "sigma", "noise"), "ZSTD")
+    assert codecs == {"float32": {**packed, "image": "UNCOMPRESSED"}, "uint8": packed}
+
+
+def test_times_that_would_lose_nanoseconds_are_refused(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    when = pa.array(np.arange(300) + 1_600_000_000_123_456_789, pa.timestamp("ns"))
+    source = write_images(tmp_path / "in.parquet", digits[0], when=when)
+    pq.write_table(pq.read_table(source), source, use_deprecated_int96_timestamps=True)
+    with pytest.raises(ParquetError, match=r"in\.parquet: column 'when' has INT96 times finer") as caught:
+        run(source, tmp_path / "out.parquet")
+    assert "nanoseconds" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_a_damaged_page_is_named(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0], x=pa.array(range(300)))
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(pq.read_table(source), source, row_group_size=100, **options)
+    content = bytearray(source.read_bytes())
+    content[pq.read_metadata(source).row_group(2).column(1).data_page_offset + 200] ^= 1
+    source.write_bytes(content)
+    with pytest.raises(ParquetError, match=r"in\.parquet is not readable as Parquet: .*CRC") as caught:
+        run(source, tmp_path / "out.parquet")
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_rows_that_a_footer_leaves_out_are_missed(tmp_path: Path) -> None:
+    content = foreign_table(1911).drop_columns("tags")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.parquet").write_bytes(parquet(content))
+    (tmp_path / "in" / "b.parquet").write_bytes(lying(content, 1800, slice(None)))
+    with pytest.raises(ParquetError, match=r"b\.parquet: row group 0, column 'id': its pages hold 1,911 values"):
+        run(tmp_path / "in", tmp_path / "out.parquet")
+
+
+def test_what_runs_out_while_reading_is_named(
+    tmp_path: Path, digits: Any, write_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0][:10])
+
+    def no_more(*_: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("denoise_batch.corrupt.open_parquet", no_more)
+    with pytest.raises(ResourceExhausted, match=r"in\.parquet: too many files are open"):
+        run(source, tmp_path / "out.parquet")
+
+
+def test_a_signal_while_pages_are_looked_at_stays_one(
+    tmp_path: Path, digits: Any, write_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0][:10])
+
+    def ended(*_: Any) -> None:
+        raise Terminated("ended by SIGTERM", hint="")
+
+    monkeypatch.setattr("denoise_batch.corrupt.check_pages", ended)
+    with pytest.raises(Terminated):
+        run(source, tmp_path / "out.parquet")
+
+
+def test_a_disk_that_lies_is_found_out(
+    tmp_path: Path, digits: Any, write_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0][:10])
+    monkeypatch.setattr(output_file, "file_digest", lambda _path: "another")
+    with pytest.raises(DenoiseBatchError, match="not the one that was written"):
+        run(source, tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
 
 
 def test_rows_start_at_a_block() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from denoise_batch import cli, publishing
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.evaluated import check_card, note_evaluation
 from denoise_batch.digits import Split, find_mnist, load_mnist
@@ -137,10 +139,73 @@ def test_a_card_that_cannot_be_made_is_named_before_anything_is_evaluated(model_
         check_card(read_bundle(folder))
 
 
-def test_a_card_that_cannot_be_written_is_named(evaluation: Evaluation, model_folder: Path, tmp_path: Path) -> None:
-    bundle = replace(read_bundle(model_folder), folder=tmp_path / "gone")
-    with pytest.raises(OutputError, match="gone cannot be written: No such file or directory"):
+def test_a_number_that_json_has_not_is_named_before_anything_is_evaluated(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    content = json.loads((folder / "model.json").read_text())
+    content["metrics"] |= {"x": 0}
+    (folder / "model.json").write_text(json.dumps(content).replace('"x": 0', '"x": 1e999'))
+    with pytest.raises(ModelError, match="its card cannot be made"):
+        check_card(read_bundle(folder))
+
+
+def test_a_model_that_was_replaced_meanwhile_is_left_as_it_is(
+    evaluation: Evaluation, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    evaluated = read_bundle(folder)
+    shutil.rmtree(folder)
+    shutil.copytree(SHIPPED_FOLDER, folder)
+    with pytest.raises(ModelError, match="was replaced while it was evaluated"):
+        note_evaluation(evaluated, evaluation.of_model("clamp"))
+    assert read_bundle(folder).model == read_bundle(SHIPPED_FOLDER).model
+
+
+def test_a_card_that_cannot_be_written_is_named(
+    evaluation: Evaluation, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = read_bundle(shutil.copytree(model_folder, tmp_path / "model"))
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publishing, "write_file", full_disk)
+    with pytest.raises(OutputError, match="model cannot be written: No space left on device"):
         note_evaluation(bundle, evaluation.of_model("clamp"))
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--card"]])
+def test_what_was_measured_is_not_lost_with_the_pictures(
+    evaluation: Evaluation,
+    images: np.ndarray,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    write = publishing.write_file
+
+    def no_room_for_pictures(path: Path, content: bytes, **how: Any) -> None:
+        if path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content, **how)
+
+    monkeypatch.setattr(publishing, "write_file", no_room_for_pictures)
+    monkeypatch.setattr("denoise_batch.evaluation.evaluate.evaluate", lambda *_, **__: evaluation)
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    arguments = ["evaluate", "--model", model, "--data", _write(tmp_path / "a.parquet", clean=images)]
+    assert cli.run([*map(str, [*arguments, "--figures", tmp_path / "figures"]), *options]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-2] == f"error: {tmp_path}/figures/levels.png: the disk is full"
+    if options == ["--json"]:
+        content = json.loads(shown.out)
+        assert (content["images"], content["figures"]) == (24, [])
+    else:
+        assert format_table(evaluation) in shown.out
+        assert "drawn: " not in shown.out
+    assert ("evaluation" in read_bundle(model).model) == (options == ["--card"])
 
 
 def test_accuracy_is_the_share_that_is_read_right(evaluation: Evaluation, images: np.ndarray) -> None:

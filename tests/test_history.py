@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,3 +61,11 @@ def test_curves_are_drawn_for_any_number_of_epochs(tmp_path: Path, count: int) -
         pixels = np.asarray(picture.convert("L"))
     assert pixels.shape[1] > 1000
     assert (pixels < 200).mean() > 0.005
+
+
+def test_curves_are_not_drawn_in_the_users_own_style(tmp_path: Path) -> None:
+    """A finished training is not to end with an error because TeX is missing."""
+    draw_curves(_rows(3), tmp_path / "plain.png", title="50% of a_b")
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "black", "lines.linewidth": 9}):
+        draw_curves(_rows(3), tmp_path / "own.png", title="50% of a_b")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "plain.png").read_bytes()

@@ -17,6 +17,7 @@ from denoise_batch.inference.manifest import vouching
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.parquet import has_page_checksum
 from denoise_batch.inspection.result import Kind
+from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +81,29 @@ def test_page_checksums_are_seen(
     facts = inspect(str(path)).facts
     assert facts["page_checksums"] is checksums
     assert facts["compression"] == ("uncompressed" if compression == "none" else compression)
+
+
+@pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize("kind", ["binary", "list of uint8"])
+def test_how_a_column_with_a_dot_in_its_name_was_written(
+    tmp_path: Path, digits: Any, write_images: Any, kind: str
+) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0], kind, column="img.raw", img=pa.array(digits[1]))
+    leaf = "img.raw" if kind == "binary" else "img.raw.list.element"
+    codecs = {leaf: "zstd", "img": "snappy"}
+    pq.write_table(pq.read_table(source), source, compression=codecs, write_page_checksum=True)
+    facts = inspect(str(source)).facts
+    assert facts["image_column"]["name"] == "img.raw"
+    assert (facts["compression"], facts["page_checksums"]) == ("zstd", True)
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_how_a_column_was_written_of_whose_name_another_makes_more(
+    tmp_path: Path, digits: Any, write_images: Any
+) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0], column="img", **{"img.label": pa.array(digits[1])})
+    pq.write_table(pq.read_table(source), source, compression={"img": "zstd", "img.label": "snappy"})
+    assert inspect(str(source)).facts["compression"] == "zstd"
 
 
 def test_a_page_header_that_is_none() -> None:
@@ -198,6 +222,23 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
         inspect(str(tmp_path / "text"))
 
 
+@pytest.mark.usefixtures("footers_read_here")
+def test_file_uris_are_told_from_their_content(
+    tmp_path: Path, digits: Any, write_images: Any, model_folder: Path
+) -> None:
+    assert inspect(f"file://{model_folder}").facts == inspect(str(model_folder)).facts
+    write_images(tmp_path / "in.parquet", digits[0][:5])
+    assert inspect(f"file://{tmp_path}/in.parquet").kind is Kind.PARQUET
+    out = _quality_output(tmp_path / "an out", digits[0][:5], write_images)
+    found = inspect(f"file://{tmp_path}/an%20out", verify=True)
+    assert (found.kind, found.path, found.problems) == (Kind.OUTPUT, str(out), ())
+    with pytest.raises(MissingFileError, match="absent does not exist"):
+        inspect(f"file://{tmp_path}/absent")
+    (tmp_path / ".later.denoise-batch").mkdir()
+    with pytest.raises(MissingFileError, match="later is not finished"):
+        inspect(f"file://{tmp_path}/later")
+
+
 def test_an_unfinished_run(tmp_path: Path) -> None:
     (tmp_path / ".out.denoise-batch").mkdir()
     with pytest.raises(MissingFileError, match="is not finished") as raised:
@@ -210,6 +251,38 @@ def test_an_unfinished_training(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="model is not finished") as raised:
         inspect(str(tmp_path / "model"))
     assert "same `denoise-batch train` command" in raised.value.hint
+
+
+def _quality_output(out: Path, images: np.ndarray, write_images: Any) -> Path:
+    """A folder as `infer --quality` leaves it, with one data file."""
+    (out / "_denoise_batch").mkdir(parents=True)
+    said = {f"denoised_{name}": pa.array(np.arange(len(images)), pa.float32()) for name in ("psnr", "sigma", "range")}
+    part = write_images(out / "part-0.parquet", images, **said)
+    entry = {"path": part.name, "bytes": part.stat().st_size, "digest": file_digest(part), "rows": len(images)}
+    content = {"rows_out": len(images), "files": [entry], "sidecar": [], "quality": True, "output_column": "denoised"}
+    manifest = json.dumps(content).encode()
+    (out / "_denoise_batch" / "manifest.json").write_bytes(manifest)
+    (out / "_SUCCESS").write_bytes(vouching(manifest))
+    return out
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_what_is_wrong_with_an_output_is_said_whatever_is_left_of_it(
+    tmp_path: Path, digits: Any, write_images: Any
+) -> None:
+    out = _quality_output(tmp_path / "out", digits[0][:5], write_images)
+    for verify in (False, True):
+        found = inspect(str(out), verify=verify)
+        assert (found.facts["ranges"]["denoised_psnr"], found.problems) == ("0 to 4", ())
+    (out / "_key=1").mkdir()
+    (out / "_key=1" / "part-0.parquet").write_bytes(b"foreign")
+    assert inspect(str(out), verify=True).problems == tuple(
+        f"{path} is not part of the output" for path in (out / "_key=1", out / "_key=1" / "part-0.parquet")
+    )
+    shutil.rmtree(out / "_key=1")
+    (out / "part-0.parquet").unlink()
+    assert inspect(str(out), verify=True).problems == (f"{out / 'part-0.parquet'} is missing",)
+    assert (inspect(str(out)).facts["ranges"], inspect(str(out)).problems) == ({}, ())
 
 
 @pytest.mark.usefixtures("footers_read_here")

@@ -100,6 +100,26 @@ def test_columns_can_be_named(tmp_path: Path, columns: dict[str, pa.Array]) -> N
         preview(path, tmp_path / "a.png", column="x", denoised="nothing")
 
 
+def test_a_column_is_shown_once(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    """Where it is named for, whatever its name says; two flags cannot name the same."""
+    path, sheet = _write(tmp_path / "a.parquet", columns), tmp_path / "a.png"
+    assert preview(path, sheet, denoised="clean", count=2).columns == ("image", "clean")
+    assert preview(path, sheet, clean="denoised", count=2).columns == ("image", "denoised")
+    assert preview(path, sheet, column="clean", count=2).columns == ("clean", "denoised")
+    assert preview(path, sheet, denoised="clean", clean="denoised", count=2).columns == ("image", "clean", "denoised")
+    for first, second in (("column", "denoised"), ("column", "clean"), ("denoised", "clean")):
+        with pytest.raises(FlagError, match=f"--{first} clean and --{second} clean are the same column"):
+            preview(path, sheet, **{first: "clean", second: "clean"})
+
+
+def test_noisy_images_that_are_not_there_are_named_as_such(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    path = _write(tmp_path / "a.parquet", {"clean": columns["clean"]})
+    with pytest.raises(ColumnError, match="no column of noisy images stands beside 'clean'"):
+        preview(path, tmp_path / "a.png", denoised="clean")
+    with pytest.raises(ColumnError, match="there is no column ''"):
+        preview(path, tmp_path / "a.png", denoised="")
+
+
 def test_a_denoised_column_that_holds_no_images_is_left_out_and_named(
     tmp_path: Path, columns: dict[str, pa.Array]
 ) -> None:
@@ -184,6 +204,13 @@ def test_worst_rows_are_those_the_model_expects_least_of(tmp_path: Path, columns
     assert shown.summary().endswith("2 of 40 rows, sampled, and the 4 of all that the model expects least of")
     with pytest.raises(FlagError, match="--worst 101"):
         preview(str(tmp_path / "set"), tmp_path / "a.png", worst=101)
+
+
+def test_worst_rows_of_views(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    table = {name: pa.array(columns["clean"].to_pylist(), pa.binary_view()) for name in ("image", "denoised")}
+    table["denoised_psnr"] = pa.array(map(float, range(COUNT)))
+    shown = preview(_write(tmp_path / "a.parquet", table), tmp_path / "a.png", count=2)
+    assert (shown.worst_by, [row.row for row in shown.worst]) == ("expected_psnr", [0, 1])
 
 
 def test_what_the_model_did_not_say_is_null_in_json(tmp_path: Path, columns: dict[str, pa.Array]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,3 +97,22 @@ def test_write_file_replaces_whole(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         publishing.write_file(tmp_path / "folder", b"three")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]
+
+
+def test_several_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    path, contents = tmp_path / "a", [bytes([number]) * 200_000 for number in range(4)]
+    publishing.write_file(path, contents[0])
+    begun = threading.Barrier(len(contents) + 1)
+
+    def write(content: bytes) -> None:
+        begun.wait()
+        for _ in range(25):
+            publishing.write_file(path, content, alone=False)
+
+    with ThreadPoolExecutor() as pool:
+        writing = [pool.submit(write, content) for content in contents]
+        begun.wait()
+        while not all(one.done() for one in writing):
+            assert path.read_bytes() in contents
+        assert [one.result() for one in writing] == [None] * len(contents)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
+from denoise_batch.evaluation import sampling
 from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, rows_at, sample_rows
 from denoise_batch.images import find_image_column
+from denoise_batch.inference.footers import Footer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +76,54 @@ def test_the_same_seed_gives_the_same_rows_and_another_gives_others(folder: Path
 def test_samples_come_from_all_over(folder: Path) -> None:
     numbers = _numbers(_sample(open_dataset(str(folder)), 320))
     assert len(set(numbers // 700)) >= 10
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.binary_view(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary()), pa.list_view(pa.uint8())],
+    ids=str,
+)
+def test_given_rows_are_read_of_every_type(tmp_path: Path, type_: pa.DataType) -> None:
+    """pyarrow itself takes no rows of some."""
+    values = [*_numbered(0, 100)["image"].to_pylist()[:99], None]
+    if pa.types.is_dictionary(type_):
+        images = pa.array(values, pa.binary()).dictionary_encode()
+    elif pa.types.is_list_view(type_):
+        images = pa.array([value and list(value) for value in values], type_)
+    else:
+        images = pa.array(values, type_)
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=30)
+    dataset = open_dataset(str(tmp_path / "a.parquet"))
+    column = find_image_column(dataset.schema, None, dataset.first_rows)
+    assert column.type == type_
+    wanted = np.array([98, 3, 40, 99, 5])
+    found = rows_at(dataset, [column], np.zeros(5, np.int64), wanted)
+    assert found.good[0].tolist() == [True, True, True, False, True]
+    np.testing.assert_array_equal(_numbers(found), [98, 3, 40, 0, 5])
+
+
+def test_a_dataset_that_is_read_whole_opens_each_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open a file is to parse all of its footer, which is long where there are many row groups."""
+    opened: list[str] = []
+    open_parquet = sampling.open_parquet
+
+    def counted(path: str, **options: Any) -> Any:
+        opened.append(path)
+        return open_parquet(path, **options)
+
+    monkeypatch.setattr(sampling, "open_parquet", counted)
+    dataset = open_dataset(str(folder))
+    assert len(_sample(dataset, 8000)) == 8000
+    assert opened == [dataset.files[0], dataset.files[2]]
+
+
+def test_runs_in_many_row_groups_are_found_quickly() -> None:
+    dataset = Dataset("x", ("x",), (Footer(b"", (0, *[1000] * 60_000), 1),), None, None)
+    begun = time.process_time()
+    runs = sampling._runs(dataset, 20_000, np.random.default_rng(0))
+    assert time.process_time() - begun < 3.0
+    assert len(runs) > 20
+    assert all(group and start == (group - 1) * 1000 for _, group, _, _, start in runs)
 
 
 def test_rows_without_an_image_are_marked(tmp_path: Path) -> None:

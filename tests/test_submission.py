@@ -457,6 +457,27 @@ def test_signals_end_the_following_and_not_the_job(
     assert on.client.stopped == 0
 
 
+def test_an_interruption_does_not_wait_for_a_dashboard_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def silent(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        answered.wait(60)
+        raise ConnectionError
+
+    async def nothing(*_: object) -> AsyncIterator[str]:
+        await asyncio.sleep(60)
+        yield ""
+
+    monkeypatch.setattr(Client, "get_job_info", silent)
+    monkeypatch.setattr(Client, "tail_job_logs", nothing)
+    begun = time.monotonic()
+    with pytest.raises(Interrupted, match="goes on"):
+        follow(cluster([], ["RUNNING"]))
+    assert time.monotonic() - begun < 30
+    answered.set()
+
+
 def test_state_and_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     on = cluster([], ["RUNNING"])
     monkeypatch.setattr(dashboard, "reach", lambda _: on)

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import publishing
-from denoise_batch.bundle import MODEL_FILE, as_json
+from denoise_batch.bundle import MODEL_FILE, as_json, read_bundle
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import RETRAIN
 from denoise_batch.bundle.history import HISTORY_FILE, read_history
@@ -25,7 +25,7 @@ def check_card(bundle: Bundle) -> None:
         ModelError: something that the card says is missing in it, or no value for it.
         OutputError: it cannot be written.
     """
-    _card_of(bundle, bundle.model)
+    _written(bundle, bundle.model)
     if not os.access(bundle.folder, os.W_OK):
         raise _unwritable(bundle.folder, "no permission")
 
@@ -38,22 +38,25 @@ def note_evaluation(bundle: Bundle, evaluation: dict[str, Any]) -> None:
         evaluation: `Evaluation.of_model`.
 
     Raises:
-        ModelError, OutputError: as `check_card`.
+        ModelError, OutputError: as `check_card`; or another model stands there by now.
     """
-    model = bundle.model | {"evaluation": evaluation}
-    card = _card_of(bundle, model)
+    if read_bundle(bundle.folder).sha256 != bundle.sha256:
+        raise ModelError(f"{bundle.folder} was replaced while it was evaluated", hint="evaluate the new model")
+    content, card = _written(bundle, bundle.model | {"evaluation": evaluation})
     try:
-        publishing.write_file(bundle.folder / MODEL_FILE, as_json(model))
-        publishing.write_file(bundle.folder / "README.md", card.encode())
+        publishing.write_file(bundle.folder / MODEL_FILE, content, alone=False)
+        publishing.write_file(bundle.folder / "README.md", card, alone=False)
     except OSError as error:
         raise _unwritable(bundle.folder, error.strerror) from error
 
 
-def _card_of(bundle: Bundle, model: dict[str, Any]) -> str:
+def _written(bundle: Bundle, model: dict[str, Any]) -> tuple[bytes, bytes]:
+    """What model.json and the card will hold."""
     history = bundle.folder / HISTORY_FILE
     try:
         rows = read_history(history) if history.is_file() else ()
-        return model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())
+        card = model_card(model, rows, tensorboard=(bundle.folder / "tensorboard").is_dir())
+        return as_json(model), card.encode()
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ModelError(
             f"{bundle.folder}: its card cannot be made of its model.json and history.csv: {error!r}", hint=RETRAIN

@@ -21,6 +21,9 @@ MAX_WEIGHTS = 4 << 30
 RETRAIN = "train it again, copy it again, or name another model with --model"
 """The hint where a model folder is unfit."""
 
+_MAX_DIMENSIONS = 8
+"""A header of 16 MB has room for millions of them, whose product takes minutes."""
+
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -116,7 +119,7 @@ def read_tensors(content: bytes, path: Path) -> dict[str, tuple[str, tuple[int, 
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
             raise damaged(f"tensor {name!r} has an unknown number type")
-        if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
+        if not _whole_numbers(shape, _MAX_DIMENSIONS) or not _whole_numbers(offsets, 2) or len(offsets) != 2:
             raise damaged(f"tensor {name!r} has an impossible shape or place")
         start, stop = offsets
         if not start <= stop <= size:
@@ -135,5 +138,7 @@ def read_tensors(content: bytes, path: Path) -> dict[str, tuple[str, tuple[int, 
     return tensors
 
 
-def _whole_numbers(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**40 for value in values)
+def _whole_numbers(values: object, most: int) -> bool:
+    if not isinstance(values, list) or len(values) > most:
+        return False
+    return all(type(value) is int and 0 <= value < 2**40 for value in values)

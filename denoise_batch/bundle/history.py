@@ -94,34 +94,37 @@ def _short(value: float | None) -> str:
 
 def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
     """Draws loss (log scale, where it changes much) and validation PSNR over the epochs as a PNG."""
+    import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-    epochs = [row.epoch for row in rows]
-    marker = "o" if len(rows) <= 40 else None
-    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, psnr = figure.subplots(1, 2)
-    style = {"marker": marker, "markersize": 3.5, "linewidth": 1.6}
-    loss.plot(epochs, [row.loss for row in rows], label="training", color="#4477aa", **style)
-    loss.plot(epochs, [row.val_loss for row in rows], label="validation, noisy", color="#cc6677", **style)
-    loss.set(title="Binary cross-entropy", xlabel="epoch", ylabel="nats a pixel")
-    losses = [value for row in rows for value in (row.loss, row.val_loss)]
-    if rows and max(losses) > 1.5 * min(losses):  # less has no room for ticks of a log scale
-        loss.set_yscale("log")
-        loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
-        loss.yaxis.set_major_formatter(ScalarFormatter())
-        loss.yaxis.set_minor_formatter(NullFormatter())
-    best = max(rows, key=lambda row: row.score, default=None)
-    label = f"noisy images; best epoch {best.epoch}: {best.val_psnr_noisy:.2f} dB" if best else "noisy images"
-    psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label=label, color="#cc6677", **style)
-    psnr.plot(epochs, [row.val_psnr_clean for row in rows], label="clean images", color="#117733", **style)
-    psnr.set(title="Validation PSNR after denoising", xlabel="epoch", ylabel="dB")
-    for axes in (loss, psnr):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(frameon=False)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    figure.savefig(path)
+    # Not in the user's own style, of which a part may be missing: TeX, say.
+    with matplotlib.style.context(["default", {"text.parse_math": False}]):
+        epochs = [row.epoch for row in rows]
+        marker = "o" if len(rows) <= 40 else None
+        figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
+        FigureCanvasAgg(figure)
+        loss, psnr = figure.subplots(1, 2)
+        style = {"marker": marker, "markersize": 3.5, "linewidth": 1.6}
+        loss.plot(epochs, [row.loss for row in rows], label="training", color="#4477aa", **style)
+        loss.plot(epochs, [row.val_loss for row in rows], label="validation, noisy", color="#cc6677", **style)
+        loss.set(title="Binary cross-entropy", xlabel="epoch", ylabel="nats a pixel")
+        losses = [value for row in rows for value in (row.loss, row.val_loss)]
+        if rows and max(losses) > 1.5 * min(losses):  # less has no room for ticks of a log scale
+            loss.set_yscale("log")
+            loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
+            loss.yaxis.set_major_formatter(ScalarFormatter())
+            loss.yaxis.set_minor_formatter(NullFormatter())
+        best = max(rows, key=lambda row: row.score, default=None)
+        label = f"noisy images; best epoch {best.epoch}: {best.val_psnr_noisy:.2f} dB" if best else "noisy images"
+        psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label=label, color="#cc6677", **style)
+        psnr.plot(epochs, [row.val_psnr_clean for row in rows], label="clean images", color="#117733", **style)
+        psnr.set(title="Validation PSNR after denoising", xlabel="epoch", ylabel="dB")
+        for axes in (loss, psnr):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(frameon=False)
+        if title:
+            figure.suptitle(title, fontsize=10)
+        figure.savefig(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from denoise_batch.cli.options import Device, Json, MnistFolder, PolarityChoice, Verbose, example, model_folder
 from denoise_batch.console import print_result
-from denoise_batch.errors import FlagError
+from denoise_batch.errors import FlagError, Interrupted
 from denoise_batch.progress import Progress
 from denoise_batch.storage import local_path
 
@@ -80,6 +81,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
+    from denoise_batch import publishing
     from denoise_batch.bundle import find_bundle, shipped_folder
     from denoise_batch.bundle.evaluated import check_card, note_evaluation
     from denoise_batch.listing import list_inputs
@@ -92,8 +94,10 @@ def evaluate(
         raise FlagError(
             "--card and --noisy-column exclude each other", hint="a card has the figures of the published noise"
         )
-    if figures is not None and figures.exists() and not figures.is_dir():
-        raise FlagError(f"--figures {figures} is a file", hint="give a folder")
+    if figures is not None:
+        if os.path.lexists(figures) and not figures.is_dir():  # a link to nothing, too
+            raise FlagError(f"--figures {figures} is no folder", hint="give a folder")
+        publishing.check_parent(figures / ("metrics.png" if noisy_column is None else "pairs.png"))
     for bundle, named in zip(bundles, models or (), strict=True) if card else ():
         if shipped_folder(named):
             raise FlagError(
@@ -128,13 +132,19 @@ def evaluate(
             device=device,
             progress=progress.update,
         )
-        drawn: list[Path] = []
-        if figures is not None:
-            from denoise_batch.evaluation.evaluation_figures import draw_evaluation
+    drawn: list[Path] = []
+    fault: Exception | None = None
+    if figures is not None:
+        from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 
+        try:
             drawn = draw_evaluation(
                 evaluation, bundles, clean.images, figures, noisy=clean.noisy, digit=digit, device=device
             )
+        except Interrupted:
+            raise
+        except Exception as error:  # a full disk, say: raised once the table, which took so long, is shown
+            fault = error
     notes = [*clean.notes, *filter(None, (trained_on(bundle, files) for bundle in bundles))]
     content = {**evaluation.to_json(), "notes": notes, "figures": [str(path) for path in drawn]}
     lines = [
@@ -152,3 +162,5 @@ def evaluate(
     if card:
         for bundle, model in zip(bundles, evaluation.models, strict=True):
             note_evaluation(bundle, evaluation.of_model(model["method"]))
+    if fault is not None:
+        raise fault

@@ -126,7 +126,7 @@ def _load_dataset(
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
     upright = [to_model_input(part, polarity).reshape(-1, 28, 28) for part in pixels]
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
-    if len(sample) < dataset.rows:
+    if len(sample) < dataset.rows or np.count_nonzero(good) > limit:  # what is read may be a few rows more
         description += ", a sample"
     if polarity is Polarity.EACH:
         description += ", each image's own polarity"

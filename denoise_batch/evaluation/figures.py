@@ -55,7 +55,7 @@ def _drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
         # Without the library's version in it the file depends on the pixels alone.
         figure.savefig(content, format="png", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    publishing.write_file(path, content.getvalue())
+    publishing.write_file(path, content.getvalue(), alone=False)
 
 
 def seed_figure_levels(denoise: Denoise, digit: npt.NDArray[np.uint8], path: Path, *, seed: int = FIGURE_SEED) -> None:

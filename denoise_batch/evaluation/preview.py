@@ -21,7 +21,14 @@ from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet, range_of
 from denoise_batch.evaluation.sampling import Dataset, Sample, lowest_rows, open_dataset, rows_at, sample_rows
 from denoise_batch.extra_columns import psnr_column
-from denoise_batch.images import ImageColumn, check_float_range, dark_on_light, find_image_column, turned
+from denoise_batch.images import (
+    ImageColumn,
+    check_float_range,
+    dark_on_light,
+    find_image_column,
+    image_candidates,
+    turned,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,8 +131,8 @@ def preview(
         path: a Parquet file or dataset.
         picture: the PNG to write; one that exists is replaced.
         column: the noisy image column; found if not named.
-        denoised: the denoised one; else `denoised` if there is such an image column, else none.
-        clean: the clean one; else `clean` if there is such an image column, else none.
+        denoised: the denoised one; else `denoised` if there is such an image column, not named for another, else none.
+        clean: the clean one; else `clean`, likewise, else none.
         count: random rows, 1 to 100.
         worst: how many of the worst rows to show too, 0 to 100; None is as many. They are those of the whole dataset
             with the lowest PSNR that the model expects of itself (`infer --quality`); where it did not say, or `clean`
@@ -144,6 +151,7 @@ def preview(
         raise FlagError(f"--worst {worst} is impossible", hint=f"give a number from 0 to {MOST_ROWS}")
     if picture.suffix.lower() not in ("", ".png"):
         raise FlagError(f"{picture}: the picture is a PNG", hint=f"name it {picture.with_suffix('.png').name}")
+    _check_named_once({"--column": column, "--denoised": denoised, "--clean": clean})
     publishing.check_output_file(picture, overwrite=True)
     dataset = open_dataset(path)
     columns, left_out = _columns(dataset, column, denoised, clean)
@@ -209,6 +217,21 @@ def _expected_worst(
     return section, _shown(dataset, sample, whole, scores, places)
 
 
+def _check_named_once(named: dict[str, str | None]) -> None:
+    """Refuses flags that name the same column.
+
+    Raises:
+        FlagError: two do.
+    """
+    flags: dict[str, str] = {}
+    for flag, name in named.items():
+        if name is not None and flags.setdefault(name, flag) != flag:
+            raise FlagError(
+                f"{flags[name]} {name} and {flag} {name} are the same column",
+                hint="a sheet shows a column once: name another, or leave one of the flags out",
+            )
+
+
 def _columns(
     dataset: Dataset, column: str | None, denoised: str | None, clean: str | None
 ) -> tuple[dict[str, ImageColumn], list[str]]:
@@ -220,10 +243,10 @@ def _columns(
     others: dict[str, ImageColumn] = {}
     notes = []
     for kind, name in (("denoised", denoised), ("clean", clean)):
-        if name is None and (kind not in schema.names or kind == column):
+        if name is None and (kind not in schema.names or kind in {column, denoised, clean}):
             continue
         try:
-            others[kind] = find_image_column(schema, name or kind, first_rows)
+            others[kind] = find_image_column(schema, kind if name is None else name, first_rows)
         except ColumnError as error:
             # A column that only happens to have the name is no mistake of the user's; a damaged one is to be seen.
             if name is not None:
@@ -234,9 +257,15 @@ def _columns(
         rest = rest.remove(rest.get_field_index(other.name))
     try:
         found = {"noisy" if others else "image": find_image_column(rest, column, first_rows), **others}
-    except ColumnError:
-        if not others or column or denoised or clean:
+    except ColumnError as error:
+        named = denoised is not None or clean is not None
+        if not others or column is not None or (named and image_candidates(rest)):
             raise
+        if named:
+            beside = " and ".join(repr(other.name) for other in others.values())
+            raise ColumnError(
+                f"no column of noisy images stands beside {beside}", hint="to see one column alone, name it by --column"
+            ) from error
         # Clean digits alone, or denoised ones: the images themselves, beside nothing.
         found = {"image": find_image_column(schema, None, first_rows)}
     if first_rows is not None:

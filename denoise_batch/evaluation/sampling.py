@@ -6,6 +6,7 @@ sample = sample_rows(dataset, [find_image_column(dataset.schema, None, dataset.f
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from denoise_batch import storage
 from denoise_batch.errors import ParquetError
 from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, to_model_input
+from denoise_batch.images.buffers import storage_of
 from denoise_batch.inference import footers
 from denoise_batch.input_file import open_parquet
 from denoise_batch.listing import list_inputs, skipped_lines
@@ -219,20 +221,19 @@ def rows_at(
     good = [np.zeros(len(row), np.bool_) for _ in columns]
     names = [column.name for column in columns]
     for index in np.unique(file):
-        start = 0
-        for group, rows in enumerate(dataset.footers[index].row_groups):
+        for group, (rows, start) in enumerate(_with_starts(dataset.footers[index].row_groups)):
             wanted = np.flatnonzero((file == index) & (row >= start) & (row < start + rows))
             if len(wanted):
                 within = row[wanted] - start
                 low, high = int(within.min()), int(within.max())
                 for begin, batch in _read(dataset.files[index], group, low, high - low + 1, names):
                     here = np.flatnonzero((within >= begin) & (within < begin + batch.num_rows))
-                    taken = batch.take(within[here] - begin)
                     for place, column in enumerate(columns):
-                        decoded = decode(taken.column(place), column)
+                        # pyarrow cannot take from views: of what they stand for it can.
+                        taken = storage_of(batch.column(place)).take(pa.array(within[here] - begin))
+                        decoded = decode(taken, column)
                         pixels[place][wanted[here]] = to_model_input(decoded.pixels, Polarity.LIGHT_ON_DARK)
                         good[place][wanted[here]] = decoded.bad == 0
-            start += rows
     return Sample(file, row, tuple(pixels), tuple(good))
 
 
@@ -241,22 +242,25 @@ def _check_types(dataset: Dataset, columns: Sequence[ImageColumn]) -> None:
         footers.check_type(dataset.files, dataset.footers, column.name, column.type)
 
 
-def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[tuple[int, int, int, int, int]]:
-    """(file, row group, rows skipped in it, rows taken, number in the file of the group's first row) of each run."""
+def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[tuple[int, int | None, int, int, int]]:
+    """(file, row group, rows skipped in it, rows taken, number in the file of the group's first row) of each run.
+
+    Where all rows are taken, a run is a whole file, its row group None: each run opens its file anew.
+    """
+    if dataset.rows <= count:
+        return [(file, None, 0, footer.rows, 0) for file, footer in enumerate(dataset.footers) if footer.rows]
     groups = [
-        (file, group, rows, sum(footer.row_groups[:group]))
+        (file, group, rows, start)
         for file, footer in enumerate(dataset.footers)
-        for group, rows in enumerate(footer.row_groups)
+        for group, (rows, start) in enumerate(_with_starts(footer.row_groups))
         if rows
     ]
-    if dataset.rows <= count:
-        return [(file, group, 0, rows, start) for file, group, rows, start in groups]
     ends = np.cumsum([rows for _, _, rows, _ in groups])
     points = min(_POINTS, count)
     share = -(-count // points)
     # One random point in each of the equal stretches: each gives its row group a share of the rows.
     met = np.searchsorted(ends, (np.arange(points) + generator.random(points)) * (dataset.rows / points), side="right")
-    runs: list[tuple[int, int, int, int, int]] = []
+    runs: list[tuple[int, int | None, int, int, int]] = []
     for place, times in enumerate(np.bincount(np.minimum(met, len(groups) - 1), minlength=len(groups))):
         if times:
             file, group, rows, start = groups[place]
@@ -266,8 +270,15 @@ def _runs(dataset: Dataset, count: int, generator: np.random.Generator) -> list[
     return runs
 
 
-def _read(path: str, group: int, skip: int, take: int, names: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of rows skip..skip + take of a row group, each with its first row's number in the group."""
+def _with_starts(row_groups: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each row group's rows, and the number in the file of its first row."""
+    return zip(row_groups, itertools.accumulate(row_groups, initial=0), strict=False)  # the sum of all is one more
+
+
+def _read(
+    path: str, group: int | None, skip: int, take: int, names: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches of rows skip..skip + take of a row group, or of the file, each with its first row's number in that."""
     row = 0
     for batch in _batches(path, group, names):
         low, high = max(skip - row, 0), min(skip + take - row, batch.num_rows)

@@ -45,7 +45,7 @@ def spread_over(count: int, most: int) -> list[int]:
 
 
 def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: pa.DataType) -> None:
-    """Refuses files of which a column is of another type than in the first, or missing.
+    """Refuses files of which a column is missing, or not of a type that it has in one of them.
 
     Raises:
         ColumnError: there is one.
@@ -55,15 +55,20 @@ def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: 
     from denoise_batch.errors import ColumnError
     from denoise_batch.redaction import redact
 
-    for path, footer in zip(paths, found, strict=True):
+    types: list[pa.DataType | None] = []
+    for footer in found:
         schema = pa.ipc.read_schema(pa.py_buffer(footer.schema))
         place = schema.get_field_index(name)
-        if place < 0 or schema.field(place).type != type_:
-            there = "no such column" if place < 0 else f"it of type {schema.field(place).type}"
-            raise ColumnError(
-                f"column {name!r} is {type_} in {redact(paths[0])}, but {redact(path)} has {there}",
-                hint="give files of one schema at a time",
-            )
+        types.append(None if place < 0 else schema.field(place).type)
+    fits = [other is not None and other == type_ for other in types]
+    if not all(fits):
+        odd = fits.index(False)
+        like = fits.index(True) if any(fits) else 0  # the first file may be an empty one of another type
+        there = "no such column" if types[odd] is None else f"it of type {types[odd]}"
+        raise ColumnError(
+            f"column {name!r} is {type_} in {redact(paths[like])}, but {redact(paths[odd])} has {there}",
+            hint="give files of one schema at a time",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
-from denoise_batch.errors import ModelError
+from denoise_batch.errors import ModelError, RequestError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inspection.parquet import inspect_parquet
 from denoise_batch.inspection.result import Inspection, Kind, shortened
@@ -32,7 +32,7 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
 
     Args:
         path: a Parquet file, a folder of them or a glob, a model folder, the name of a model that ships, or an output
-            of `infer`.
+            of `infer`; or a URI of one.
         verify: read everything and check it.
         progress: told (rows read, rows in all) now and then while verifying Parquet.
 
@@ -41,19 +41,19 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
         ParquetError: the file, or each file of the folder, is not Parquet.
         ModelError: the model folder is damaged.
     """
-    local = Path(path)
-    if not storage.is_uri(path):
-        model = local if local.is_dir() and (local / "model.json").exists() else _shipped(local)
-        if model is not None:
-            return _model(model)
     if storage.is_remote(path):
         found = _store_output(path, verify=verify)
-        if found is not None:
-            return found
-    output = None if storage.is_uri(path) else _local_output(local, verify=verify)
+        return inspect_parquet(path, verify=verify, progress=progress) if found is None else found
+    if storage.is_uri(path):
+        path = storage.locate(path)[1]
+    local = Path(path)
+    model = local if local.is_dir() and (local / "model.json").exists() else _shipped(local)
+    if model is not None:
+        return _model(model)
+    output = _local_output(local, verify=verify)
     if output is not None:
         return output
-    if not storage.is_uri(path) and local.is_dir() and (local / "model.safetensors").exists():
+    if local.is_dir() and (local / "model.safetensors").exists():
         raise ModelError(f"{path} has model.safetensors but no model.json", hint="copy the whole model folder again")
     return inspect_parquet(path, verify=verify, progress=progress)
 
@@ -158,19 +158,26 @@ def _output(out: Path | StorePrefix, content: dict[str, Any], *, verify: bool) -
     # Lists of every file are for machines, which read the manifest itself.
     facts = {name: len(value) if isinstance(value, list) else value for name, value in content.items()}
     column = content.get("output_column")
-    if content.get("quality") is True and isinstance(column, str) and isinstance(out, Path):
+    # Of files that are damaged, foreign or gone they would say nothing.
+    if content.get("quality") is True and isinstance(column, str) and isinstance(out, Path) and not problems:
         facts["ranges"] = _ranges(out, [field.name for field in ExtraColumns(quality=True).fields(column)])
     facts["manifest"] = manifest.manifest_of(out)
     return Inspection(str(out), Kind.OUTPUT, facts, shortened(problems), verify)
 
 
 def _ranges(path: Path, names: list[str]) -> dict[str, str]:
-    """Lowest and highest value of each of some columns, out of the footers' statistics; none of very many files."""
+    """Lowest and highest value of each of some columns, out of the footers' statistics.
+
+    None of very many files, nor where some cannot be read: what is wrong with them is for `verify` to say.
+    """
     import pyarrow.parquet as pq
 
     from denoise_batch.inference import footers
 
-    files = [file.path for file in list_inputs((str(path),)).files]
+    try:
+        files = [file.path for file in list_inputs((str(path),)).files]
+    except RequestError:
+        return {}
     if len(files) > _RANGED_FILES or any(isinstance(f, footers.Unreadable) for f in footers.read_footers(files)):
         return {}
     ends: dict[str, list[float]] = {}

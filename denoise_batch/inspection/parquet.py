@@ -147,7 +147,9 @@ def _storage_facts(file: InputFile, image: ImageColumn | None) -> dict[str, Any]
     group = metadata.row_group(0)
     columns = [group.column(index) for index in range(group.num_columns)]
     if image is not None:
-        columns = [column for column in columns if column.path_in_schema.split(".")[0] == image.name]
+        # A name may have dots in it: the path that is the name is that column's, whatever other paths begin with it.
+        whole = [column for column in columns if column.path_in_schema == image.name]
+        columns = whole or [column for column in columns if column.path_in_schema.startswith(f"{image.name}.")]
     facts["compression"] = ", ".join(sorted({column.compression.lower() for column in columns}))
     if columns:
         offset = columns[0].dictionary_page_offset or columns[0].data_page_offset

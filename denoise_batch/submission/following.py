@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import re
 import signal
@@ -168,7 +169,7 @@ async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobS
             tail = asyncio.create_task(_tail(cluster.client, job_id, lines))
         await asyncio.wait({tail}, timeout=_POLL_SECONDS)
         try:
-            found = await asyncio.to_thread(state, cluster, job_id)
+            found = await _state(cluster, job_id)
             lost = None
         except NetworkError:
             lost = lost or time.monotonic()
@@ -188,6 +189,21 @@ async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobS
             tail.result()  # what is no broken connection is a fault of ours
             tail = None
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+
+async def _state(cluster: Cluster, job_id: str) -> JobState:
+    """How the job stands. Not `asyncio.to_thread`: a request without an answer would keep us from ending."""
+    asked: concurrent.futures.Future[JobState] = concurrent.futures.Future()
+    asked.set_running_or_notify_cancel()
+
+    def ask() -> None:
+        try:
+            asked.set_result(state(cluster, job_id))
+        except BaseException as error:
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await asyncio.wrap_future(asked)
 
 
 async def _tail(client: Any, job_id: str, lines: _Lines) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch import input_file, storage
-from denoise_batch.errors import MissingFileError, ParquetError, first_line
+from denoise_batch.errors import DataChanged, MissingFileError, ParquetError, first_line
 from denoise_batch.images import (
     PAIRED,
     Polarity,
@@ -31,7 +31,7 @@ from denoise_batch.images import (
     unpaired,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
-from denoise_batch.listing import list_inputs, skipped_lines
+from denoise_batch.listing import list_inputs, skipped_lines, stat_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,8 +160,10 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         for group, rows in enumerate(footer.row_groups)
         if rows
     )
-    if rows_of(pieces) < 2:
-        raise ParquetError(f"{shown} holds {rows_of(pieces)} rows", hint="a training needs at least two images")
+    if (rows := rows_of(pieces)) < 2:
+        raise ParquetError(
+            f"{shown} holds {rows} row{'s' if rows != 1 else ''}", hint="a training needs at least two images"
+        )
     schema = pa.ipc.read_schema(pa.py_buffer(footers[pieces[0].file].schema))
     chosen = [pieces[index] for index in spread_over(len(pieces), _SAMPLED_GROUPS)]
     samples = _samples(paths, chosen, schema.names)
@@ -253,16 +255,22 @@ def read_rows(
 
     Raises:
         MissingFileError, ParquetError: a file is gone or damaged, or holds fewer rows than its footer says.
+        DataChanged: it is not the file that was planned with.
     """
     columns = [images.clean.name] if images.noisy is None else [images.clean.name, images.noisy.name]
     opened: tuple[int, Any] | None = None
     try:
         for piece in pieces:
-            path = images.files[piece.file][0]
+            path, *planned = images.files[piece.file]
             try:
                 if opened is None or opened[0] != piece.file:
                     if opened is not None:
                         opened[1].close()
+                    if list(stat_input(path)) != planned:  # its layout, too, may be another by now
+                        raise DataChanged(
+                            f"{storage.redact(path)} changed since the training was planned",
+                            hint="run again with --overwrite to train on what it holds now",
+                        )
                     opened = (piece.file, input_file.open_parquet(path))
                 position = 0
                 batches = opened[1].iter_batches(
