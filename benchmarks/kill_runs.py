@@ -235,6 +235,7 @@ class Nodes:
         self.session = self.process.pid
         told = self._answer()
         self.address: str = told["address"]
+        self.folder = Path(told["folder"])
         self.raylets: list[int] = told["raylets"]
 
     def _answer(self) -> dict[str, Any]:
@@ -274,7 +275,8 @@ def serve_nodes(count: int) -> int:
     size = {"num_cpus": 1, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     nodes = {_raylet(node): node for node in [cluster.add_node(**size) for _ in range(count)]}
-    print(json.dumps({"address": cluster.address, "raylets": list(nodes)}), flush=True)
+    folder = cluster.head_node.get_session_dir_path()
+    print(json.dumps({"address": cluster.address, "folder": folder, "raylets": list(nodes)}), flush=True)
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "kill":

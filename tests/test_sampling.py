@@ -57,6 +57,18 @@ def test_a_small_dataset_is_read_whole_and_in_order(folder: Path) -> None:
     assert set(sample.file) == {0, 2}
 
 
+def test_images_are_looked_for_all_over_the_dataset(tmp_path: Path) -> None:
+    """Not in its first rows alone, which may hold none."""
+    none = _numbered(0, 700).set_column(1, "image", pa.nulls(700, pa.binary()))
+    pq.write_table(none.slice(0, 0).set_column(1, "image", pa.nulls(0)), tmp_path / "a.parquet")
+    images = _numbered(700, 700).cast(none.schema)
+    pq.write_table(pa.concat_tables([none, images]), tmp_path / "b.parquet", row_group_size=700)
+    dataset = open_dataset(str(tmp_path / "b.parquet"))
+    found = find_image_column(dataset.schema, None, dataset.first_rows)
+    assert (found.name, sample_rows(dataset, [found], 1400, seed=0).good[0].sum()) == ("image", 700)
+    assert open_dataset(str(tmp_path)).schema == none.schema
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 100, 1000, 7999])
 def test_a_sample_has_about_the_rows_asked_for_and_none_twice(folder: Path, count: int) -> None:

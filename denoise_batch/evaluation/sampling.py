@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from denoise_batch import storage
 from denoise_batch.errors import ParquetError
-from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, to_model_input
+from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, joined, to_model_input
 from denoise_batch.images.buffers import storage_of
 from denoise_batch.inference import footers
 from denoise_batch.input_file import open_parquet
@@ -31,6 +31,8 @@ _POINTS: Final = 32
 _SKIP_AT_MOST: Final = 32_768
 """Rows of a row group that are skipped to reach a run: they have to be decoded, slowly in list layouts."""
 _BATCH: Final = 4096
+_LOOKED_GROUPS: Final = 16
+_LOOKED_ROWS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Dataset:
         path: as it was given.
         files: paths in input order.
         footers: of each file.
-        schema: the first file's.
-        first_rows: some first rows of it, where they can be read.
+        schema: that of the first file with rows.
+        first_rows: some of row groups spread over it, of files of that schema; None where there are no rows.
         notes: a line where files were left out.
     """
 
@@ -102,19 +104,25 @@ def open_dataset(path: str) -> Dataset:
         if isinstance(footer, footers.Unreadable):
             raise _unreadable(file, footer.reason)
         found.append(footer)
-    schema = pa.ipc.read_schema(pa.py_buffer(found[0].schema))
-    filled = [(files[i], footer) for i, footer in enumerate(found) if footer.rows]
-    first_rows: pa.Table | None = None
-    if filled:
-        file, footer = filled[0]
-        group = next(g for g, rows in enumerate(footer.row_groups) if rows)
-        names = tuple(dict.fromkeys(schema.names))
-        read = footers.read_samples([(file, group, names)], 64)[0]
+    # An empty file may have other types: pandas knows none of columns without values.
+    first = next((footer for footer in found if footer.rows), found[0])
+    schema = pa.ipc.read_schema(pa.py_buffer(first.schema))
+    names = tuple(dict.fromkeys(schema.names))
+    places = [
+        (file, group, names)
+        for file, footer in zip(files, found, strict=True)
+        if footer.schema == first.schema
+        for group, rows in enumerate(footer.row_groups)
+        if rows
+    ]
+    looked = [places[index] for index in footers.spread_over(len(places), _LOOKED_GROUPS)]
+    samples: list[pa.Table] = []
+    for (file, _, _), read in zip(looked, footers.read_samples(looked, _LOOKED_ROWS), strict=True):
         if isinstance(read, footers.Unreadable):
             raise _unreadable(file, read.reason)
-        first_rows = read.table
+        samples.append(read.table)
     notes = skipped_lines(len(listing.skipped), listing.skipped_shown)
-    return Dataset(path, tuple(files), tuple(found), schema, first_rows, tuple(notes))
+    return Dataset(path, tuple(files), tuple(found), schema, joined(samples), tuple(notes))
 
 
 def sample_rows(

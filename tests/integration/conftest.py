@@ -19,8 +19,11 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray of two CPUs in this process; `connect` finds it running and uses it."""
-    with connect(cpus=2):
+    """A Ray of two CPUs in this process, as `train` starts it; `connect` finds it running and uses it.
+
+    Clusters, and all that Ray starts there besides, are in `test_clusters` and `test_submit`.
+    """
+    with connect(cpus=2, training=True):
         yield
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,39 @@ def test_training_goes_on_when_one_of_its_nodes_is_killed(
     assert [row.epoch for row in rows] == list(range(1, 9))
     assert rows[-1].val_psnr_noisy > rows[0].val_psnr_noisy
     assert "  workers: 2" in text
+
+
+def _metrics(nodes: Nodes) -> dict[str, dict[tuple[str, str], float]]:
+    """What the nodes' Prometheus endpoints say of each of our actors, by name and by stage or reason."""
+    actors: dict[str, dict[tuple[str, str], float]] = {}
+    for port in nodes.folder.glob("metrics_export_port_*"):
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port.read_text()}/metrics") as said,
+        ):
+            for line in said.read().decode().splitlines():
+                found = re.match(r"ray_denoise_batch_(\w+)\{(.*)\} ([-+.e\d]+)$", line)
+                if found:
+                    label = re.search(r'(?:stage|reason)="(\w+)"', found[2])
+                    (worker,) = re.findall(r'WorkerId="(\w+)"', found[2])
+                    actors.setdefault(worker, {})[found[1], label[1] if label else ""] = float(found[3])
+    return actors
+
+
+def test_actors_count_for_prometheus(nodes: Nodes, tmp_path: Path, digits: Any, write_images: WriteImages) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0], bad=np.arange(len(digits[0])) < 7)
+    command = ["infer", str(source), str(tmp_path / "out.parquet"), "--address", nodes.address, "--max-bad", "1"]
+    subprocess.run([sys.executable, "-m", "denoise_batch.cli", *command], check=True, timeout=WAIT_S)
+    wanted = {("images_total", ""): len(digits[0]), ("bad_rows_total", "null"): 7}
+    wanted |= {("stage_seconds_count", stage): 1 for stage in ("read", "decode", "forward", "encode", "write", "total")}
+
+    def told() -> list[dict[tuple[str, str], float]]:
+        # One actor has the one unit.
+        return [actor for actor in _metrics(nodes).values() if {key: actor.get(key, 0.0) for key in wanted} == wanted]
+
+    (actor,) = wait_for(told, 60, "metrics of an actor")  # they tell their machine's agent every ten seconds
+    assert actor["images_per_second", ""] > 0
+    assert actor["stage_seconds_sum", "total"] > 0
 
 
 def _kill_whoever_takes(unit: int, nodes: Nodes, staging: Path, over: threading.Event, deaths: list[int]) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -242,46 +241,6 @@ def test_too_many_bad_rows_fail_the_job_resumes_included(tmp_path: Path, source:
     assert (report.rows_out, report.bad_rows) == (4 * ROWS, {"null": 180})
     assert report.resumed_units > 0
     assert pq.read_table(tmp_path / "out")["denoised"].null_count == 180
-
-
-def _metrics() -> dict[str, dict[tuple[str, str], float]]:
-    """What this machine's Prometheus endpoint says of each of our actors, by name and by stage or reason."""
-    import ray
-
-    (port,) = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    actors: dict[str, dict[tuple[str, str], float]] = {}
-    for line in lines:
-        found = re.match(r"ray_denoise_batch_(\w+)\{(.*)\} ([-+.e\d]+)$", line)
-        if found:
-            label = re.search(r'(?:stage|reason)="(\w+)"', found[2])
-            (worker,) = re.findall(r'WorkerId="(\w+)"', found[2])
-            actors.setdefault(worker, {})[found[1], label[1] if label else ""] = float(found[3])
-    return actors
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_actors_count_for_prometheus(tmp_path: Path, source: Path, model: Path) -> None:
-    table = pq.read_table(source / "00.parquet")
-    marks = np.zeros(ROWS, np.uint8)
-    marks[:7] = 1
-    image = encode(decode(table["image"], IMAGE).pixels, marks, IMAGE)
-    pq.write_table(table.set_column(1, IMAGE.field, image), tmp_path / "in.parquet")
-    infer(InferSettings((str(tmp_path / "in.parquet"),), str(tmp_path / "out.parquet"), model=model))
-    wanted = {("images_total", ""): ROWS, ("bad_rows_total", "null"): 7}
-    wanted |= {("stage_seconds_count", stage): 1 for stage in ("read", "decode", "forward", "encode", "write", "total")}
-    deadline = time.monotonic() + 60  # actors tell their machine's agent every ten seconds
-    while True:
-        # One actor has the one unit; those of earlier runs may tell theirs later still.
-        actors = _metrics().values()
-        ours = [actor for actor in actors if {key: actor.get(key, 0.0) for key in wanted} == wanted]
-        if ours or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    (actor,) = ours
-    assert actor["images_per_second", ""] > 0
-    assert actor["stage_seconds_sum", "total"] > 0
 
 
 # --- the driver dies: a process of its own, with a Ray of its own -----------------------------------------------------
