@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from denoise_batch.control_groups import groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 THREADS = "OMP_NUM_THREADS"
 """The environment variable by which torch, NumPy and Arrow choose their number of threads."""
 
@@ -46,9 +46,9 @@ def _shares() -> Iterator[float]:
     """The cores' worth of time of each control group with a limit that this process is in.
 
     Linux's cgroup v2 has it in `cpu.max`, "quota period" or "max period", v1 in two files, of which the quota is -1
-    where there is none. A container may see its own group as the root, whatever its path outside.
+    where there is none.
     """
-    for group in _groups():
+    for group in groups_of("cpu"):
         try:
             if (group / "cpu.max").exists():
                 quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
@@ -60,17 +60,3 @@ def _shares() -> Iterator[float]:
             continue
         if quota.isdigit() and period.isdigit() and int(period):
             yield int(quota) / int(period)
-
-
-def _groups() -> Iterator[Path]:
-    try:
-        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = _GROUPS / controllers
-        own = root / path.lstrip("/")
-        yield from (group for group in (own, *own.parents) if group.is_relative_to(root))

@@ -12,15 +12,17 @@ from torch import nn
 
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.bundle.history import EpochRow
-from denoise_batch.errors import FlagError
+from denoise_batch.errors import FlagError, JobFailed
 from denoise_batch.models import build
 from denoise_batch.training.checkpoint import (
     TrainingState,
     initial_weights,
     load_checkpoint,
     load_weights,
+    read_finished,
     save_checkpoint,
     weights_of,
+    write_finished,
 )
 from denoise_batch.training.muon import STEPS
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
@@ -101,6 +103,34 @@ def test_a_checkpoint_of_before_there_were_integers_goes_on_as_well(tmp_path: Pa
     for made in (other, other_average):
         for name, value in network.state_dict().items():
             assert torch.equal(made.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("name", ["weights", "average", "best", "optimiser", "state"])
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_checkpoint_that_was_cut_off_is_named_and_nothing_of_it_is_taken(
+    tmp_path: Path, name: str, left: int
+) -> None:
+    """What a power cut leaves."""
+    recipe, parameters = RECIPES["default"], {"width": 8, "deep": 8, "bottleneck": 16}
+    network, other = (build(recipe.architecture, parameters) for _ in range(2))
+    _steps(network, optimiser := make_optimiser(recipe, network), 0, 1)
+    save_checkpoint(tmp_path, TrainingState(history=[ROW]), network, network, weights_of(network), optimiser)
+    path = tmp_path / f"{name}.{'json' if name == 'state' else 'safetensors'}"
+    path.write_bytes(path.read_bytes()[:left])
+    before = weights_of(other)
+    with pytest.raises(JobFailed, match=f"{tmp_path} is damaged: "):
+        load_checkpoint(tmp_path, other, other, make_optimiser(recipe, other))
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+def test_a_finished_training_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "finished"
+    for name in ("weights.safetensors", "state.json"):
+        write_finished(folder, TrainingState(history=[ROW]), weights_of(build("seed")))
+        assert read_finished(folder)[0].history == [ROW]
+        (folder / name).write_bytes(b"")
+        with pytest.raises(JobFailed, match=f"{folder} is damaged: "):
+            read_finished(folder)
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch import cores
+from denoise_batch import control_groups
 from denoise_batch.cores import THREADS, cores_here, limit_threads, threads_here
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One of 64 cores that all may be used, without control groups."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(cores, "_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(cores, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "own")
     monkeypatch.delenv(THREADS, raising=False)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+from denoise_batch import control_groups
 from denoise_batch.capacity import Node
 from denoise_batch.errors import FlagError
-from denoise_batch.training.place import Place, choose_place
+from denoise_batch.training.place import Place, choose_place, quarter_of_memory
 from denoise_batch.training.recipes import Device, TrainSettings
 
 if TYPE_CHECKING:
@@ -48,3 +51,55 @@ def test_gpus_that_are_not_there_are_refused() -> None:
             choose_place(settings, [LAPTOP], [])
     with pytest.raises(FlagError, match="--workers 5 on GPUs, but Ray sees 4"):
         choose_place(replace(SETTINGS, workers=5), [GPU_NODE], [])
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Control groups of a machine with 64 GiB, so far without a limit."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 << 20}.__getitem__)
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "own")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "memory"),
+    [
+        ("0::/\n", {}, 64 << 30),
+        ("0::/\n", {"memory.max": "max"}, 64 << 30),
+        ("0::/\n", {"memory.max": str(8 << 30)}, 8 << 30),  # a container's
+        ("0::/\n", {"memory.max": str(1 << 40)}, 64 << 30),
+        ("0::/slurm/job/step\n", {"slurm/job/step/memory.max": "max", "slurm/job/memory.max": str(4 << 30)}, 4 << 30),
+        ("0::/a.slice/b\n", {"a.slice/b/memory.max": str(6 << 30), "a.slice/memory.max": str(7 << 30)}, 6 << 30),
+        ("0::/a.slice\n", {"b.slice/memory.max": str(1 << 30)}, 64 << 30),  # others'
+        ("5:memory:/docker/1f\n", {"memory/memory.limit_in_bytes": str(2 << 30)}, 2 << 30),
+        ("5:cpu:/1\n4:memory:/1\n0::/\n", {"memory/1/memory.limit_in_bytes": str(3 << 30)}, 3 << 30),
+        ("5:memory:/docker/1f\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, 64 << 30),  # none
+    ],
+)
+def test_the_smallest_limit_of_memory_around_the_process_counts(
+    groups: Path, own: str, limits: dict[str, str], memory: int
+) -> None:
+    (groups / "own").write_text(own)
+    for name, content in limits.items():
+        path = groups / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    assert quarter_of_memory(torch.device("cpu")) == memory // 4
+
+
+def test_without_control_groups_the_machines_memory_counts(groups: Path) -> None:
+    assert not (groups / "own").exists()
+    assert quarter_of_memory(torch.device("cpu")) == 16 << 30
+
+
+@pytest.mark.parametrize(("gpu", "held"), [(24, 6), (80, 8)])
+def test_a_gpus_images_are_built_on_the_machine_first(
+    groups: Path, monkeypatch: pytest.MonkeyPatch, gpu: int, held: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, gpu << 30))
+    assert quarter_of_memory(torch.device("cuda")) == held << 30
+    (groups / "own").write_text("0::/\n")
+    (groups / "cgroup").mkdir()
+    (groups / "cgroup" / "memory.max").write_text(f"{16 << 30}\n")
+    assert quarter_of_memory(torch.device("cuda")) == 2 << 30

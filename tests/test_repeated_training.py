@@ -15,7 +15,7 @@ import torch
 from denoise_batch import cli, models, publishing
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
-from denoise_batch.errors import ModelError, OutputError, OutputExists, RequestError
+from denoise_batch.errors import ModelError, OutputError, OutputExists, RequestError, ResumeError
 from denoise_batch.training import request
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
@@ -196,3 +196,16 @@ def test_a_half_written_checkpoint_goes_when_a_training_goes_on(settings: TrainS
     (ray / "checkpoint_manager_snapshot.json").write_text(json.dumps(notes))
     request.enter(folder, settings, identity)
     assert {path.name for path in ray.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json"}
+
+
+def test_settings_are_kept_to_once_an_epoch_is_done(settings: TrainSettings, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for epochs in (5, 6):  # stopped before
+        request.enter(folder, settings, {"epochs": epochs})
+        assert request.begun(folder) == {"epochs": epochs}
+    (folder / HISTORY_FILE).write_text(history_csv([_epoch(1, 2.5)]))
+    with pytest.raises(ResumeError, match="epochs was 6, now 7"):
+        request.enter(folder, settings, {"epochs": 7})
+    request.enter(folder, replace(settings, overwrite=True), {"epochs": 7})
+    assert sorted(path.name for path in folder.iterdir()) == ["failure.room", "settings.json"]

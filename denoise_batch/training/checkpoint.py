@@ -12,19 +12,22 @@ seed and the epoch or step, so the step says it all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow
-from denoise_batch.errors import FlagError
+from denoise_batch.errors import FlagError, JobFailed, first_line
 from denoise_batch.training.muon import STEPS, Muon
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -125,6 +128,18 @@ def _save(tensors: Weights, path: Path) -> None:
     path.write_bytes(save(tensors))
 
 
+@contextlib.contextmanager
+def _sound(folder: Path) -> Iterator[None]:
+    """Says which folder it is that cannot be read: after a power cut, say."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise JobFailed(
+            f"{folder} is damaged: {first_line(error)}",
+            hint="remove the folder around it whose name ends in .training, to begin again",
+        ) from error
+
+
 def _read_state(folder: Path) -> TrainingState:
     fields: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return TrainingState(**fields | {"history": [EpochRow(**row) for row in fields["history"]]})
@@ -137,13 +152,20 @@ def load_checkpoint(
 
     Returns:
         The state, and the best epoch's weights.
+
+    Raises:
+        JobFailed: it is damaged.
     """
-    load_weights(network, load_file(folder / "weights.safetensors"))
-    if average is not None:
-        load_weights(average, load_file(folder / "average.safetensors"))
+    with _sound(folder):
+        found, best = _read_state(folder), load_file(folder / "best.safetensors")
+        weights, of_optimiser = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimiser"))
+        averaged = None if average is None else load_file(folder / "average.safetensors")
+    load_weights(network, weights)
+    if average is not None and averaged is not None:
+        load_weights(average, averaged)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / "optimiser.safetensors").items():
+    for key, value in of_optimiser.items():
         index, name = key.split(".", 1)
         if name == "step" and isinstance(optimiser, Muon):
             name = STEPS  # of a checkpoint from before it was called so
@@ -152,7 +174,7 @@ def load_checkpoint(
             value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return _read_state(folder), load_file(folder / "best.safetensors")
+    return found, best
 
 
 def write_finished(folder: Path, state: TrainingState, weights: Weights) -> None:
@@ -160,11 +182,16 @@ def write_finished(folder: Path, state: TrainingState, weights: Weights) -> None
     building = folder.with_name(f"{folder.name}.writing")
     publishing.remove(building)
     building.mkdir()
-    _save(weights, building / "weights.safetensors")
-    (building / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+    publishing.write_file(building / "weights.safetensors", save(weights))
+    publishing.write_file(building / "state.json", json.dumps(asdict(state)).encode())
     publishing.publish(building, folder, overwrite=True)
 
 
 def read_finished(folder: Path) -> tuple[TrainingState, Weights]:
-    """What `write_finished` wrote."""
-    return _read_state(folder), load_file(folder / "weights.safetensors")
+    """What `write_finished` wrote.
+
+    Raises:
+        JobFailed: it is damaged.
+    """
+    with _sound(folder):
+        return _read_state(folder), load_file(folder / "weights.safetensors")

@@ -162,7 +162,7 @@ class _Worker:
 
     def run(self) -> None:
         """Trains from the state to the last epoch."""
-        while not self._over():
+        while not (self.state.history and self._over()):  # a step at least, however few minutes there are
             self._epoch()
         if self.writer is not None:
             self.writer.close()
@@ -365,6 +365,11 @@ class _Worker:
             validation = held(*kept_images)
             limit = config.resident_limit
             limit = quarter_of_memory(self.device) // config.workers_on_node if limit is None else limit
+            if self.workers > 1:
+                # All stream or none does, or they would share the rows out in two ways: machines may differ.
+                least = torch.tensor(limit, device=self.device)
+                distributed.all_reduce(least, distributed.ReduceOp.MIN)
+                limit = int(least)
             copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0
             if (count - held_out) * (parquet.bytes_per_row + copies) > limit:
                 if copies:

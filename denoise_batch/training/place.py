@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise_batch.capacity import Node, threads_for
+from denoise_batch.control_groups import groups_of
 from denoise_batch.errors import FlagError
 from denoise_batch.training.recipes import Device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -74,13 +74,30 @@ def choose_place(settings: TrainSettings, nodes: Sequence[Node], to_come: Sequen
 
 
 def quarter_of_memory(device: torch.device) -> int:
-    """Bytes: a quarter of the GPU's memory, or of what this machine or container has."""
-    if device.type == "cuda":
-        import torch
+    """Bytes: a quarter of this machine's memory, or of what its control groups leave this process.
 
-        return int(torch.cuda.mem_get_info(device)[1]) // 4
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-        memory = min(memory, int(text))
-    return memory // 4
+    With a GPU a quarter of the GPU's, and at most half of that of the machine, where what goes to the GPU is first
+    built, at about twice its size.
+    """
+    quarter = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()]) // 4
+    if device.type != "cuda":
+        return quarter
+    import torch
+
+    return min(int(torch.cuda.mem_get_info(device)[1]) // 4, quarter // 2)
+
+
+def _memory_limits() -> Iterator[int]:
+    """The bytes that each control group around this process allows: Slurm's, systemd's, a container's.
+
+    Linux's cgroup v2 has them in `memory.max`, "max" where there is no limit, v1 in `memory.limit_in_bytes`, which is
+    then more than any machine has.
+    """
+    for group in groups_of("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                text = (group / name).read_text(encoding="ascii").strip()
+            except (OSError, ValueError):  # the root has none, nor has a group of the other kind
+                continue
+            if text.isdigit():
+                yield int(text)

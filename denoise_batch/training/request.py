@@ -107,7 +107,7 @@ def enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> No
     """
     before = begun(folder)
     if before is not None and before != identity:
-        if not settings.overwrite:
+        if not settings.overwrite and (folder / HISTORY_FILE).exists():  # or nothing is lost: not an epoch was done
             differing = "; ".join(_differences(before, identity)) or "its settings cannot be read"
             raise ResumeError(
                 f"an unfinished training of {settings.output} has other settings: {differing}",
@@ -150,7 +150,9 @@ def _check_snapshot(path: Path) -> set[str] | None:
     named = list(names(content))
     for name in named:
         if not (isinstance(name, str) and storage.stays_inside(name)):
-            raise ResumeError(f"{path} names a checkpoint elsewhere: {name!r}", hint="give --overwrite to begin again")
+            raise ResumeError(
+                f"{path} names a checkpoint elsewhere: {name!r}", hint=f"remove {path.parents[1]} to begin again"
+            )
     return set(named)
 
 
