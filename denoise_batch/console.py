@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shlex
 import signal
 import sys
@@ -16,6 +17,7 @@ import threading
 import traceback
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -50,9 +52,41 @@ def print_out(text: str) -> None:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError as error:
-        # Or Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         raise _ReaderGoneError from error
+
+
+def _drop_stdout() -> None:
+    """Lets the null device take what is left: Python would complain when it flushes stdout at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reader_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, TypeError, ValueError):  # it is no file of the system's
+        return False
+    return bool(poll.poll(0))
+
+
+def _prepare_streams() -> None:
+    """Puts the null device where stdin, stdout or stderr is closed (`2>&-`), and has every text written somehow."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The next file that is opened would get this number, and with it what C code or a child writes there. So
+            # does the null device: it is the lowest that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        # Where a locale has no `×`, or a file's name is not text. Other handlers than Python's strict one can do both.
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _note(text: str) -> None:
@@ -108,6 +142,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
     Args:
         before: called first; its errors are shown as the command's own.
     """
+    _prepare_streams()  # before any file is opened
     session.arguments = tuple(arguments)
     limit_threads()
     if not session.verbose and not sys.warnoptions:
@@ -130,6 +165,11 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
     except DenoiseBatchError as error:
         return _fail(error, error)
     except _ReaderGoneError:
+        return 1
+    except BrokenPipeError as error:
+        if not _reader_gone():
+            return _fail(_explained(error), error)
+        _drop_stdout()  # help, which typer prints past `print_out`
         return 1
     except Exception as error:
         return _fail(_explained(error), error)
@@ -237,6 +277,9 @@ def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:
 def _after_interruption() -> str:
     if session.command in RESUMABLE:
         return f"what is done is kept; go on with: {session.again()}"
+    if session.command == "demo":
+        overwrite = "" if "--overwrite" in session.arguments else " --overwrite"
+        return f"what it made so far is left in its folder; begin anew with: {session.again()}{overwrite}"
     return f"no output was written; start again with: {session.again()}"
 
 

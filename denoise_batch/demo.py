@@ -46,7 +46,7 @@ _MADE = (
     "evaluation.json",
     "report.md",
 )
-"""All that the demo writes into its folder, and all that `overwrite` removes from it."""
+"""All that a finished demo has written into its folder; `overwrite` removes it, and what is `_unfinished`."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoReport:
     """Runs all steps.
 
     Raises:
-        OutputError: the folder holds an earlier demo, or cannot be written.
+        OutputError: the folder holds an earlier demo, is another one's that runs, or cannot be written.
         RequestError, JobFailed: as the steps say.
     """
     started = time.monotonic()
@@ -129,6 +129,11 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoReport:
     from denoise_batch.digits import Split
 
     out.mkdir(parents=True, exist_ok=True)
+    # Before what they were made of: their locks say whether another demo is at work here.
+    for folder in _unfinished(out):
+        if folder.is_dir():
+            with publishing.exclusive(folder):
+                publishing.remove(folder)
     for name in _MADE:
         publishing.remove(out / name)
     report = DemoReport(str(out), note)
@@ -150,11 +155,22 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoReport:
 def _check_folder(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file", hint="give the name of a folder with --out")
-    found = [name for name in _MADE if (out / name).exists()]
+    found = [path.name for path in (*(out / name for name in _MADE), *_unfinished(out)) if path.exists()]
     if found and not overwrite:
         raise OutputError(
             f"{out} holds an earlier demo ({found[0]})", hint="give --overwrite to replace it, or another --out"
         )
+
+
+def _unfinished(out: Path) -> list[Path]:
+    """Where an interrupted demo leaves its training or its run of `infer`.
+
+    A new demo cannot go on with them, as each makes its digits anew.
+    """
+    from denoise_batch.bundle import training_folder
+    from denoise_batch.inference.run_folder import work_folder
+
+    return [training_folder(out / "model"), work_folder(out / "denoised.parquet")]
 
 
 def _choose_digits(settings: DemoSettings, progress: Progress) -> tuple[Source, Path | None, str]:

@@ -93,6 +93,7 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
     whose name has another suffix than Parquet's; without any suffix they count (Hive writes `000000_0`).
 
     Raises:
+        FlagError: an input is an empty string, or a file is named twice.
         MissingFileError: an input does not exist, or holds no Parquet file.
         ParquetError: a partition folder's name is not safe.
     """
@@ -159,6 +160,7 @@ def _is_folder_or_glob(given: str) -> bool:
 
 
 def _list_one(given: str, skipped: list[str], folders: list[str]) -> list[InputFile]:
+    storage.refuse_empty(given)
     if storage.is_remote(given):
         return _list_uri(given, skipped)
     local = storage.locate(given)[1] if storage.is_uri(given) else given

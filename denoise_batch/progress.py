@@ -6,6 +6,8 @@ with Progress() as progress:
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import sys
 import time
@@ -34,7 +36,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._terminal = self._stream.isatty()
+        self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"  # which shows \r\x1b[K as it is
         self._shown_at = clock() if not self._terminal else float("-inf")
         self._shown: str | None = None
         self._pending: str | None = None
@@ -83,7 +85,15 @@ class Progress:
             cells = int(min(max(fraction, 0.0), 1.0) * _BAR_CELLS)
             text = f"[{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {text}"
         # A line that wraps cannot be rewritten.
-        return text[: shutil.get_terminal_size().columns - 1]
+        return text[: self._columns() - 1]
+
+    def _columns(self) -> int:
+        """The width of the terminal that the line is on; COLUMNS comes first, as in `shutil`, which asks stdout."""
+        if not os.environ.get("COLUMNS"):
+            with contextlib.suppress(OSError, ValueError):
+                if columns := os.get_terminal_size(self._stream.fileno()).columns:  # 0 where nobody has set it
+                    return columns
+        return shutil.get_terminal_size().columns
 
     def _write(self, text: str) -> None:
         # Progress that nobody can read any more (stderr closed, a broken pipe) must not stop a job.

@@ -99,13 +99,26 @@ def stays_inside(name: str, *, folders: bool = False) -> bool:
     return name not in {"", ".", ".."} and not set(name) & set("/\0")
 
 
+def refuse_empty(path: str) -> None:
+    """Refuses a path of no letters, which would mean the current folder with all that is in it.
+
+    Raises:
+        FlagError: it is empty.
+    """
+    if not path:
+        raise FlagError(
+            "a path is empty: ''", hint="give a path, or . for the current folder; is a variable of the shell empty?"
+        )
+
+
 def local_path(text: str | Path) -> Path:
     """A path on this machine, as a flag or its default gives it.
 
     Raises:
-        FlagError: it is a URI.
+        FlagError: it is empty, or a URI.
     """
     text = str(text)
+    refuse_empty(text)
     if is_uri(text):
         raise FlagError(f"{redact(text)} is not a local path", hint="give a local path; copy what lies elsewhere")
     return Path(text)

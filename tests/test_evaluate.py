@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -206,6 +207,61 @@ def test_what_was_measured_is_not_lost_with_the_pictures(
         assert format_table(evaluation) in shown.out
         assert "drawn: " not in shown.out
     assert ("evaluation" in read_bundle(model).model) == (options == ["--card"])
+
+
+@pytest.mark.parametrize("gone", ["full disk", "closed pipe"])
+def test_a_card_is_not_lost_with_stdout(
+    evaluation: Evaluation,
+    images: np.ndarray,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gone: str,
+) -> None:
+    if gone == "full disk":
+        out = open("/dev/full", "w")  # noqa: PTH123, SIM115
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        out = os.fdopen(write, "w")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("denoise_batch.evaluation.evaluate.evaluate", lambda *_, **__: evaluation)
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    data = _write(tmp_path / "a.parquet", clean=images)
+    assert cli.run(["evaluate", "--model", str(model), "--data", data, "--card"]) != 0
+    assert "evaluation" in read_bundle(model).model
+    assert "noise of seed 2019" in (model / "README.md").read_text()
+    with contextlib.suppress(OSError):  # what is left to write
+        out.close()
+
+
+def test_a_table_is_not_lost_with_a_card(
+    evaluation: Evaluation,
+    images: np.ndarray,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = (shutil.copytree(model_folder, tmp_path / name) for name in ("first", "second"))
+    write = publishing.write_file
+
+    def no_room_in_first(path: Path, content: bytes, **how: Any) -> None:
+        if path.parent == first:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content, **how)
+
+    monkeypatch.setattr(publishing, "write_file", no_room_in_first)
+    two = replace(evaluation, models=[*evaluation.models, *evaluation.models])
+    monkeypatch.setattr("denoise_batch.evaluation.evaluate.evaluate", lambda *_, **__: two)
+    arguments = ["--model", str(first), "--model", str(second), "--data", _write(tmp_path / "a.parquet", clean=images)]
+    assert cli.run(["evaluate", *arguments, "--card"]) == 2
+    shown = capsys.readouterr()
+    assert format_table(two) in shown.out
+    assert f"card: {second}/README.md" in shown.out
+    assert f"card: {first}" not in shown.out
+    assert shown.err.splitlines()[-2] == f"error: {first} cannot be written: No space left on device"
+    assert ["evaluation" in read_bundle(model).model for model in (first, second)] == [False, True]
 
 
 def test_accuracy_is_the_share_that_is_read_right(evaluation: Evaluation, images: np.ndarray) -> None:

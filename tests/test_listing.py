@@ -194,6 +194,15 @@ def test_what_is_missing_or_named_twice_is_refused(tmp_path: Path) -> None:
         list_inputs([str(tmp_path / "empty")])
 
 
+def test_an_empty_input_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path, "a.parquet")
+    monkeypatch.chdir(tmp_path)
+    for inputs in ([""], ["a.parquet", ""]):
+        with pytest.raises(FlagError, match="a path is empty"):
+            list_inputs(inputs)
+    assert len(list_inputs(["."]).files) == 1
+
+
 def test_file_uris_are_read_like_paths(tmp_path: Path) -> None:
     _touch(tmp_path, "a.parquet")
     assert list_inputs([f"file://{tmp_path}"]).files == list_inputs([str(tmp_path)]).files

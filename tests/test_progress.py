@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 from dataclasses import replace
+
+import pytest
 
 from denoise_batch.inference.report import InferProgress
 from denoise_batch.progress import Progress, duration, infer_line, training_line
@@ -13,6 +20,13 @@ from denoise_batch.training.progress import TrainProgress
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests themselves run on."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 class _Clock:
@@ -42,6 +56,30 @@ def test_a_terminal_has_one_line_with_a_bar() -> None:
     assert text.startswith("\r\x1b[K[....................] first\r\x1b[K")
     assert "too soon" not in text
     assert text.endswith("\r\x1b[K[##########..........] half\n")
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(None, 39), ("60", 59)])
+def test_the_line_fits_the_terminal_it_is_on(columns: str | None, shown: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    master, slave = pty.openpty()
+    with os.fdopen(master, "rb", buffering=0) as screen, os.fdopen(slave, "w") as stream:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        with Progress(stream) as progress:
+            progress.update("x" * 100, 0.5)
+        seen = b""
+        while not seen.endswith(b"\n"):  # it comes in pieces
+            seen += screen.read(1000)
+        assert seen == b"\r\x1b[K[##########..........] ".ljust(shown + 4, b"x") + b"\r\n"
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = _Terminal()
+    with Progress(stream) as progress:
+        progress.update("first", 0.0)
+        progress.update("last", 1.0)
+    assert stream.getvalue() == "last\n"
 
 
 def test_a_note_takes_the_place_of_the_line() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from denoise_batch import storage
@@ -26,6 +28,13 @@ def test_uris_are_told_from_paths() -> None:
         storage.locate("s3:/bucket/x")
     with pytest.raises(FlagError, match="not a local path"):
         storage.local_path("s3://bucket/x")
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(FlagError, match="a path is empty") as error:
+        storage.local_path("")
+    assert "shell" in error.value.hint
+    assert storage.local_path(".") == Path()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b"])

@@ -503,7 +503,11 @@ def test_submit_prints_the_id_or_the_result(
     assert re.fullmatch(r"infer-[0-9a-f]{12}\n", capsys.readouterr().out)
     assert cli.run(["submit", "--json", *INFER, "--workers", "2"]) == 0
     assert capsys.readouterr().out == "done\n"
-    assert shlex.split(on.client.submitted["entrypoint"])[3:] == [*INFER, "--workers", "2", "--json"]
+    assert shlex.split(on.client.submitted["entrypoint"])[3:] == ["infer", "--json", *INFER[1:], "--workers", "2"]
+    assert cli.run(["submit", "--json", "--", "infer", "--", *INFER[1:]]) == 0
+    sent = shlex.split(on.client.submitted["entrypoint"])[3:]
+    assert sent == ["infer", "--json", "--", *INFER[1:]]
+    assert [path.value for path in parse(*sent).paths] == INFER[1:]
 
 
 # --- the runtime environment, and the job's side ----------------------------------------------------------------------

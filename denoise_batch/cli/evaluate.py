@@ -145,6 +145,17 @@ def evaluate(
             raise
         except Exception as error:  # a full disk, say: raised once the table, which took so long, is shown
             fault = error
+    carded: list[Path] = []
+    # Before the table: stdout may be a full disk, or a pipe that nobody reads any more.
+    for bundle, model in zip(bundles, evaluation.models, strict=True) if card else ():
+        try:
+            note_evaluation(bundle, evaluation.of_model(model["method"]))
+        except Interrupted:
+            raise
+        except Exception as error:
+            fault = fault or error
+        else:
+            carded.append(bundle.folder / "README.md")
     notes = [*clean.notes, *filter(None, (trained_on(bundle, files) for bundle in bundles))]
     content = {**evaluation.to_json(), "notes": notes, "figures": [str(path) for path in drawn]}
     lines = [
@@ -155,12 +166,8 @@ def evaluate(
         format_table(evaluation),
         *notes,
         *(f"drawn: {path}" for path in drawn),
+        *(f"card: {path}" for path in carded),
     ]
-    if card:
-        lines += [f"card: {bundle.folder / 'README.md'}" for bundle in bundles]
     print_result(content, lines, as_json=as_json)
-    if card:
-        for bundle, model in zip(bundles, evaluation.models, strict=True):
-            note_evaluation(bundle, evaluation.of_model(model["method"]))
     if fault is not None:
         raise fault

@@ -76,7 +76,9 @@ def submit(
         found = jobs.stop(cluster, stop_id) if stop_id is not None else jobs.state(cluster, status_id or "")
         print_result(found.to_json(), [found.line()], as_json=as_json)
         return
-    parsed = parse_command(cli.app, [*command, "--json"] if as_json and wait and "--json" not in command else command)
+    if as_json and wait:
+        command = [*command[:1], "--json", *command[1:]]  # behind a `--` of the command's own it would be a path
+    parsed = parse_command(cli.app, command)
     request.check_command(parsed)
     environment = request.read_runtime_env(runtime_env) if runtime_env is not None else {}
     cluster = dashboard.reach(address)

@@ -93,7 +93,12 @@ def _discarded(out: Path) -> Path:
 
 
 def output_path(out: str) -> Path:
-    """The absolute path of a local path, or of a URI of one (`file://`)."""
+    """The absolute path of a local path, or of a URI of one (`file://`).
+
+    Raises:
+        FlagError: it is empty.
+    """
+    storage.refuse_empty(out)
     if storage.is_uri(out):
         out = storage.locate(out)[1]
     return Path(os.path.abspath(out))  # noqa: PTH100 (keeps a link's own name, which resolve() would lose)
