@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 
 _MAGIC = (b"PAR1", b"PARE")  # at both ends of a file; the latter where the footer is encrypted
+_INT96_ROWS = 8192  # a footer tells lists' mean length alone: fewer rows bound what a run of longer ones takes
+_INT96_BYTES = 16 << 20
+_INT96_VALUE_BYTES = 80  # read in both units, with levels and 96 bits that pyarrow holds meanwhile (measured)
 
 
 def open_parquet(path: str, buffer: int = 8 << 20, *, int96: str = "us") -> pq.ParquetFile:
@@ -65,8 +68,12 @@ def read_batches(file: pq.ParquetFile, rows: int, groups: Sequence[int] | None =
         yield from file.iter_batches(batch_size=rows, row_groups=span)
 
 
-def check_int96(path: str, file: pq.ParquetFile, groups: Sequence[int]) -> None:
+def check_int96(path: str, file: pq.ParquetFile, groups: Sequence[int], skip: int = 0, rows: int | None = None) -> None:
     """Looks for old timestamps of 96 bits that are finer than the microseconds they are read in.
+
+    Args:
+        skip: how many of the row groups' first rows are none of the caller's.
+        rows: how many rows after these are; None: all.
 
     Raises:
         DenoiseBatchError: there are some, and they would be changed.
@@ -75,16 +82,36 @@ def check_int96(path: str, file: pq.ParquetFile, groups: Sequence[int]) -> None:
     leaves = [index for index in range(len(file.schema)) if file.schema.column(index).physical_type == "INT96"]
     if not leaves:
         return
+    size = _int96_rows(file.metadata, groups, leaves)
+    begin = 0
     with open_parquet(path, int96="ns") as fine:
-        for group in groups:
-            coarse, exact = (source.reader.read_row_group(group, column_indices=leaves) for source in (file, fine))
-            for name, rough, whole in zip(exact.column_names, coarse.columns, exact.columns, strict=True):
+        batches = (
+            source.reader.iter_batches(size, row_groups=list(groups), column_indices=leaves) for source in (file, fine)
+        )
+        for coarse, exact in zip(*batches, strict=True):
+            first = max(skip - begin, 0)
+            left = exact.num_rows if rows is None else skip + rows - begin - first
+            if left <= 0:
+                return
+            begin += exact.num_rows
+            # Most of a split row group may be other units' rows, and theirs to refuse.
+            rough_columns, whole_columns = coarse.slice(first, left).columns, exact.slice(first, left).columns
+            for name, rough, whole in zip(exact.schema.names, rough_columns, whole_columns, strict=True):
                 # Where the year is beyond nanoseconds both wrap alike.
                 if not rough.cast(whole.type, safe=False).equals(whole):
                     raise DenoiseBatchError(
                         f"column {name!r} has INT96 times finer than a microsecond, which would be lost",
                         hint="write the column as a timestamp of nanoseconds",
                     )
+
+
+def _int96_rows(metadata: pq.FileMetaData, groups: Sequence[int], leaves: Sequence[int]) -> int:
+    """Rows to compare at a time, so that their times stay within a fixed number of bytes; lists may have many a row."""
+    found = [metadata.row_group(group) for group in groups]
+    values = max(
+        (sum(g.column(leaf).num_values for leaf in leaves) / g.num_rows for g in found if g.num_rows), default=1
+    )
+    return max(1, min(_INT96_ROWS, int(_INT96_BYTES / (_INT96_VALUE_BYTES * max(values, 1)))))
 
 
 def has_nested_dictionary(schema: pa.Schema) -> bool:

@@ -7,6 +7,7 @@ nothing there (uint8 lists excepted: Parquet stores them as 32-bit numbers, whic
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,7 @@ from denoise_batch.images.layouts import Layout
 from denoise_batch.input_file import has_dictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -126,7 +127,8 @@ class OutputFile:
     ) -> None:
         self._schema = schema
         self._rows = 0
-        self._held: list[pa.RecordBatch] = []
+        self._held: list[_Run] = []
+        self._seen: list[pa.Array] = []  # the last batch's dictionaries; kept, or their addresses would mean nothing
         self._held_rows = 0
         self._held_bytes = 0
         plain = _leaves_without(schema, {c.name for c in images if not _dictionary_pays(c)})
@@ -158,12 +160,15 @@ class OutputFile:
             self._writer.close()  # or its destructor would, and complain
 
     def write(self, batch: pa.RecordBatch) -> None:
+        # pyarrow gives each batch a copy of its dictionaries, which may be larger than all rows of the batch.
+        rows, dictionaries = without_dictionaries(batch)
         # A short slice would keep all that it was cut from in memory until its row group is full.
-        if batch.get_total_buffer_size() > 4 * batch.nbytes + _SLACK:
-            batch = _compacted(batch)
-        self._held.append(batch)
-        self._held_rows += batch.num_rows
-        self._held_bytes += batch.nbytes
+        if rows.get_total_buffer_size() > 4 * rows.nbytes + _SLACK:
+            rows = _compacted(rows)
+        run = self._run_with(dictionaries)
+        run.batches.append(rows)
+        self._held_rows += rows.num_rows
+        self._held_bytes += rows.nbytes
         if self._held_rows >= _ROW_GROUP_ROWS or self._held_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
@@ -177,12 +182,152 @@ class OutputFile:
         self._writer.close()
         return self._sink.finish(self._rows)
 
+    def _run_with(self, dictionaries: list[pa.Array]) -> _Run:
+        """The last run if these are its dictionaries, else a new one."""
+        # Of the many slices of a batch only the first needs to be compared.
+        if self._held and all(map(_is_same, dictionaries, self._seen)):
+            return self._held[-1]
+        self._seen = dictionaries
+        if not self._held:  # these do not count: a smaller row group would have them, too
+            self._held.append(_Run(dictionaries, []))
+            return self._held[0]
+        last = self._held[-1].dictionaries
+        shared = [old if _is_copy(new, old) else new for new, old in zip(dictionaries, last, strict=True)]
+        changed = [new for new, old in zip(shared, last, strict=True) if new is not old]
+        if changed:
+            self._held_bytes += sum(values.nbytes for values in changed)
+            self._held.append(_Run(shared, []))
+        return self._held[-1]
+
     def _flush(self) -> None:
         if self._held_rows:
-            for table in _row_groups(pa.Table.from_batches(self._held, self._schema)):
+            for table in self._row_groups():
                 self._writer.write_table(table, row_group_size=table.num_rows)
             self._rows += self._held_rows
-        self._held, self._held_rows, self._held_bytes = [], 0, 0
+        self._held, self._seen, self._held_rows, self._held_bytes = [], [], 0, 0
+
+    def _row_groups(self) -> list[pa.Table]:
+        """What is held, with one dictionary a column; a table a run where the indices' type cannot number all values.
+
+        A dictionary column that changes its dictionary within a row group loses it there, the order of its categories
+        with it, and if it is nested pyarrow cannot read it.
+        """
+        tables = [run.table(self._schema) for run in self._held]
+        if len(tables) == 1:
+            return tables
+        try:
+            return [pa.concat_tables(tables).unify_dictionaries()]
+        except pa.ArrowException:
+            return tables
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Batches without their dictionaries, which are the same for all of them."""
+
+    dictionaries: list[pa.Array]
+    batches: list[pa.RecordBatch]
+
+    def table(self, schema: pa.Schema) -> pa.Table:
+        """Has one chunk of each dictionary column: to unify or to write many takes the whole dictionary's time each."""
+        plain = pa.Table.from_batches(self.batches, _undressed_schema(schema))
+        dictionaries = iter(self.dictionaries)
+        columns = plain.columns
+        for index, field in enumerate(schema):
+            if has_dictionary(field.type):
+                columns[index] = _dressed(pa.concat_arrays(columns[index].chunks), field.type, dictionaries)
+        return pa.Table.from_arrays(columns, schema=schema)
+
+
+def without_dictionaries(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[pa.Array]]:
+    """The batch with indices in place of its dictionary arrays, nested ones too, and the dictionaries, in order."""
+    dictionaries: list[pa.Array] = []
+    columns = [_undressed(column, dictionaries) for column in batch.columns]
+    if not dictionaries:
+        return batch, dictionaries
+    return pa.RecordBatch.from_arrays(columns, schema=_undressed_schema(batch.schema)), dictionaries
+
+
+def _undressed_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_type(_undressed_type(field.type)) for field in schema])
+
+
+def _undressed_type(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(type_):
+        return type_.index_type
+    if not has_dictionary(type_):
+        return type_
+    fields = [type_.field(index) for index in range(type_.num_fields)]
+    fields = [field.with_type(_undressed_type(field.type)) for field in fields]
+    if pa.types.is_struct(type_):
+        return pa.struct(fields)
+    if pa.types.is_map(type_):
+        return pa.map_(*fields[0].type, keys_sorted=type_.keys_sorted)
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(fields[0], type_.list_size)
+    return next(make for is_it, make, _ in _LISTS if is_it(type_))(fields[0])
+
+
+_LISTS: tuple[tuple[Any, Any, int], ...] = (
+    (pa.types.is_list, pa.list_, 2),
+    (pa.types.is_large_list, pa.large_list, 2),
+    (pa.types.is_list_view, pa.list_view, 3),
+    (pa.types.is_large_list_view, pa.large_list_view, 3),
+    (pa.types.is_map, None, 2),
+    (pa.types.is_fixed_size_list, None, 1),
+)
+"""Parquet has no other nested types but structs: how each is known and made, and how many buffers are its own."""
+
+
+def _undressed(array: pa.Array, found: list[pa.Array]) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        found.append(array.dictionary)
+        return array.indices
+    if not has_dictionary(array.type):
+        return array
+    children = [_undressed(child, found) for child in _children(array)]
+    return _with_children(array, _undressed_type(array.type), children)
+
+
+def _dressed(array: pa.Array, type_: pa.DataType, dictionaries: Iterator[pa.Array]) -> pa.Array:
+    """`_undressed` undone."""
+    if pa.types.is_dictionary(type_):
+        return pa.DictionaryArray.from_arrays(array, next(dictionaries), ordered=type_.ordered, safe=False)
+    if not has_dictionary(type_):
+        return array
+    types = [type_.field(index).type for index in range(type_.num_fields)]
+    children = [_dressed(child, inner, dictionaries) for child, inner in zip(_children(array), types, strict=True)]
+    return _with_children(array, type_, children)
+
+
+def _children(array: pa.Array) -> list[pa.Array]:
+    if pa.types.is_struct(array.type):
+        return [array.field(index) for index in range(array.type.num_fields)]
+    return [array.values]
+
+
+def _with_children(array: pa.Array, type_: pa.DataType, children: list[pa.Array]) -> pa.Array:
+    """The nested array with others in place of its `_children`."""
+    if pa.types.is_struct(type_):
+        return pa.StructArray.from_arrays(children, type=type_, mask=array.is_null() if array.null_count else None)
+    own = next(count for is_it, _, count in _LISTS if is_it(type_))
+    return pa.Array.from_buffers(type_, len(array), array.buffers()[:own], offset=array.offset, children=children)
+
+
+def _is_same(array: pa.Array, other: pa.Array) -> bool:
+    """Whether both are in the same place of memory."""
+    if (array.type, len(array), array.offset) != (other.type, len(other), other.offset):
+        return False
+    places = [[b if b is None else (b.address, b.size) for b in one.buffers()] for one in (array, other)]
+    return places[0] == places[1]
+
+
+def _is_copy(array: pa.Array, other: pa.Array) -> bool:
+    if (array.type, len(array), array.offset) != (other.type, len(other), other.offset):
+        return False
+    # Bytes, not values: they tell 0.0 from -0.0, and are compared much faster.
+    pairs = itertools.zip_longest(array.buffers(), other.buffers())
+    return all(one is two if one is None or two is None else one.equals(two) for one, two in pairs)
 
 
 def _compacted(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -191,20 +336,6 @@ def _compacted(batch: pa.RecordBatch) -> pa.RecordBatch:
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
-
-
-def _row_groups(table: pa.Table) -> list[pa.Table]:
-    """The table with one dictionary a column, or its chunks where the indices' type cannot number all values of one.
-
-    A dictionary column that changes its dictionary within a row group loses it there, the order of its categories with
-    it, and if it is nested pyarrow cannot read it.
-    """
-    if not any(has_dictionary(field.type) for field in table.schema):
-        return [table]
-    try:
-        return [table.unify_dictionaries()]
-    except pa.ArrowException:
-        return [pa.Table.from_batches([batch], table.schema) for batch in table.to_batches()]
 
 
 def file_digest(path: Path) -> str:

@@ -20,7 +20,7 @@ from denoise_batch.errors import OutputError, OutputExists
 from denoise_batch.storage import is_uri, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from denoise_batch.listing import Listing
 
@@ -69,6 +69,24 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
     sync(out.parent)
 
 
+def publish_described(data: Path, out: Path, description: Path, beside: Path, *, overwrite: bool) -> None:
+    """Shows a file as `out`, and the folder that describes it as `beside`, which replaces what stands there.
+
+    The description first: while it stands alone there is no output, and the next run replaces it.
+
+    Raises:
+        OutputExists: and `overwrite` is off. What another program put there has no description of ours beside it.
+    """
+    if not overwrite and os.path.lexists(out):
+        raise output_exists(out)
+    publish(description, beside, overwrite=True)
+    try:
+        publish(data, out, overwrite=overwrite)
+    except OutputExists:  # it appeared just now
+        remove(beside)
+        raise
+
+
 def check_output_file(output: Path, *, overwrite: bool) -> None:
     """Refuses an output file that cannot be written; missing folders above it are no reason.
 
@@ -84,19 +102,29 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
     check_parent(output)
 
 
-def check_apart(output: Path, listing: Listing) -> None:
+def check_apart(output: Path, listing: Listing, *, beside: Sequence[Path] = ()) -> None:
     """Refuses an output that is an input, holds one or lies in a listed folder, links followed.
 
+    Args:
+        beside: what is replaced or deleted along with it, in the same folder.
+
     Raises:
-        OutputError: it does.
+        OutputError: it does, or one of those is an input or holds one.
     """
     real = Path(os.path.realpath(output))
+    others = [(Path(os.path.realpath(path)), path) for path in beside]
     for file in listing.files:
         if is_uri(file.path):
             continue
         source = Path(os.path.realpath(file.path))
         if real == source or real in source.parents:
             raise OutputError(f"output {output} is, or holds, the input {file.path}", hint="give another output")
+        for place, path in others:
+            if place == source or place in source.parents:
+                raise OutputError(
+                    f"output {output} replaces {path}, which is, or holds, the input {file.path}",
+                    hint="give another output, or a copy of that input",
+                )
     for folder in listing.folders:
         if Path(os.path.realpath(folder)) in real.parents:
             raise OutputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import tempfile
@@ -22,7 +23,9 @@ from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.merging import join
 from denoise_batch.inference.output_schema import output_schema
+from denoise_batch.inference.plan import Unit
 from denoise_batch.inference.row_groups import Part, join_row_groups
+from denoise_batch.inference.unit_rows import read_unit
 from denoise_batch.input_file import check_int96, has_nested_dictionary, open_parquet
 from denoise_batch.output_file import file_digest
 
@@ -184,6 +187,60 @@ def test_times_of_96_bits_are_found_by_place_not_by_name(tmp_path: Path) -> None
     pq.write_table(pa.table({"event": event, "event.time": whole}), path, use_deprecated_int96_timestamps=True)
     with open_parquet(str(path)) as file:
         check_int96(str(path), file, [0])
+
+
+@pytest.mark.parametrize("length", [1, 1000])
+def test_looking_for_fine_times_takes_no_more_memory_for_more_rows(length: int, tmp_path: Path) -> None:
+    when = pa.array(np.arange(1_000_000) * 1000, pa.timestamp("ns"))
+    if length > 1:
+        when = pa.ListArray.from_arrays(pa.array(range(0, len(when) + 1, length), pa.int32()), when)
+    path = str(tmp_path / "a.parquet")
+    # Without dictionaries, whose pages would be held as a whole.
+    pq.write_table(pa.table({"when": when}), path, use_deprecated_int96_timestamps=True, use_dictionary=False)
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    try:
+        with open_parquet(path) as file:
+            check_int96(path, file, [0])
+    finally:
+        pa.set_memory_pool(usual)
+    assert 0 < counting.max_memory() < 24 << 20  # read as a whole, 36 MB at least
+
+
+@pytest.mark.parametrize("kind", ["plain", "list", "struct", "map"])
+def test_fine_times_of_other_units_rows_are_none_of_a_units(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("denoise_batch.input_file._INT96_ROWS", 4)
+    fine = 13
+    times = pa.array([1000 * row + (row == fine) for row in range(20)], pa.timestamp("ns"))
+    offsets = pa.array(range(21), pa.int32())
+    column = {
+        "plain": times,
+        "list": pa.ListArray.from_arrays(offsets, times),
+        "struct": pa.StructArray.from_arrays([times], ["time"]),
+        "map": pa.MapArray.from_arrays(offsets, pa.array(["k"] * 20), times),
+    }[kind]
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"when": column}), path, use_deprecated_int96_timestamps=True, row_group_size=10)
+    for first, last in ((0, 1), (1, 1)):
+        rows_before, rows = 10 * first, 10 * (last - first + 1)
+        for skip in range(rows):
+            for count in range(1, rows - skip + 1):
+                with open_parquet(path) as file:
+                    wrong = rows_before + skip <= fine < rows_before + skip + count
+                    with pytest.raises(DenoiseBatchError) if wrong else contextlib.nullcontext():
+                        check_int96(path, file, range(first, last + 1), skip, count)
+
+
+def test_a_unit_is_refused_for_its_own_times_alone(tmp_path: Path) -> None:
+    when = pa.array([1000, 2000, 3001, 4000], pa.timestamp("ns"))
+    path = write(tmp_path / "a.parquet", pa.table({"when": when}), use_deprecated_int96_timestamps=True)
+    with open_parquet(str(path)) as file:
+        assert sum(len(batch) for batch in read_unit(file, Unit(0, 0, 0, 0, 0, 2, 0), 10, str(path))) == 2
+        with pytest.raises(DenoiseBatchError, match="finer than a micro"):
+            list(read_unit(file, Unit(1, 0, 0, 0, 2, 2, 2), 10, str(path)))
 
 
 def _spark_array(element: Any) -> dict[str, Any]:

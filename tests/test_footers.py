@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.errors import ColumnError
-from denoise_batch.inference.footers import Footer, check_type
+from denoise_batch.inference.footers import Footer, Sample, check_type, read_samples
+from denoise_batch.inference.unit_rows import chunk_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _footer(**types: pa.DataType) -> Footer:
@@ -36,3 +43,15 @@ def test_the_file_that_differs_is_named_after_one_that_fits(found: list[Footer],
 
 def test_files_of_one_type_pass() -> None:
     check_type(["a", "b"], [BINARY, BINARY], "image", pa.binary(784))
+
+
+def test_categories_are_no_weight_of_each_row(tmp_path: Path) -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array(range(1000), pa.int32()), [f"{n:032}" for n in range(100_000)])
+    lists = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), words)
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"word": words, "words": lists, "number": range(1000)}), path)
+    (sample,) = read_samples([(path, 0, ("number",))], 64)
+    assert isinstance(sample, Sample)
+    assert 2 * 32 < sample.row_bytes < 150  # an entry of each counts, as it does where pages are looked at
+    assert sample.table.num_rows == 64
+    assert chunk_rows(sample.row_bytes) == 4096

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,20 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from fault_steps import without_ray
+
 from denoise_batch import publishing
 from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.inference import assembly, manifest, run_folder
+from denoise_batch.inference import assembly, manifest, merging, run_folder
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
+from denoise_batch.inference.infer import InferSettings, OutputShape, infer
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from denoise_batch.inference.run_folder import RunFolder
 
@@ -167,6 +175,102 @@ def test_an_input_that_changes_at_the_end_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(DataChanged, match=r"2\.parquet changed"):
         build(tmp_path, then=touch)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_is_asked_for_many_inputs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3, timeout=10)  # broken where one waits for another's answer
+
+    def look(run: RunFolder) -> None:
+        known = {f"s3://bucket/{number}": file for number, file in enumerate(run.plan.files)}
+        remote = tuple(replace(file, path=uri) for uri, file in known.items())
+
+        def stat(path: str) -> tuple[int, int]:
+            together.wait()
+            return known[path].size, known[path].mtime_ns + changed.get(path, 0)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(assembly, "stat_input", stat)
+            changed: dict[str, int] = {}
+            assembly.reconcile(replace(run, plan=replace(run.plan, files=remote)))
+            changed = {"s3://bucket/1": 1, "s3://bucket/2": 1}
+            with pytest.raises(DataChanged, match="s3://bucket/1 changed"):
+                assembly.reconcile(replace(run, plan=replace(run.plan, files=remote)))
+
+    build(tmp_path, then=look)
+
+
+def _bad_of(folder: Path, counts: list[int]) -> Any:
+    """A run whose units have so many bad rows each, and what is to be said of them."""
+    reasons = ["null", "wrong_length"]
+    expected, receipts = [], {}
+    for unit, count in enumerate(counts):
+        rows = [{"row": row, "reason": reasons[row % 2]} for row in range(count)]
+        if rows:
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{unit}.bad.parquet")
+            expected += [{"file": f"/in/{unit}.parquet", **row} for row in rows]
+        receipts[unit] = SimpleNamespace(bad_file=f"{unit}.bad.parquet" if rows else "")
+    files = [SimpleNamespace(path=f"/in/{unit}.parquet") for unit in range(len(counts))]
+
+    class Plan(list[int]):
+        unit = staticmethod(lambda index: SimpleNamespace(file=index))
+
+    plan = Plan(range(len(counts)))
+    plan.files = files  # type: ignore[attr-defined]
+    return SimpleNamespace(plan=plan, staging=folder, ledger=SimpleNamespace(receipts=receipts)), expected
+
+
+def test_bad_rows_are_written_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "_BAD_ROWS_GROUP", 100)
+    monkeypatch.setattr(assembly, "_BAD_ROWS_TABLES", 8)
+    run, expected = _bad_of(tmp_path, [3, 0, 350, 100, 20, *[1] * 40, 0])
+    path = tmp_path / "bad_rows.parquet"
+    assert assembly._write_bad_rows(run, path)
+    with pq.ParquetFile(path) as file:
+        assert file.schema_arrow.equals(pa.schema([("file", "string"), ("row", "int64"), ("reason", "string")]))
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        assert file.read().to_pylist() == expected
+    assert max(sizes) == 100
+    assert len(sizes) == 4 + 1 + 6  # units of few are put together
+    run, _ = _bad_of(tmp_path, [0, 0])
+    assert not assembly._write_bad_rows(run, tmp_path / "none.parquet")
+    assert not (tmp_path / "none.parquet").exists()
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_metadata_that_a_joined_file_cannot_keep_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    if copied:
+        monkeypatch.setattr(merging, "_SMALL_ROWS", 0)
+    (tmp_path / "in").mkdir()
+    pixels = np.zeros((4, 784), np.uint8)
+    pixels[:, 300:500] = 200
+    for number in range(3):
+        crs = {"crs": f"EPSG:{4326 + number // 2}"}
+        fields = [pa.field("image", IMAGE.type), pa.field("place", pa.binary(), metadata=crs), ("id", pa.int64())]
+        notes = {"source": f"scanner {number}", "pandas": f"rows {number}", "owner": "us"}
+        columns = [encode(pixels, np.zeros(4, np.uint8), IMAGE), pa.array([b"x"] * 4), pa.array(range(4))]
+        table = pa.table(columns, schema=pa.schema(fields, notes))
+        pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
+
+    def ask(inputs: list[str], shape: OutputShape) -> Any:
+        settings = InferSettings(tuple(inputs), str(tmp_path / "out"), shape=shape, overwrite=True)
+        with without_ray():
+            return infer(settings)
+
+    report = ask([str(tmp_path / "in")], OutputShape.SINGLE_FILE)
+    assert report.metadata_of_first == ["column 'place'", "the schema's 'source'"]
+    (line,) = [line for line in report.summary_lines() if line.startswith("note: the files'")]
+    assert line == (
+        "note: the files' metadata differs (column 'place', the schema's 'source'): the joined file has the first one's"
+    )
+    schema = pq.read_schema(tmp_path / "out")
+    assert (schema.field("place").metadata, schema.metadata[b"source"]) == ({b"crs": b"EPSG:4326"}, b"scanner 0")
+    said = json.loads((manifest.file_sidecar(tmp_path / "out") / manifest.REPORT).read_text())
+    assert said["metadata_of_first"] == report.metadata_of_first
+    # Where each file is a part of its own nothing is lost, nor of one file.
+    assert ask([str(tmp_path / "in")], OutputShape.DIRECTORY).metadata_of_first == []
+    assert ask([str(tmp_path / "in" / "2.parquet")], OutputShape.SINGLE_FILE).metadata_of_first == []
 
 
 def test_a_crash_while_the_result_is_put_together_can_be_repeated(tmp_path: Path) -> None:

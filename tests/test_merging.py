@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
 from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.images import Polarity
 from denoise_batch.inference import infer as module
 from denoise_batch.inference import manifest, merging
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
@@ -92,6 +95,50 @@ def test_a_part_that_is_damaged_before_it_is_joined(
         infer(settings)
     assert pq.read_table(out)["id"].to_pylist() == list(range(72))
     assert manifest.verify(out) == []
+
+
+class _Here:
+    """A pool of one process, which is this one."""
+
+    _processes: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, call: Any, *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments))
+        return done
+
+
+@pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize(("text", "most"), [(1, 64), (1 << 20, 15)])
+def test_few_large_rows_are_joined_at_a_time(
+    text: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, read = tmp_path / "in", tmp_path / "out.parquet", []
+    source.mkdir()
+    for number in range(2):
+        images = pa.array([bytes([number]) * 784] * 64, pa.binary(784))
+        pq.write_table(pa.table({"image": images, "text": ["x" * text] * 64}), source / f"{number}.parquet")
+    batches = merging.read_batches
+
+    def counted(file: Any, rows: int) -> Any:
+        for batch in batches(file, rows):
+            read.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(merging, "ProcessPoolExecutor", _Here)
+    monkeypatch.setattr(merging, "read_batches", counted)
+    with without_ray():
+        settings = {"polarity": Polarity.LIGHT_ON_DARK, "shape": OutputShape.SINGLE_FILE}
+        infer(InferSettings((str(source),), str(out), **settings))
+    assert sum(read) == 128
+    assert max(read) == most
 
 
 @pytest.mark.usefixtures("footers_read_here")

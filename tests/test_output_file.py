@@ -13,9 +13,10 @@ from denoise_batch import output_file
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.output_file import OutputFile, file_digest
+from denoise_batch.output_file import OutputFile, file_digest, without_dictionaries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 COLUMN = output_column(None, "image", Layout.BINARY, "uint8")
@@ -57,6 +58,77 @@ def test_short_slices_do_not_hold_what_they_were_cut_from(tmp_path: Path) -> Non
         file.finish()
     assert schema is not None
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == expected
+
+
+def _words(indices: list[int | None], words: list[str]) -> pa.Array:
+    """Has a dictionary of its own, as each batch has that pyarrow reads."""
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int16()), pa.array(words), ordered=True)
+
+
+_OFFSETS = pa.array([0, 2, 2, None, 4], pa.int32())
+NESTED: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "plain": lambda words: words,
+    "struct": lambda words: pa.StructArray.from_arrays(
+        [words, pa.array(range(4))], ["word", "other"], mask=pa.array([False, True, False, False])
+    ),
+    "list": lambda words: pa.ListArray.from_arrays(_OFFSETS, words),
+    "large list": lambda words: pa.LargeListArray.from_arrays(_OFFSETS.cast(pa.int64()), words),
+    "map": lambda words: pa.MapArray.from_arrays(_OFFSETS, pa.array(["a", "b", "c", "d"]), words),
+    "fixed-size list": lambda words: pa.FixedSizeListArray.from_arrays(pa.concat_arrays([words, words]), 2),
+    "list view": lambda words: pa.ListViewArray.from_arrays(
+        pa.array([2, 0, 0, 1], pa.int32()), pa.array([2, 2, 0, 1], pa.int32()), words
+    ),
+    "list of structs": lambda words: pa.ListArray.from_arrays(_OFFSETS, NESTED["struct"](words)),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_a_shared_dictionary_makes_no_row_groups(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch has a copy of it, which may be larger than all of the batch's rows."""
+    monkeypatch.setattr(output_file, "_ROW_GROUP_BYTES", 20 << 10)  # less than the dictionary has
+    words, path = [f"category {number:08}" for number in range(2000)], tmp_path / "a.parquet"
+    columns = [NESTED[kind](_words([number, None, 1999, 0], words)) for number in range(50)]
+    schema = pa.schema([("column", columns[0].type)], {"of": "me"})
+    with OutputFile(path, schema, [], compression="zstd") as file:
+        for column in columns:
+            for batch in (column.slice(0, 1), column.slice(1)):
+                file.write(pa.RecordBatch.from_arrays([batch], schema=schema))
+        file.finish()
+    with pq.ParquetFile(path) as written:
+        assert written.num_row_groups == 1
+        table = written.read()
+    assert table.schema.metadata == {b"of": b"me"}
+    assert table["column"].to_pylist() == [row for column in columns for row in column.to_pylist()]
+    (_, found) = without_dictionaries(table.combine_chunks().to_batches()[0])
+    assert [values.to_pylist() for values in found] == [words]
+
+
+def test_dictionaries_that_differ_count_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_file, "_ROW_GROUP_BYTES", 100 << 10)
+    path = tmp_path / "a.parquet"
+    columns = [_words([0, 1], [f"category {number:04} {n:04}" for n in range(2000)]) for number in range(6)]
+    schema = pa.schema([("column", columns[0].type)])
+    with OutputFile(path, schema, [], compression="zstd") as file:
+        for column in columns:
+            file.write(pa.RecordBatch.from_arrays([column], schema=schema))
+        file.finish()
+    with pq.ParquetFile(path) as written:
+        assert written.num_row_groups == 2  # of four dictionaries, the first of them free, and of two
+        assert written.read()["column"].to_pylist() == [row for column in columns for row in column.to_pylist()]
+
+
+def test_slices_share_a_dictionary(tmp_path: Path) -> None:
+    """The rows between those that are set aside."""
+    words = _words(list(range(3000)), [f"category {number:04}" for number in range(3000)])
+    batch = pa.RecordBatch.from_arrays([words, _batch(3000).column(1)], names=["word", "image"])
+    with OutputFile(tmp_path / "a.parquet", batch.schema, [COLUMN], compression="zstd") as file:
+        before = pa.total_allocated_bytes()
+        for row in range(0, 600, 2):
+            file.write(batch.slice(row, 1))
+        assert pa.total_allocated_bytes() - before < 1 << 20
+        assert file.finish().rows == 300
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["word"].to_pylist() == words.to_pylist()[:600:2]
 
 
 def test_page_checksums_find_damage(tmp_path: Path) -> None:

@@ -150,6 +150,44 @@ def test_damage_gives_what_pillow_gives_or_nothing(at: int, to: int, keep: int, 
         assert not whole or np.array_equal(alone(bytes(image)), shown)
 
 
+def test_no_flipped_bit_becomes_a_good_row() -> None:
+    """Pillow alone does not look at the checksum of pixels, and zlib's may lie behind what it reads."""
+    column = image_column(pa.field("image", pa.binary()), Layout.ENCODED)
+    for image in draw_digits(3, seed=3)[0].reshape(-1, 28, 28):
+        packed = io.BytesIO()
+        Image.fromarray(image).save(packed, "PNG")
+        data = np.frombuffer(packed.getvalue(), np.uint8)
+        flipped = np.tile(data, (8 * (len(data) - 57), 1))  # all bits between the header and the end
+        bits = np.arange(len(flipped))
+        flipped[bits, 41 + bits // 8] ^= (1 << bits % 8).astype(np.uint8)
+        found = decode(pa.array([row.tobytes() for row in flipped], pa.binary()), column)
+        same = (found.pixels == image.reshape(-1)).all(axis=1)
+        assert not np.any(~same & (found.bad == 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_lies_as_its_exif_says(kind: str, digits: Any) -> None:
+    image = digits[0][0].reshape(28, 28)
+    column = image_column(pa.field("image", pa.binary()), Layout.ENCODED)
+    for orientation, turned in ((1, image), (3, image[::-1, ::-1]), (6, np.rot90(image, 1)), (8, np.rot90(image, -1))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        packed = io.BytesIO()
+        Image.fromarray(turned).save(packed, kind, exif=exif, quality=100)
+        found = decode(pa.array([packed.getvalue()], pa.binary()), column)
+        assert found.bad[0] == 0
+        assert np.abs(found.pixels[0].astype(int) - image.reshape(-1)).max() <= (0 if kind == "PNG" else 8)
+
+
+def test_exif_that_is_none_is_no_fault(digits: Any) -> None:
+    image = digits[0][0].reshape(28, 28)
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, "PNG", exif=b"Exif\0\0nothing of the kind")
+    found = decode(pa.array([packed.getvalue()], pa.binary()), image_column(pa.field("i", pa.binary()), Layout.ENCODED))
+    assert found.bad[0] == 0
+    assert np.array_equal(found.pixels[0], image.reshape(-1))
+
+
 @pytest.mark.parametrize("type_", [pa.binary(), pa.large_binary()], ids=str)
 @pytest.mark.parametrize("in_struct", [False, True])
 def test_slices_and_nulls(type_: pa.DataType, in_struct: bool, digits: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from denoise_batch import publishing
-from denoise_batch.errors import OutputError
+from denoise_batch.errors import OutputError, OutputExists
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,35 @@ def test_an_empty_folder_is_not_silently_replaced(tmp_path: Path) -> None:
     (tmp_path / "built").mkdir()
     with pytest.raises(OutputError, match="exists"):
         publishing.publish(tmp_path / "built", tmp_path / "out", overwrite=False)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_that_another_program_puts_there_gets_no_description_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    out, beside, description, data = (tmp_path / name for name in ("out", "_out.manifest", "description", "data"))
+    description.mkdir()
+    (description / "manifest.json").write_text("ours")
+    data.write_text("ours")
+    rename = publishing._rename_with
+
+    def appear(flags: int, source: Path, target: Path) -> None:
+        if target == out:
+            out.write_text("foreign")
+        rename(flags, source, target)
+
+    if late:
+        monkeypatch.setattr(publishing, "_rename_with", appear)
+    else:
+        out.write_text("foreign")
+    with pytest.raises(OutputExists, match="out exists"):
+        publishing.publish_described(data, out, description, beside, overwrite=False)
+    assert out.read_text() == "foreign"
+    assert not beside.exists()
+    assert data.read_text() == "ours"
+    description.mkdir(exist_ok=True)
+    publishing.publish_described(data, out, description, beside, overwrite=True)
+    assert (out.read_text(), beside.is_dir()) == ("ours", True)
 
 
 def test_a_reader_never_sees_a_mix_while_overwriting(tmp_path: Path) -> None:

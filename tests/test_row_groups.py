@@ -200,7 +200,8 @@ def _run(folder: Path, tables: list[pa.Table]) -> RunFolder:
             file.write(table.to_batches()[0])
             done = file.finish()
         receipts[number] = SimpleNamespace(file=path.name, digest=done.digest, bytes=done.bytes, rows_out=done.rows)
-    plan = type("Plan", (), {"__len__": lambda _: len(tables), "column": IMAGE, "schema": tables[0].schema})()
+    plan_of: dict[str, Any] = {"__len__": lambda _: len(tables), "column": IMAGE, "schema": tables[0].schema}
+    plan = type("Plan", (), {**plan_of, "files": ()})()
     ledger = SimpleNamespace(receipts=receipts, rows_out=sum(map(len, tables)))
     run = SimpleNamespace(plan=plan, ledger=ledger, staging=staging, built=folder / "built", out=folder / "out")
     return cast("RunFolder", run)

@@ -144,6 +144,24 @@ def test_an_output_that_touches_the_input_is_refused(tmp_path: Path, source: Pat
         check(source, tmp_path / "link", overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["_out.parquet.manifest", ".out.parquet.denoise-batch", ".out.parquet.replaced"])
+@pytest.mark.parametrize("given", ["quarantine", "quarantine/part-00000.parquet"])
+def test_an_input_that_would_be_deleted_along_with_the_old_output_is_refused(
+    tmp_path: Path, source: Path, name: str, given: str
+) -> None:
+    """Rows that were set aside, denoised over the very output that they belong to."""
+    aside = tmp_path / name / "quarantine"
+    aside.mkdir(parents=True)
+    (aside / "part-00000.parquet").write_bytes((source / "a.parquet").read_bytes())
+    (tmp_path / "out.parquet").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link"):
+        with pytest.raises(OutputError, match=f"replaces .*{name}, which is, or holds, the input"):
+            check(folder / name / given, tmp_path / "out.parquet", overwrite=True)
+    assert (aside / "part-00000.parquet").exists()
+    check(tmp_path / name / given, tmp_path / "other.parquet", overwrite=True)
+
+
 def test_a_folder_of_somebody_elses_in_the_manifests_place_is_refused(tmp_path: Path, source: Path) -> None:
     listing = list_inputs([str(source)])
     aside = tmp_path / "_out.parquet.manifest"

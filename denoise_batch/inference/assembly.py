@@ -19,14 +19,24 @@ from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANT
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.run_folder import DATA, part_name
 from denoise_batch.listing import stat_input
+from denoise_batch.object_store import in_parallel
 from denoise_batch.output_file import OutputFile, Written, file_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from denoise_batch.images.layouts import ImageColumn
+    from denoise_batch.inference.plan import PlannedFile
     from denoise_batch.inference.run_folder import Run, RunFolder
+
+_BAD_ROWS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
+_BAD_ROWS_GROUP = 65_536
+"""The most rows of a row group: the driver holds as many paths at a time."""
+_BAD_ROWS_TABLES = 4096
+"""The most units that a row group is of: to the driver each is some kilobytes, however few its rows."""
+
+_PANDAS = b"pandas"
 
 
 def reconcile(run: Run) -> None:
@@ -49,15 +59,21 @@ def reconcile(run: Run) -> None:
             f"footers say {plan.rows} rows, receipts {run.ledger.rows_in}", hint="nothing was published; report a bug"
         )
     for file in plan.files:
-        try:
-            now = stat_input(file.path)
-        except MissingFileError:
-            now = (-1, -1)
-        if now != (file.size, file.mtime_ns):
-            raise DataChanged(
-                f"{storage.redact(file.path)} changed while the run worked",
-                hint="nothing was published; run again with --overwrite to start afresh",
-            )
+        if not storage.is_uri(file.path):
+            _check_unchanged(file)
+    in_parallel(_check_unchanged, [file for file in plan.files if storage.is_uri(file.path)])
+
+
+def _check_unchanged(file: PlannedFile) -> None:
+    try:
+        now = stat_input(file.path)
+    except MissingFileError:
+        now = (-1, -1)
+    if now != (file.size, file.mtime_ns):
+        raise DataChanged(
+            f"{storage.redact(file.path)} changed while the run worked",
+            hint="nothing was published; run again with --overwrite to start afresh",
+        )
 
 
 def build_folder(run: RunFolder, column: ImageColumn, compression: str, report: dict[str, Any]) -> Path:
@@ -159,11 +175,9 @@ def describe(
     Args:
         files, aside: entries of the data files, and of the files of rows that were set aside.
     """
-    bad = _bad_rows(run)
     extra = list(aside)
-    if bad is not None:
-        path = folder / BAD_ROWS
-        pq.write_table(bad, path, compression="zstd", write_page_checksum=True)
+    path = folder / BAD_ROWS
+    if _write_bad_rows(run, path):
         publishing.sync(path)
         extra.append({"path": BAD_ROWS, "bytes": path.stat().st_size, "digest": file_digest(path)})
     path = folder / REPORT
@@ -232,13 +246,60 @@ def first_bad_row(run: Run, read: Callable[[str], bytes | None]) -> str:
     return f"{path}, row {row['row']}: {row['reason'].replace('_', ' ')}"
 
 
-def _bad_rows(run: Run) -> pa.Table | None:
-    """file, row (its number in that file, from 0), reason: of all bad rows, in input order."""
-    found = []
+def _write_bad_rows(run: Run, path: Path) -> bool:
+    """Writes file, row (its number in that file, from 0), reason: of all bad rows, in input order; False: of none."""
+    if not any(receipt.bad_file for receipt in run.ledger.receipts.values()):
+        return False
+    with pq.ParquetWriter(path, _BAD_ROWS, compression="zstd", write_page_checksum=True) as writer:
+        for joined in _together(_bad_rows(run)):
+            for start in range(0, joined.num_rows, _BAD_ROWS_GROUP):
+                writer.write_table(joined.slice(start, _BAD_ROWS_GROUP).cast(_BAD_ROWS))
+    return True
+
+
+def _together(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Joins small tables: 100,000 units may have a bad row each, and a file of so many row groups is slow to read."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        held.append(table)
+        rows += table.num_rows
+        if rows >= _BAD_ROWS_GROUP or len(held) >= _BAD_ROWS_TABLES:
+            yield pa.concat_tables(held)
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _bad_rows(run: Run) -> Iterator[pa.Table]:
+    """Each unit's bad rows, with its file's path once for all of them."""
     for unit in range(len(run.plan)):
         receipt = run.ledger.receipts[unit]
         if receipt.bad_file:
-            table = pq.read_table(run.staging / receipt.bad_file)
+            with pq.ParquetFile(run.staging / receipt.bad_file) as file:
+                table = file.read()
             path = storage.redact(run.plan.files[run.plan.unit(unit).file].path)
-            found.append(table.add_column(0, "file", pa.array([path] * table.num_rows, pa.string())))
-    return pa.concat_tables(found) if found else None
+            places = pa.repeat(pa.scalar(0, pa.int32()), table.num_rows)
+            files = pa.DictionaryArray.from_arrays(places, pa.array([path], pa.string()))
+            yield table.add_column(0, "file", files)
+
+
+def metadata_of_first(run: RunFolder) -> list[str]:
+    """In what the metadata of files that were joined into one differs from the first one's, which that one has.
+
+    Pandas' note is left out: it holds each file's number of rows, and readers go by the file itself.
+    """
+    units = {run.plan.unit(unit).file: unit for unit in reversed(range(len(run.plan)))}
+    if len(units) < 2:
+        return []
+    schemas = (pq.read_schema(run.staging / run.ledger.receipts[units[file]].file) for file in sorted(units))
+    first = next(schemas)
+    columns, keys = set[int](), set[bytes]()
+    for schema in schemas:
+        if schema.equals(first, check_metadata=True):
+            continue
+        columns |= {i for i in range(len(first)) if not first.field(i).equals(schema.field(i), check_metadata=True)}
+        here, there = first.metadata or {}, schema.metadata or {}
+        keys |= {key for key in here.keys() | there.keys() if key != _PANDAS and here.get(key) != there.get(key)}
+    named = [f"column {first.names[i]!r}" for i in sorted(columns)]
+    return named + [f"the schema's {key.decode(errors='replace')!r}" for key in sorted(keys)]

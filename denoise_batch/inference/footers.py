@@ -237,6 +237,8 @@ def _last_words(log: IO[bytes]) -> str:
 
 
 def _read_footer(path: str) -> dict[str, Any]:
+    from denoise_batch.inference.type_changes import type_changes
+
     with _open(path) as file:
         metadata = file.metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
@@ -262,46 +264,8 @@ def _read_footer(path: str) -> dict[str, Any]:
             "schema": base64.b64encode(file.schema_arrow.serialize()).decode(),
             "row_groups": rows,
             "row_bytes": row_bytes,
-            "changes": _changes(file),
+            "changes": type_changes(file),
         }
-
-
-def _changes(file: Any) -> list[str]:
-    """Columns whose Parquet type pyarrow reads as one that it writes as another."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    try:
-        pq.ParquetWriter(sink, file.schema_arrow).close()
-        with pq.ParquetFile(pa.BufferReader(sink.getvalue())) as written:
-            leaves = [[parquet.schema.column(i) for i in range(len(parquet.schema))] for parquet in (file, written)]
-    except pa.ArrowException:
-        return []  # what cannot be written is said when it is
-    found = [
-        f"column {first.path!r}: {_logical(first)} becomes {_logical(other)}"
-        for first, other in zip(*leaves, strict=False)
-        if _logical(first) != _logical(other)
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _logical(leaf: Any) -> str:
-    if leaf.physical_type == "INT96":
-        return "INT96"
-    about = json.loads(leaf.logical_type.to_json())
-    details = {key: value for key, value in about.items() if key in {"isAdjustedToUTC", "timeUnit", "bitWidth"}}
-    kind = str(about.get("Type", "None"))
-    plain = {"INT32": 32, "INT64": 64}.get(leaf.physical_type)
-    if kind == "Int" and about.get("isSigned") and about.get("bitWidth") == plain:
-        return _physical(leaf)  # said or not, it is the same
-    if kind in {"None", "Undefined"}:
-        kind = _physical(leaf) if leaf.converted_type == "NONE" else leaf.converted_type
-    return f"{kind} ({', '.join(f'{key} {value}' for key, value in details.items())})" if details else kind
-
-
-def _physical(leaf: Any) -> str:
-    return f"{leaf.length} bytes" if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else str(leaf.physical_type)
 
 
 def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[str, Any]:
@@ -312,7 +276,7 @@ def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[s
     with _open(path) as file:
         check_pages(path, file.metadata, [group])
         few = next(file.iter_batches(_MEASURED_ROWS, row_groups=[group], use_threads=False), None)
-        row_bytes = -(-few.nbytes // few.num_rows) if few is not None and few.num_rows else 0
+        row_bytes = _row_bytes(few) if few is not None and few.num_rows else 0
         rows = max(_MEASURED_ROWS, min(rows, _SAMPLE_BYTES // max(row_bytes, 1)))
         whole = file.schema_arrow
         names = [name for name in dict.fromkeys(columns) if len(whole.get_all_field_indices(name)) == 1]
@@ -323,6 +287,15 @@ def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[s
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.slice(0, rows))
     return {"table": base64.b64encode(sink.getvalue()).decode(), "row_bytes": row_bytes}
+
+
+def _row_bytes(batch: pa.RecordBatch) -> int:
+    """The bytes of one row; of a dictionary, which is there once for all rows, an average entry."""
+    from denoise_batch.output_file import without_dictionaries
+
+    rows, dictionaries = without_dictionaries(batch)
+    entries = sum(-(-values.nbytes // max(len(values), 1)) for values in dictionaries)
+    return int(-(-rows.nbytes // rows.num_rows) + entries)
 
 
 def _open(path: str) -> Any:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,10 +170,10 @@ class _Job:
             return report
         if self.request.single:
             merged = merge(run, self.output, compression) if len(run.plan) > 1 else None
+            report = replace(report, metadata_of_first=assembly.metadata_of_first(run))
             data, described = assembly.build_file(run, self.output, compression, report.to_json(), merged)
-            # The description first: while it stands alone there is no output, and the next run replaces it.
-            publishing.publish(described, file_sidecar(run.out), overwrite=True)
-            publishing.publish(data, run.out, overwrite=self.settings.overwrite)
+            sidecar = file_sidecar(run.out)
+            publishing.publish_described(data, run.out, described, sidecar, overwrite=self.settings.overwrite)
         else:
             built = assembly.build_folder(run, self.output, compression, report.to_json())
             publishing.publish(built, run.out, overwrite=self.settings.overwrite)

@@ -23,6 +23,7 @@ from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.inference.row_groups import Part, SchemasDifferError, join_row_groups
 from denoise_batch.inference.run_folder import DATA
+from denoise_batch.inference.unit_rows import chunk_rows
 from denoise_batch.input_file import has_nested_dictionary, read_batches
 from denoise_batch.output_file import OutputFile, Written
 
@@ -93,11 +94,12 @@ def _rewritten(
     """Joins the parts of each job to a file of its own."""
     if not jobs:
         return []
+    rows = min(_MERGE_ROWS, chunk_rows(max((file.row_bytes for file in run.plan.files), default=0)))
     context = multiprocessing.get_context("spawn")
     with _safe_path(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         try:
             return [
-                pool.submit(join, parts, target, run.plan.column, output, compression).result()
+                pool.submit(join, parts, target, run.plan.column, output, compression, rows).result()
                 for parts, target in jobs
             ]
         except (KeyboardInterrupt, Exception) as error:
@@ -111,8 +113,18 @@ def _rewritten(
             ) from error
 
 
-def join(parts: list[Part], target: Path, column: ImageColumn, output: ImageColumn, compression: str) -> Written:
+def join(
+    parts: list[Part],
+    target: Path,
+    column: ImageColumn,
+    output: ImageColumn,
+    compression: str,
+    rows: int = _MERGE_ROWS,
+) -> Written:
     """Rewrites parts into one file, in their order, a row group at a time.
+
+    Args:
+        rows: read at a time; few where rows are large.
 
     Raises:
         DenoiseBatchError: a part is not what is expected; the new file, read back, is not what was written.
@@ -125,7 +137,7 @@ def join(parts: list[Part], target: Path, column: ImageColumn, output: ImageColu
         for part in parts:
             part.check()
             with pq.ParquetFile(part.path, pre_buffer=False, page_checksum_verification=True) as source:
-                for batch in read_batches(source, _MERGE_ROWS):
+                for batch in read_batches(source, rows):
                     # Files keep metadata of their own; the merged file takes the first one's.
                     file.write(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
         return file.finish()

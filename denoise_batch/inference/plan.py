@@ -246,7 +246,7 @@ def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Sch
 
 def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | None, added: Sequence[str]) -> None:
     file = files[0]
-    duplicates = {name for name in schema.names if schema.names.count(name) > 1}
+    duplicates = {name for name, times in Counter(schema.names).items() if times > 1}
     if duplicates:
         raise ColumnError(
             f"{storage.redact(file.path)}: column names stand more than once: {', '.join(sorted(duplicates))}",
@@ -269,13 +269,14 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
 
 
 def _difference(first: pa.Schema, other: pa.Schema) -> str:
-    missing = [name for name in first.names if name not in other.names]
-    extra = [name for name in other.names if name not in first.names]
+    ours, theirs = dict.fromkeys(first.names), dict.fromkeys(other.names)
+    missing = [name for name in ours if name not in theirs]
+    extra = [name for name in theirs if name not in ours]
     if missing:
         return f"column {missing[0]!r} is missing"
     if extra:
         return f"column {extra[0]!r} is extra"
-    for name in first.names:
+    for name in ours:
         here, there = first.field(name), other.field(name)
         if not here.equals(there):
             if here.type.equals(there.type):

@@ -10,6 +10,8 @@ from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
 from denoise_batch.listing import skipped_lines
 
+_NAMED_AT_MOST = 5
+
 
 @dataclass(frozen=True)
 class InferProgress:
@@ -49,6 +51,8 @@ class InferReport:
         rate: rows a second over `denoising_seconds`.
         stages: seconds of worker time by stage, over all units. Stages overlap, so they add up to more than `total`.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
+        metadata_of_first: columns and keys whose metadata differs between files that were joined into one, which has
+            the first one's.
         dark_on_light: good rows that look so, whatever they were taken for.
         poor: good rows whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         skipped_files: files in the input's folders that were left out because of their names.
@@ -79,6 +83,7 @@ class InferReport:
     output_bytes: int
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
+    metadata_of_first: list[str] = field(default_factory=list)
     dark_on_light: int = 0
     poor: int | None = None
     skipped_files: int = 0
@@ -106,6 +111,7 @@ class InferReport:
         lines += taken_the_other_way(self.polarity, self.dark_on_light, self.rows_in - bad)
         lines += poor_lines(self.poor, self.rows_in - bad)
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
+        lines += self._metadata_lines()
         if self.already_complete:
             return [*lines, "it is complete already: nothing was left to do"]
         if self.resumed_units:
@@ -113,6 +119,14 @@ class InferReport:
         if self.failed_attempts:
             lines.append(f"{self.failed_attempts:,} of {self.attempts:,} attempts at units failed and were made again")
         return lines
+
+    def _metadata_lines(self) -> list[str]:
+        found = self.metadata_of_first
+        if not found:
+            return []
+        more = f" and {len(found) - _NAMED_AT_MOST:,} more" if len(found) > _NAMED_AT_MOST else ""
+        named = ", ".join(found[:_NAMED_AT_MOST])
+        return [f"note: the files' metadata differs ({named}{more}): the joined file has the first one's"]
 
     def _column_line(self) -> str:
         if self.polarity != Polarity.EACH:

@@ -112,14 +112,17 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
 
     Raises:
         OutputExists: it does.
-        OutputError: it lies inside an input, holds an input, or its folder cannot be written.
+        OutputError: it lies inside an input; it, or what goes along with it, holds an input; its folder cannot be
+            written.
     """
     path = output_path(out)
     if path.is_symlink():
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
-    publishing.check_apart(path, listing)
-    publishing.check_parent(path)
     sidecar = file_sidecar(path)
+    # Rows that were set aside are an input like any other, and the only copy of them may lie in one of these.
+    beside = (sidecar, work_folder(path), _discarded(path), publishing.replaced(path), publishing.replaced(sidecar))
+    publishing.check_apart(path, listing, beside=beside)
+    publishing.check_parent(path)
     if os.path.lexists(sidecar) and not is_sidecar(sidecar):
         raise OutputError(
             f"{sidecar}, where the manifest of a single file goes, is not what infer wrote", hint="remove or rename it"

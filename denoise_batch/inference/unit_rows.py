@@ -49,7 +49,7 @@ def read_unit(source: pq.ParquetFile, unit: Unit, rows: int, path: str = "") -> 
     groups = list(range(unit.first_group, unit.last_group + 1))
     if path:
         rows = min(rows, chunk_rows(check_pages(path, source.metadata, groups)))
-        check_int96(path, source, groups)
+        check_int96(path, source, groups, unit.skip, unit.rows)
     skip, left = unit.skip, unit.rows
     whole = unit.skip == 0 and unit.rows == sum(source.metadata.row_group(group).num_rows for group in groups)
     for batch in read_batches(source, rows, groups):
