@@ -97,6 +97,20 @@ def write_images() -> WriteImages:
 
 
 @pytest.fixture
+def categories() -> Callable[[str, int], pa.Array]:
+    """Makes 100 rows of words `w{start}` and on, each a category of int8: itself, in a list or in a struct."""
+
+    def make(kind: str, start: int) -> pa.Array:
+        words = pa.array([f"w{start + i}" for i in range(100)])
+        array = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), words)
+        if kind == "list":
+            return pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), array)
+        return pa.StructArray.from_arrays([array], ["word"]) if kind == "struct" else array
+
+    return make
+
+
+@pytest.fixture
 def without_rays_arrow_types() -> Iterator[None]:
     """What imports Ray Data or Ray Train registers Arrow types of Ray's, which no other test is to find."""
     from denoise_batch.inference.unit_pool import _RAY_TENSOR_TYPES

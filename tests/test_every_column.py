@@ -30,6 +30,8 @@ from denoise_batch.input_file import check_int96, has_nested_dictionary, open_pa
 from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import DenoiseFile
 
 NAMES = ["a", "a.b", "ünï", "", " ", "image.x", "x`y", "A", "a\nb", "denoised.x", "list", "image.list.element"]
@@ -132,16 +134,12 @@ def test_categories_keep_their_order(tmp_path: Path, denoise_file: DenoiseFile) 
 
 
 @pytest.mark.parametrize("kind", ["plain", "list", "struct"])
-def test_more_categories_than_the_index_type_can_number(kind: str, tmp_path: Path, denoise_file: DenoiseFile) -> None:
+def test_more_categories_than_the_index_type_can_number(
+    kind: str, tmp_path: Path, denoise_file: DenoiseFile, categories: Callable[[str, int], pa.Array]
+) -> None:
     groups = []
     for start in (0, 100, 200):
-        words = pa.array([f"w{start + i}" for i in range(100)])
-        array = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), words)
-        if kind == "list":
-            array = pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), array)
-        if kind == "struct":
-            array = pa.StructArray.from_arrays([array], ["word"])
-        groups.append(pa.table({"word": array, "image": image_column(100, [False] * 100)}))
+        groups.append(pa.table({"word": categories(kind, start), "image": image_column(100, [False] * 100)}))
     with pq.ParquetWriter(tmp_path / "a.parquet", groups[0].schema) as writer:
         for group in groups:
             writer.write_table(group)
