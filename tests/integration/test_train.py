@@ -336,7 +336,7 @@ def test_so_many_minutes_from_a_models_weights_end_with_integers_of_their_own(
 ) -> None:
     """From the weights that ship, so that these integers were there before; with two workers, which could differ."""
     data = _with_gaps(settings, tmp_path / "gaps.parquet")
-    options: dict[str, Any] = {"init": SHIPPED_FOLDER, "workers": 2, "epochs": None, "minutes": 0.1, "max_images": 620}
+    options: dict[str, Any] = {"init": SHIPPED_FOLDER, "workers": 2, "epochs": None, "minutes": 0.15, "max_images": 620}
     ours = replace(settings, output=tmp_path / "m", architecture="bounds-unet", data=data, **options)
     with pytest.raises(FlagError, match="--init"):
         train(replace(ours, output=tmp_path / "other", architecture="seed"), lambda _: None)
@@ -344,13 +344,14 @@ def test_so_many_minutes_from_a_models_weights_end_with_integers_of_their_own(
 
     bundle = train(ours, lambda _: None)
     rows = read_history(bundle.folder / "history.csv")
-    assert 6.0 <= rows[-1].seconds < 60.0
-    assert rows[-1].learning_rate < 0.2 * max(row.learning_rate for row in rows)  # the clock's schedule came to its end
+    assert 9.0 <= rows[-1].seconds < 60.0
+    # The clock's schedule went down: on a busy machine the last step may begin long before the end.
+    assert rows[-1].learning_rate < 0.5 * bundle.model["recipe"]["learning_rate"]
     images = 620 - 51 - 16  # 20 of them are left out, four of those are held out
     assert [row.images for row in rows[:-1]] == [images * row.epoch for row in rows[:-1]]
     assert rows[-1].images <= images * len(rows)
     assert rows[0].val_psnr_noisy > 16.0  # it did not start afresh
-    assert bundle.model["recipe"]["minutes"] == 0.1
+    assert bundle.model["recipe"]["minutes"] == 0.15
     assert bundle.model["data"]["rows_left_out"] == 20
 
     made, shipped = (whole.load().state_dict() for whole in (bundle, read_bundle(SHIPPED_FOLDER)))
