@@ -11,10 +11,11 @@ import os
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, MissingFileError, ParquetError
+from denoise_batch.table_formats import ICEBERG_FOLDER, LOGS, check_no_table, check_not_in_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,14 +96,16 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
     Raises:
         FlagError: an input is an empty string, or a file is named twice.
         MissingFileError: an input does not exist, or holds no Parquet file.
-        ParquetError: a partition folder's name is not safe.
+        ParquetError: a partition folder's name is not safe, or an input is, or lies in, a table of Delta Lake, Hudi or
+            Iceberg.
     """
     files: list[InputFile] = []
     skipped: list[str] = []
     folders: list[str] = []
-    known: set[str] = set()
+    checked: set[tuple[str, str]] = set()
+    known: set[tuple[str, str]] = set()
     for given in inputs:
-        found = _list_one(given, skipped, folders)
+        found = _list_one(given, skipped, folders, checked)
         if not found:
             there = f"; there: {_named(len(skipped), skipped)}" if skipped else ""
             raise MissingFileError(
@@ -112,9 +115,9 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
         files.extend(found)
         # A link may show a file again below one input, as it does to readers; two inputs are each of their own.
         paths: set[str] = set()
-        places: set[str] = set()
+        places: set[tuple[str, str]] = set()
         for file in found:
-            place = _place(file.path) if len(inputs) > 1 else file.path
+            place = storage.place_of(file.path) if len(inputs) > 1 else ("", file.path)
             if file.path in paths or place in known:
                 raise FlagError(
                     f"{storage.redact(file.path)} is named twice among the inputs", hint="name every input once"
@@ -122,13 +125,9 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
             paths.add(file.path)
             places.add(place)
         known |= places
+    check_not_in_table(file.path for file in files if not storage.is_remote(file.path))
     single = len(inputs) == 1 and len(files) == 1 and not _is_folder_or_glob(inputs[0])
     return Listing(tuple(files), single, tuple(skipped), tuple(folders))
-
-
-def _place(path: str) -> str:
-    """Where a file is, whatever it is called: without links and `..`."""
-    return path if storage.is_uri(path) else os.path.realpath(path)
 
 
 def stat_input(path: str) -> tuple[int, int]:
@@ -159,10 +158,10 @@ def _is_folder_or_glob(given: str) -> bool:
     return not Path(given).is_file()
 
 
-def _list_one(given: str, skipped: list[str], folders: list[str]) -> list[InputFile]:
+def _list_one(given: str, skipped: list[str], folders: list[str], checked: set[tuple[str, str]]) -> list[InputFile]:
     storage.refuse_empty(given)
     if storage.is_remote(given):
-        return _list_uri(given, skipped)
+        return _list_uri(given, skipped, checked)
     local = storage.locate(given)[1] if storage.is_uri(given) else given
     path = Path(local)
     if path.is_dir():
@@ -235,43 +234,83 @@ def _list_folder(root: Path, skipped: list[str], above: str = "") -> list[InputF
     return sorted(found, key=lambda file: file.path)
 
 
-def _list_uri(given: str, skipped: list[str]) -> list[InputFile]:
+def _list_uri(given: str, skipped: list[str], checked: set[tuple[str, str]]) -> list[InputFile]:
     from pyarrow import fs
 
     filesystem, inner = storage.locate(given)
-    prefix = storage.scheme_of(given)
-    query = "?" + given.split("?", 1)[1] if "?" in given else ""
-    authority = given[len(prefix) :].split("/", 1)[0]
-    user = authority.rpartition("@")[0] + "@" if "@" in authority else ""
+    address, question, query = given.partition("?")
+    shown, inner = storage.redact(given).rstrip("/"), inner.rstrip("/")
     info = storage.ask_about(filesystem, inner, given)
-    place = tuple(inner.rstrip("/").split("/"))
-    if info.is_file:
-        return [InputFile(given, _hive_above(place[:-1]), info.size, info.mtime_ns or 0)]
+    place = tuple(inner.split("/"))
     if info.type == fs.FileType.NotFound:
+        globs = "; globs are for local paths: name the folder" if glob.has_magic(address) else ""
         raise MissingFileError(
-            f"{storage.redact(given)} does not exist", hint="check the bucket, the path and the credentials"
+            f"{storage.redact(given)} does not exist", hint=f"check the bucket, the path and the credentials{globs}"
         )
+    above = {(storage.endpoint_of(given), "/".join(place[:depth])) for depth in range(2, len(place))} - checked
+    _check_above(filesystem, sorted(folder for _, folder in above), shown)
+    checked |= above
+    listed = storage.ask_about(filesystem, _below(inner), given)
+    if info.is_file:
+        if listed:
+            raise FlagError(
+                f"{shown} is an object and a folder as well: it holds {listed[0].path}",
+                hint="name the objects, or move them apart",
+            )
+        return [InputFile(given, _hive_above(place[:-1]), info.size, info.mtime_ns or 0)]
     found: list[InputFile] = []
-    start = len(inner.rstrip("/")) + 1
-    listed = storage.ask_about(filesystem, fs.FileSelector(inner, recursive=True), given)
+    start = len(inner) + 1
     names = {entry.path[start:] for entry in listed}
     for name in names:
         # Objects come one by one: some of an output are no output.
         if name.endswith(_UNFINISHED) and f"{name.removesuffix(_UNFINISHED)}_SUCCESS" not in names:
-            raise unfinished(f"{storage.redact(given).rstrip('/')}/{name.removesuffix(_UNFINISHED)}".rstrip("/"))
+            raise unfinished(f"{shown}/{name.removesuffix(_UNFINISHED)}".rstrip("/"))
+    check_no_table(shown, names)
     for entry in listed:
         parts = entry.path[start:].split("/")
         for name in parts[:-1]:
-            _check_not_skipped(name, f"{storage.redact(given).rstrip('/')}/{entry.path[start:]}")
+            _check_not_skipped(name, f"{shown}/{entry.path[start:]}")
         if not entry.is_file:
             continue
-        uri = f"{prefix}{user}{urllib.parse.quote(entry.path, safe='/=')}{query}"
+        uri = f"{address.rstrip('/')}/{urllib.parse.quote(entry.path[start:], safe='/=')}{question}{query}"
         if not any(map(_hidden, parts)) and _looks_like_parquet(parts[-1]):
+            if "" in parts:  # which pyarrow lists, but does not open
+                raise MissingFileError(
+                    f"{shown}/{entry.path[start:]} cannot be opened: its key has an empty part",
+                    hint="rename the object",
+                )
             hive = _joined(_hive_above(place), _hive_folder(tuple(parts[:-1]), storage.redact(uri)))
             found.append(InputFile(uri, hive, entry.size, entry.mtime_ns or 0))
         else:
-            _skip(f"{storage.redact(given).rstrip('/')}/{entry.path[start:]}", parts, skipped)
+            _skip(f"{shown}/{entry.path[start:]}", parts, skipped)
     return sorted(found, key=lambda file: file.path)
+
+
+def _check_above(filesystem: Any, folders: list[str], shown: str) -> None:
+    """Refuses what lies in an output that is not finished, as a folder of its partitions does, or in a table."""
+    from denoise_batch.object_store import in_parallel
+
+    def look(what: Any) -> list[Any]:
+        try:
+            return [info for info in filesystem.get_file_info(what) if info.type.name != "NotFound"]
+        except OSError:  # the credentials may be for what lies below alone
+            return []
+
+    def check(folder: str) -> None:
+        names = (f"{folder}/{name}" for name in (_UNFINISHED, "_SUCCESS", *LOGS))
+        there = {info.path[len(folder) + 1 :] for info in look(list(names))}
+        if _UNFINISHED in there and "_SUCCESS" not in there:
+            raise unfinished(f"{folder}, in which {shown} lies,")
+        there |= {info.path[len(folder) + 1 :] for info in look(_below(f"{folder}/{ICEBERG_FOLDER}"))}
+        check_no_table(folder, (f"{name}/" if name in LOGS else name for name in there))
+
+    in_parallel(check, folders)
+
+
+def _below(folder: str) -> Any:
+    from pyarrow import fs
+
+    return fs.FileSelector(folder, recursive=True, allow_not_found=True)
 
 
 def unfinished(shown: str, command: str = "infer") -> MissingFileError:

@@ -5,7 +5,10 @@ A path or URI goes through `locate`, which gives a pyarrow filesystem and a path
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,26 @@ from denoise_batch.redaction import without_secrets as without_secrets
 
 # A path that a program has tidied up, or a person mistyped, has one slash: still not a local path.
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
+_NOT_IN_A_URI = re.compile(r"""[^\x21-\x7e]|["<>\\^`{|}]""")
+_STORES = ("s3://", "gs://", "gcs://")
+_ALIASES = {"gcs://": "gs://", "abfs://": "abfss://"}
+_AT_ONCE = "allow_delayed_open=true"
+"""Has pyarrow put a small object by one request; by default every upload is one of several parts."""
+
+_STORE_ENVIRONMENT = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "STORAGE_EMULATOR_HOST",
+)
+_known_stores: dict[Any, tuple[Any, str]] = {}
+_lock = threading.Lock()
 
 
 def is_uri(path: str) -> bool:
@@ -35,10 +58,12 @@ def scheme_of(path: str) -> str:
 def locate(path: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a path or URI, and the path on it.
 
+    Spaces and letters beyond ASCII need not be percent-encoded in a URI.
+
     Raises:
-        FlagError: the URI's scheme is unknown, or its file system cannot be set up.
+        FlagError: the URI cannot be understood, or its scheme is unknown.
+        MissingFileError: its store does not answer.
     """
-    import pyarrow as pa
     from pyarrow import fs
 
     scheme = _SCHEME.match(path)
@@ -46,25 +71,73 @@ def locate(path: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), str(Path(path).absolute())
     if not scheme.group(0).endswith("//"):
         raise FlagError(f"{redact(path)} has one slash behind {scheme.group(1)}:", hint="a URI has two: s3://bucket/x")
+    if "#" in path:
+        # pyarrow would leave out what follows, and read or write something else.
+        raise FlagError(f"{redact(path)} has a # in it, where a URI ends", hint="write %23 for a # in a name")
+    start = scheme.group(0).lower()
+    uri = start + _NOT_IN_A_URI.sub(lambda found: urllib.parse.quote(found.group()), path[len(start) :])
+    if start not in _STORES:
+        return _from_uri(uri, path)
+    address, question, query = uri.partition("?")
+    authority, _, key = address[len(start) :].partition("/")
+    if start == "s3://" and _AT_ONCE not in query:
+        question, query = "?", f"{query}&{_AT_ONCE}".lstrip("&")
+    filesystem, bucket = _store(f"{start}{authority}{question}{query}", path)
+    key = urllib.parse.unquote(key.rstrip("/"))
+    return filesystem, f"{bucket}/{key}" if key else bucket
+
+
+def _store(uri: str, given: str) -> tuple[Any, str]:
+    """The filesystem of a bucket, and its name: one for all of a process, and with it connections and credentials.
+
+    A new one for each of a million objects would ask as often for the machine's credentials and the bucket's region.
+    """
+    known = (uri, *map(os.environ.get, _STORE_ENVIRONMENT))  # what is set after all makes it another one
+    with _lock:
+        if known not in _known_stores:
+            _known_stores[known] = _from_uri(uri, given)
+        return _known_stores[known]
+
+
+def _from_uri(uri: str, given: str) -> tuple[Any, str]:
+    import pyarrow as pa
+    from pyarrow import fs
+
+    from denoise_batch.object_store import patient, patiently
+
     try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(_in_one_request(path))
-    except (pa.ArrowException, OSError, ValueError) as error:
+        filesystem, inner = patiently(lambda: fs.FileSystem.from_uri(uri))  # S3 is asked for the bucket's region
+    except (pa.ArrowException, ValueError) as error:
         raise FlagError(
-            f"cannot open {redact(path)}: {without_secrets(first_line(error), path)}",
-            hint="give a local path, or a URI such as s3://bucket/folder",
+            f"cannot open {redact(given)}: {_reason(error, given)}",
+            hint="give a local path, or a URI such as s3://bucket/folder; in names, % ? # are %25 %3F %23",
         ) from None  # the cause's text may repeat the URI, and -v would print it
-    if isinstance(found[0], fs.LocalFileSystem):
-        return found
-    from denoise_batch.object_store import patient
+    except OSError as error:
+        raise MissingFileError(
+            f"{redact(given)} cannot be reached: {_reason(error, given)}",
+            hint="check the bucket's name, the network and the credentials",
+        ) from None
+    return (filesystem if isinstance(filesystem, fs.LocalFileSystem) else patient(filesystem)), inner
 
-    return patient(found[0]), found[1]
+
+def _reason(error: BaseException, given: str) -> str:
+    return without_secrets(re.sub(rf"[?&]{_AT_ONCE}", "", first_line(error)), given)
 
 
-def _in_one_request(path: str) -> str:
-    """Has pyarrow put a small object into S3 by one request; by default every upload is one of several parts."""
-    if not path.lower().startswith("s3://") or "allow_delayed_open=" in path or "#" in path:
-        return path
-    return f"{path}{'&' if '?' in path else '?'}allow_delayed_open=true"
+def place_of(path: str) -> tuple[str, str]:
+    """What a path or URI names, however it is spelled: an endpoint or an empty string, and the place there.
+
+    Links of local paths are followed.
+    """
+    if not is_remote(path):
+        return "", os.path.realpath(locate(path)[1])
+    scheme = scheme_of(path).lower()
+    return endpoint_of(path), f"{_ALIASES.get(scheme, scheme)}{locate(path)[1]}"
+
+
+def endpoint_of(uri: str) -> str:
+    """The server that a URI names in its query, or an empty string."""
+    return urllib.parse.parse_qs(uri.partition("?")[2]).get("endpoint_override", [""])[0]
 
 
 def ask_about(filesystem: Any, what: Any, given: str) -> Any:

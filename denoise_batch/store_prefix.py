@@ -72,6 +72,11 @@ class StorePrefix:
         with self._named():
             return bool(self.filesystem.get_file_info(self.bucket).type != fs.FileType.NotFound)
 
+    def is_object(self) -> bool:
+        """Whether an object has the prefix itself as its key, which readers would find in place of what is below."""
+        with self._named():
+            return bool(self.filesystem.get_file_info(self.root).is_file)
+
     def read(self, name: str) -> bytes | None:
         """A small object, or None where there is none."""
         try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.errors import ColumnError
-from denoise_batch.inference.footers import Footer, Sample, check_type, read_samples
+from denoise_batch.inference import footers
+from denoise_batch.inference.footers import Footer, Sample, Unreadable, check_type, read_footers, read_samples
 from denoise_batch.inference.unit_rows import chunk_rows
 
 if TYPE_CHECKING:
@@ -55,3 +56,19 @@ def test_categories_are_no_weight_of_each_row(tmp_path: Path) -> None:
     assert 2 * 32 < sample.row_bytes < 150  # an entry of each counts, as it does where pages are looked at
     assert sample.table.num_rows == 64
     assert chunk_rows(sample.row_bytes) == 4096
+
+
+@pytest.mark.parametrize(("start", "processes"), [("", 1), ("s3://bucket/", 10)])
+def test_footers_in_a_store_are_waited_for_side_by_side(
+    start: str, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked.append(len(requests))
+        return [{"error": request["path"]} for request in requests]
+
+    monkeypatch.setattr(footers, "_serve", serve)
+    paths = [f"{start}{number}.parquet" for number in range(95)]
+    assert read_footers(paths) == [Unreadable(path) for path in paths]
+    assert len(asked) == processes

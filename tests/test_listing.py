@@ -206,3 +206,24 @@ def test_an_empty_input_is_not_the_current_folder(tmp_path: Path, monkeypatch: p
 def test_file_uris_are_read_like_paths(tmp_path: Path) -> None:
     _touch(tmp_path, "a.parquet")
     assert list_inputs([f"file://{tmp_path}"]).files == list_inputs([str(tmp_path)]).files
+
+
+@pytest.mark.parametrize(
+    ("kind", "log"),
+    [
+        ("Delta Lake", "_delta_log/00000000000000000000.json"),
+        ("Hudi", ".hoodie/hoodie.properties"),
+        ("Iceberg", "metadata/v1.metadata.json"),
+    ],
+)
+@pytest.mark.parametrize(
+    "given", ["", "table", "table/data", "table/data/k=1", "table/data/*/*.parquet", "a table's file"]
+)
+def test_tables_with_a_log_are_no_folders_of_files(tmp_path: Path, kind: str, log: str, given: str) -> None:
+    """Their files hold rows that were deleted or replaced, and all would come back."""
+    _touch(tmp_path, "table/data/k=1/0.parquet", f"table/{log}", "plain/metadata/a.json", "plain/b.parquet")
+    path = tmp_path / (given if "'" not in given else "table/data/k=1/0.parquet")
+    with pytest.raises(ParquetError, match=f"^{tmp_path}/table is a table of {kind}, whose log") as caught:
+        list_inputs([str(path)])
+    assert "plain Parquet" in caught.value.hint
+    assert len(list_inputs([str(tmp_path / "plain")]).files) == 1

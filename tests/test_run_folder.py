@@ -123,6 +123,17 @@ def test_overwrite_never_deletes_a_folder_of_something_else(tmp_path: Path, sour
         check(source, tmp_path / "home", overwrite=True)
 
 
+def test_overwrite_never_deletes_what_somebody_put_into_an_output(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("_SUCCESS", "_denoise_batch/manifest.json", "k=1/part-00000.parquet", ".DS_Store"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"{}")
+    assert check(source, out, overwrite=True) == out
+    (out / "k=1" / "labels.csv").write_text("x")
+    with pytest.raises(OutputError, match=r"infer did not write, and --overwrite would delete it: k=1/labels\.csv"):
+        check(source, out, overwrite=True)
+
+
 def test_what_a_plan_file_says_is_private(tmp_path: Path, source: Path) -> None:
     start(source, tmp_path / "out")  # URIs of inputs may hold credentials
     assert (work_folder(tmp_path / "out") / "plan.json").stat().st_mode & 0o077 == 0

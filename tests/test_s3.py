@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from s3_server import ENVIRONMENT, FaultProxy, make_bucket, s3_server
 
-from denoise_batch.errors import MissingFileError, OutputError, ParquetError
+from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
 from denoise_batch.inference.store_run import check_store_output
-from denoise_batch.listing import Listing, list_inputs
+from denoise_batch.listing import Listing, list_inputs, stat_input
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
@@ -122,6 +122,34 @@ def test_what_a_listing_leaves_out_is_named_as_it_is(
     StorePrefix.at("s3://bucket/left").put("_k=v/a.parquet", path)
     with pytest.raises(ParquetError, match=r"^s3://bucket/left/_k=v/a\.parquet: PyArrow would skip"):
         list_inputs(["s3://bucket/left"])
+
+
+@pytest.mark.usefixtures("proxy")
+def test_keys_that_a_folder_would_not_have(
+    tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages
+) -> None:
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    path = write_images(tmp_path / "a.parquet", digits[0])
+    bucket = StorePrefix.at("s3://bucket/keys")
+    for name in ("dup/t=10:30+1/ä b.parquet", "both", "both/a.parquet"):
+        bucket.put(name, path)
+    (found,) = list_inputs(["s3://bucket/keys/dup"]).files
+    assert stat_input(found.path)[0] == path.stat().st_size
+    for other in ("s3://bucket/keys/dup/t=10:30+1/ä b.parquet", "s3://bucket/keys/dup?region=us-east-1"):
+        with pytest.raises(FlagError, match="is named twice"):
+            list_inputs(["s3://bucket/keys/dup", other])
+    for given in ("s3://bucket/keys/both", "s3://bucket/keys/both/"):
+        with pytest.raises(FlagError, match=r"is an object and a folder as well: it holds bucket/keys/both/a\.parquet"):
+            list_inputs([given])
+    with pytest.raises(MissingFileError, match="does not exist") as caught:
+        list_inputs(["s3://bucket/keys/*.parquet"])
+    assert "globs are for local paths" in caught.value.hint
+    # pyarrow does not put such a key either.
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object("bucket", "empty/part//a.parquet", b"x")
+    with pytest.raises(MissingFileError, match=r"part//a\.parquet cannot be opened: its key has an empty part"):
+        list_inputs(["s3://bucket/empty"])
 
 
 def test_a_server_can_be_named_in_the_uri(

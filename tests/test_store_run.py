@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
 from denoise_batch import object_store, storage
-from denoise_batch.errors import DenoiseBatchError, FlagError, MissingFileError, OutputError, ResumeError
+from denoise_batch.errors import DenoiseBatchError, FlagError, MissingFileError, OutputError, ParquetError, ResumeError
 from denoise_batch.forward import in_float32
 from denoise_batch.inference import infer as module
 from denoise_batch.inference import manifest, store_owner, store_run
@@ -25,7 +25,7 @@ from denoise_batch.inference.infer import InferReport, InferSettings, OutputShap
 from denoise_batch.inference.store_owner import Owner
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.result import Kind
-from denoise_batch.listing import list_inputs
+from denoise_batch.listing import Listing, list_inputs
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
@@ -132,6 +132,60 @@ def test_overwriting_leaves_nothing_of_the_old_output(source: Path, tmp_path: Pa
     assert inspect(OUT, verify=True).problems == ()
 
 
+@pytest.mark.usefixtures("store")
+def test_another_server_is_another_store() -> None:
+    store_run._check_apart(
+        StorePrefix.at("gs://bucket/in/out?endpoint_override=a"),
+        ["gs://bucket/in?endpoint_override=b", "/local"],
+        Listing((), single_file=False, skipped=(), folders=()),
+    )
+
+
+def test_what_somebody_puts_into_an_output_is_not_deleted(store: FolderStore, source: Path) -> None:
+    """While a run works, and beside a finished output: no run goes on before it is somewhere else."""
+    other = store.root / "bucket/some/denoised/thesis.docx"
+
+    def step(when: str, what: str, key: str) -> None:
+        if (when, what) == ("after", "put") and key.endswith(manifest.IDENTITY):
+            other.write_bytes(b"years of work")
+
+    store.step = step
+    with pytest.raises(OutputError, match=f"{OUT} holds an object that infer did not write: thesis.docx"):
+        run(source)
+    assert other.read_bytes() == b"years of work"
+    other.unlink()
+    assert run(source).resumed_units == 4
+    store.step = lambda *_: None
+    notes = other.with_name("notes") / "part-00000.parquet"
+    notes.parent.mkdir()
+    notes.write_bytes(b"x")
+    before = store.objects()
+    with pytest.raises(OutputError, match=r"notes/part-00000\.parquet"):
+        run(source, compression="lz4", overwrite=True)
+    assert store.objects() == before
+
+
+def test_tables_in_a_store_are_no_folders_of_files(store: FolderStore) -> None:
+    for name in (
+        "delta/_delta_log/0.json",
+        "delta/k=1/0.parquet",
+        "ice/data/0.parquet",
+        "ice/metadata/1.metadata.json",
+    ):
+        path = store.root / "bucket/lake" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    for given, kind in (
+        ("lake/delta", "lake/delta is a table of Delta Lake"),
+        ("lake/delta/k=1", "lake/delta is a table of Delta Lake"),
+        ("lake/delta/k=1/0.parquet", "lake/delta is a table of Delta Lake"),
+        ("lake/ice", "lake/ice is a table of Iceberg"),
+        ("lake/ice/data", "lake/ice is a table of Iceberg"),
+    ):
+        with pytest.raises(ParquetError, match=kind):
+            list_inputs([f"gs://bucket/{given}"])
+
+
 @pytest.mark.parametrize("what", ["put", "copy", "delete"])
 def test_a_store_that_fails_for_a_while_costs_a_start_and_nothing_else(
     store: FolderStore, source: Path, what: str
@@ -199,6 +253,10 @@ def test_an_unfinished_output_is_no_input_and_no_output(source: Path) -> None:
         with pytest.raises(MissingFileError, match=f"{OUT} is not finished"):
             look()
     assert dry_run(InferSettings((str(source),), OUT)).done_rows == 2 * ROWS
+    StorePrefix.at(OUT).put("year=2024/part-00000.parquet", source / "000.parquet")  # as if it were being published
+    for given in (f"{OUT}/year=2024", f"{OUT}/year=2024/part-00000.parquet"):
+        with pytest.raises(MissingFileError, match=f"bucket/some/denoised, in which {given} lies, is not finished"):
+            list_inputs([given])
 
 
 @pytest.mark.usefixtures("store")
@@ -232,7 +290,10 @@ def test_a_flipped_bit_and_foreign_objects_are_found(store: FolderStore, source:
         ("gs://bucket/in", "gs://bucket", "whole bucket"),
         ("gs://bucket/in", "gs://none/out", "no bucket 'none'"),
         ("gs://bucket/in", "gs://bucket/a//b", "empty part"),
-        ("gs://bucket/in", "gs://bucket/home", r"did not write \(thesis.tex\)"),
+        ("gs://bucket/in", "gs://bucket/home", r"did not write: thesis.tex"),
+        ("gs://bucket/in", "gs://bucket/home/thesis.tex", "is an object"),
+        ("gcs://bucket/in", "gs://bucket/in/out", "lies inside, the input"),
+        ("gs://bucket/in?endpoint_override=a", "gs://bucket/in/out", "lies inside, the input"),
         ("gs://me:secret@bucket/in", "gs://bucket/out", "holds credentials"),
     ],
 )

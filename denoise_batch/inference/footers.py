@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from denoise_batch.cores import cores_here
 from denoise_batch.errors import first_line
+from denoise_batch.storage import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ TIMEOUT_S = 60.0
 MEMORY = 4 << 30
 """Bytes of address space that a child may take: a damaged file can ask for any number. A third is taken at rest."""
 
+_REMOTE_PROCESSES = 16
 _MEASURED_ROWS = 4
 _SAMPLE_BYTES = 8 << 20
 _ENCRYPTED = "it is encrypted"
@@ -148,8 +150,11 @@ def read_samples(requests: Sequence[tuple[str, int, tuple[str, ...]]], rows: int
 def _ask(requests: list[dict[str, Any]], processes: int | None) -> list[dict[str, Any]]:
     if not requests:
         return []
-    # A process starts in 0.3 s and reads some thousand local footers a second.
-    count = processes or max(1, min(cores_here(), 8, len(requests) // 200 + 1))
+    # A process starts in 0.3 s and reads some thousand local footers a second; for a store it waits most of the time.
+    if is_remote(requests[0]["path"]):
+        count = processes or min(_REMOTE_PROCESSES, len(requests) // 10 + 1)
+    else:
+        count = processes or max(1, min(cores_here(), 8, len(requests) // 200 + 1))
     chunk = -(-len(requests) // count)
     answers: list[list[dict[str, Any]]] = [[] for _ in range(count)]
 

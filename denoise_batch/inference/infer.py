@@ -28,7 +28,7 @@ from denoise_batch.inference.merging import merge
 from denoise_batch.inference.pool_size import pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
-from denoise_batch.inference.run_folder import RunFolder, open_run
+from denoise_batch.inference.run_folder import RunFolder, check_ours, open_run
 from denoise_batch.inference.store_run import STAGING, StoreRun, open_store_run
 from denoise_batch.inference.unit_pool import ModelToLoad, Working, process_units
 from denoise_batch.shared_files import check_seen_by_nodes
@@ -168,6 +168,7 @@ class _Job:
         if isinstance(run, StoreRun):
             store_publishing.publish(run, self.output, compression, report.to_json())
             return report
+        check_ours(run.out)  # others may have come since the run began
         if self.request.single:
             merged = merge(run, self.output, compression) if len(run.plan) > 1 else None
             report = replace(report, metadata_of_first=assembly.metadata_of_first(run))

@@ -8,6 +8,7 @@ A folder OUT holds `part-*.parquet` (below hive folders, if the input had any), 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,10 +17,11 @@ import xxhash
 
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.output_file import file_digest
+from denoise_batch.storage import safe_partition
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 SUCCESS = "_SUCCESS"
@@ -31,7 +33,7 @@ REPORT = "report.json"
 BAD_ROWS = "bad_rows.parquet"
 QUARANTINE = "quarantine"
 """A folder of the rows that were set aside, as they were: Parquet files that `infer` takes like any other input."""
-
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 RUN = f"{FOLDER}/run"
 """Below an output in an object store: what its unfinished run consists of."""
@@ -58,6 +60,20 @@ def is_sidecar(folder: Path) -> bool:
     """Whether a folder holds nothing but what describes an output, whole or half deleted."""
     ours = {MANIFEST, REPORT, BAD_ROWS, QUARANTINE, SUCCESS}
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= ours
+
+
+def foreign_name(names: Iterable[str]) -> str | None:
+    """The first name of a file in a folder OUT that no run of `infer` writes there, None where all are ours.
+
+    Args:
+        names: relative to OUT, with slashes.
+    """
+    for name in names:
+        *folders, file = name.split("/")
+        part = _PART.fullmatch(file) and all(map(safe_partition, folders))
+        if not (part or name == SUCCESS or folders[:1] == [FOLDER]):
+            return name
+    return None
 
 
 def to_text(manifest: dict[str, Any]) -> bytes:

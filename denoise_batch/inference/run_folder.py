@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import publishing, storage
 from denoise_batch.errors import OutputError, RequestError, ResumeError, first_line
 from denoise_batch.inference.ledger import Ledger, Receipt
-from denoise_batch.inference.manifest import file_sidecar, is_shown, is_sidecar
+from denoise_batch.inference.manifest import file_sidecar, foreign_name, is_shown, is_sidecar
 from denoise_batch.inference.plan import Plan
 from denoise_batch.output_file import file_digest
 
@@ -138,7 +138,25 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
             f"{path} is a folder that infer did not write: --overwrite would delete all that is in it",
             hint="name a file or a new folder, or remove it yourself",
         )
+    check_ours(path)
     return path
+
+
+def check_ours(out: Path) -> None:
+    """Refuses an output folder with files that `infer` did not write: replacing it would delete them.
+
+    What file managers and file systems leave (`.DS_Store`, `.nfs…`) counts for nothing.
+
+    Raises:
+        OutputError: there is one.
+    """
+    paths = (Path(folder, name).relative_to(out) for folder, _, names in os.walk(out) for name in names)
+    foreign = foreign_name(path.as_posix() for path in paths if not path.name.startswith("."))
+    if foreign is not None:
+        raise OutputError(
+            f"{out} holds a file that infer did not write, and --overwrite would delete it: {foreign}",
+            hint="move it elsewhere, then run the same command again, or give another output",
+        )
 
 
 @contextlib.contextmanager

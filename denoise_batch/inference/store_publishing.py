@@ -11,7 +11,7 @@ from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.inference import assembly
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, REPORT, RUN, SUCCESS
-from denoise_batch.inference.store_run import CLEARED, REPLACING, STAGING, StoreRun
+from denoise_batch.inference.store_run import CLEARED, REPLACING, STAGING, StoreRun, check_ours
 from denoise_batch.object_store import in_parallel
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def _make_room(run: StoreRun) -> None:
     store = run.out
     if store.read(CLEARED) == run.id.encode():
         return
-    old = [name for name in store.sizes() if not name.startswith(f"{RUN}/")]
+    names = store.sizes()
+    check_ours(store, names)  # others may have come since the run began
+    old = [name for name in names if not name.startswith(f"{RUN}/")]
     if old:
         store.put(REPLACING, run.id.encode())
         for name in (SUCCESS, f"{FOLDER}/{MANIFEST}"):
@@ -81,6 +83,7 @@ def _copy_all(run: StoreRun) -> None:
             raise DenoiseBatchError(
                 f"{store}/{path} has {there.get(path, 0)} bytes, not {size}", hint="run the same command again"
             )
+    check_ours(store, there)
     # Left by a run of this very identity that was planned anew: nothing that the manifest would not name stays.
     store.delete(path for path in there if path not in wanted and not path.startswith(f"{RUN}/"))
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import publishing, storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError, StoreError
 from denoise_batch.inference.ledger import Ledger
-from denoise_batch.inference.manifest import FOLDER, IDENTITY, MANIFEST, RUN, is_shown_in_store
+from denoise_batch.inference.manifest import FOLDER, IDENTITY, MANIFEST, RUN, foreign_name, is_shown_in_store
 from denoise_batch.inference.run_folder import FORMAT, Run, check_names, id_of, plan_of
 from denoise_batch.inference.store_owner import Owner, nobody_owns
 from denoise_batch.object_store import in_parallel
@@ -34,7 +34,7 @@ from denoise_batch.redaction import has_secrets
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from denoise_batch.inference.plan import Plan
@@ -154,14 +154,20 @@ def check_store_output(uri: str, inputs: Sequence[str], listing: Listing, *, ove
 
 
 def _check_free(store: StorePrefix, *, overwrite: bool) -> None:
+    if store.is_object():
+        raise OutputError(
+            f"{store} is an object, which readers would find in place of what lies below it",
+            hint="name another prefix, or delete it yourself",
+        )
     names = store.sizes()
+    check_ours(store, names)
     others = [name for name in names if not name.startswith(f"{RUN}/")]
     # Where a run is unfinished, what stands there may be its own result.
     if not others or IDENTITY in names:
         return
     if f"{FOLDER}/{MANIFEST}" not in names:
         raise OutputError(
-            f"{store} holds objects that infer did not write ({others[0]}): --overwrite would delete them",
+            f"{store} holds objects, but no output of infer ({others[0]}): --overwrite would delete them",
             hint="name a new prefix, or remove them yourself",
         )
     if not overwrite:
@@ -170,19 +176,39 @@ def _check_free(store: StorePrefix, *, overwrite: bool) -> None:
         raise publishing.output_exists(store)
 
 
-def _check_apart(store: StorePrefix, inputs: Sequence[str], listing: Listing) -> None:
-    def same_store(uri: str) -> bool:
-        return storage.is_uri(uri) and uri.partition(":")[0].lower() == store.uri.partition(":")[0].lower()
+def check_ours(store: StorePrefix, names: Iterable[str]) -> None:
+    """Refuses a prefix with objects that `infer` did not write: publishing there would delete them.
 
-    out = f"{store.root}/"
-    for given in filter(same_store, inputs):
-        if out.startswith(f"{storage.locate(given)[1].rstrip('/')}/"):
+    Raises:
+        OutputError: there is one.
+    """
+    foreign = foreign_name(names)
+    if foreign is not None:
+        raise OutputError(
+            f"{store} holds an object that infer did not write: {foreign}",
+            hint="move it elsewhere, then run the same command again, or name a new prefix",
+        )
+
+
+def _check_apart(store: StorePrefix, inputs: Sequence[str], listing: Listing) -> None:
+    endpoint, place = storage.place_of(store.uri)
+    out = f"{place}/"
+
+    def place_in_store(uri: str) -> str | None:
+        """None in another store. An endpoint that is named on one side alone may be the other's all the same."""
+        other, inner = storage.place_of(uri) if storage.is_remote(uri) else (endpoint, "")
+        return inner if other == endpoint or not (other and endpoint) else None
+
+    for given in inputs:
+        inner = place_in_store(given)
+        if inner and out.startswith(f"{inner.rstrip('/')}/"):
             raise OutputError(
                 f"output {store} is, or lies inside, the input {storage.redact(given)}",
                 hint="give an output outside the input",
             )
     for file in listing.files:
-        if same_store(file.path) and storage.locate(file.path)[1].startswith(out):
+        inner = place_in_store(file.path)
+        if inner and inner.startswith(out):
             raise OutputError(f"output {store} holds the input {storage.redact(file.path)}", hint="give another output")
 
 
