@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from denoise_batch.errors import FlagError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -55,6 +57,20 @@ def room(nodes: Iterable[Node], cpus: float, gpus: float) -> int:
     return sum(node.room(cpus, gpus) for node in nodes)
 
 
+def gpu_nodes(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes whose GPUs can be used: each worker takes CPUs too, of which a head often has none to give."""
+    return [node for node in nodes if node.gpus and node.cpus]
+
+
+def no_gpu(nodes: Iterable[Node]) -> FlagError:
+    """Why `--device cuda` is refused on these nodes."""
+    where = " on a machine that has CPUs to give" if any(node.gpus for node in nodes) else ""
+    return FlagError(
+        f"--device cuda: Ray finds no GPU{where}",
+        hint="give --device cpu or auto; on a cluster that grows, keep one machine with a GPU up (min_workers: 1)",
+    )
+
+
 def threads_for(nodes: Sequence[Node], workers: int) -> int:
     """The most threads for each of so many workers on the nodes' cores; 1 where there are fewer cores than workers."""
     most = int(max(node.cpus for node in nodes))
@@ -66,11 +82,16 @@ def living_nodes() -> list[Node]:
     """The cluster's living nodes; a head that has neither CPUs nor GPUs to give is none."""
     import ray
 
-    return _nodes(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return nodes_of(node for node in ray.nodes() if node["Alive"])
+
+
+def nodes_of(described: Iterable[dict[str, Any]]) -> list[Node]:
+    """Nodes as `ray.nodes()` describes them, without those that have neither CPUs nor GPUs."""
+    return _nodes(node["Resources"] for node in described)
 
 
 def nodes_to_come() -> list[Node]:
-    """A node of each kind that the cluster's autoscaler may add; empty where there is no autoscaler."""
+    """A node of each kind that the cluster's autoscaler may add, where it tells Ray: that of Ray 2.60 does not."""
     from ray._private.state import state
 
     config = state.get_cluster_config()
@@ -97,28 +118,39 @@ def own_actors(class_name: str) -> list[dict[str, Any]]:
 
 def waiting_for(count: int, cpus: float, gpus: float) -> str | None:
     """What `count` workers of this size wait for, as `1 GPU: the cluster has none free`; None where there is room."""
+    import ray
     from ray._private.state import state
 
-    free = _nodes(state.available_resources_per_node().values())
+    able = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    free = _nodes(each for node, each in state.available_resources_per_node().items() if node in able)
     if room(free, cpus, gpus) >= count:
         return None
     return describe_wait(living_nodes(), free, count, cpus, gpus)
 
 
 def describe_wait(nodes: Sequence[Node], free: Sequence[Node], count: int, cpus: float, gpus: float) -> str:
-    """Names the resource that is short: GPUs, where these are, else CPUs."""
-    by_gpu = gpus > 0 and room(free, 0, gpus) < count
+    """Names the resource that is short: GPUs, where these are, else CPUs; of nodes that have CPUs."""
+    nodes = [node for node in nodes if node.cpus]
+    by_gpu = gpus > 0 and min(room(nodes, 0, gpus), room(free, 0, gpus)) < count
+    if gpus and not by_gpu:  # what is free elsewhere is of no use
+        nodes, free = [node for node in nodes if node.gpus], [node for node in free if node.room(0, gpus)]
     each, unit = (gpus, "GPU") if by_gpu else (float(math.ceil(cpus)), "CPU")
     wanted = f"{count * each:g} {unit}{'' if count * each <= 1 else 's'}"
     if count > 1 and each > 1:
         wanted = f"{count} × {each:g} {unit}s"
+    if gpus and not by_gpu:
+        wanted += " beside GPUs"
 
     def have(of: Sequence[Node]) -> int:
         return math.floor(sum(node.gpus if by_gpu else node.cpus for node in of) + 1e-3)
 
-    if room(nodes, 0 if by_gpu else cpus, gpus) < count:
-        return f"{wanted}: the cluster has {have(nodes) or 'none yet'}"
-    return f"{wanted}: the cluster has {have(free) or 'none'} free"
+    never = room(nodes, 0 if by_gpu else cpus, gpus) < count
+    has = have(nodes if never else free)
+    if has >= count * each:  # but here and there
+        wanted += " on one machine" if count == 1 else " on one machine each"
+    return (
+        f"{wanted}: the cluster has {has or 'none yet'}" if never else f"{wanted}: the cluster has {has or 'none'} free"
+    )
 
 
 def _nodes(resources: Iterable[dict[str, Any]]) -> list[Node]:

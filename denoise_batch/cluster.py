@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
 import re
 import resource
@@ -48,10 +47,15 @@ _RAY_OF_OUR_OWN = {
     "RAY_worker_niceness": "0",
 }
 
-_HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>\[[^\]]+\]|[^/:\[\]]+):(?P<port>[0-9]{1,5})")
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|[^/:\[\]]+):(?P<port>[0-9]{1,5})")
 _REACHED_SECONDS = 10.0
-_CHECK_ADDRESS = "check --address and RAY_ADDRESS, and that the cluster runs the same Ray version"
-_PR_SET_CHILD_SUBREAPER = 36
+_CHECK_ADDRESS = (
+    "check --address and RAY_ADDRESS, that the cluster runs the same Ray version, and that this machine is part of it"
+)
+_FROM_ELSEWHERE = (
+    "on a machine of the cluster give HEAD:6379; from elsewhere: denoise-batch submit --address http://HEAD:8265"
+)
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _FULL_BYTES = 1 << 20
 CALLS_RAY = "calls-ray-"
 """How the names of our own threads begin that call Ray, and may do so still when their work is over."""
@@ -98,6 +102,11 @@ def connect(
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
+    if "://" in address:
+        raise RequestError(
+            f"Ray at {redact(address)} cannot be joined: this is the address of a dashboard, or of Ray's client server",
+            hint=_FROM_ELSEWHERE,
+        )
     quiet: dict[str, Any] = {} if verbose else {"logging_level": "ERROR", "log_to_driver": False}
     here: dict[str, Any] = {"num_cpus": cpus or cores_here(), "include_dashboard": False} if local else {}
     if local and full_ray_disk():
@@ -114,7 +123,8 @@ def connect(
     # A hook of the user's may give workers an environment of their own, which one of the agents left out would make.
     lean = local and (training or data_workers is not None) and "RAY_RUNTIME_ENV_HOOK" not in os.environ
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
-    _adopt_orphans()
+    spared = set(lean_ray.children()) if local else None
+    lean_ray.adopt_orphans()
     try:
         with (
             quiet_ray.muted(not verbose),
@@ -123,6 +133,8 @@ def connect(
             contextlib.ExitStack() as stack,
         ):
             stack.enter_context(environment(workers_have))  # what is started here hands it on
+            if local:
+                stack.enter_context(_no_job())
             if lean:
                 lean = stack.enter_context(
                     lean_ray.only_what_is_used(0 if training else data_workers or 1, show_logs=verbose)
@@ -131,14 +143,14 @@ def connect(
                 here["_system_config"] = lean_ray.SYSTEM_CONFIG | ({} if training else lean_ray.PRELOADING)
             ray.init(address=address, **quiet, **here)
     except (KeyboardInterrupt, DenoiseBatchError):
-        _shut_down(orphans=True)
+        _shut_down(spared)
         raise
     except SystemExit as error:  # what ray.init makes of a SIGTERM that comes while it runs
-        _shut_down(orphans=True)
+        _shut_down(spared)
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
         raise Terminated("stopped by SIGTERM", hint="run the same command again to go on from here") from error
     except Exception as error:  # Ray raises the plainest of them for a process that does not start
-        _shut_down(orphans=True)
+        _shut_down(spared)
         if local:
             raise _not_started(error) from error
         raise RequestError(f"Ray at {address} cannot be used: {first_line(error)}", hint=_CHECK_ADDRESS) from error
@@ -151,14 +163,14 @@ def connect(
         ):
             yield ray.cluster_resources()
     finally:
-        _shut_down(orphans=lean)
+        _shut_down(spared)
 
 
 def _check_reachable(address: str) -> None:
     """Tries the address for some seconds: Ray would for a quarter of an hour, without a word.
 
     Raises:
-        RequestError: nothing listens there.
+        RequestError: nothing listens there, or no node of Ray's runs on this machine.
     """
     found = _HOST_AND_PORT.fullmatch(address)
     if found is None:
@@ -177,12 +189,47 @@ def _check_reachable(address: str) -> None:
             except (OSError, OverflowError) as failed:
                 error = failed if isinstance(failed, OSError) else OSError(str(failed))
             else:
+                _check_node_here(address)
                 return
         if time.monotonic() > until:
             raise RequestError(
                 f"Ray at {redact(address)} cannot be reached: {error.strerror or error}", hint=_CHECK_ADDRESS
             ) from error
         time.sleep(0.5)
+
+
+def _check_node_here(address: str) -> None:
+    """A driver works through a node of its own machine. Ray tells one by its process, and waits a minute for it.
+
+    Raises:
+        RequestError: there is no such process, of any cluster.
+    """
+    from ray._private import services
+
+    if not lean_ray.is_tried() or not hasattr(services, "find_node_ids"):
+        return
+    until = time.monotonic() + _REACHED_SECONDS
+    while not services.find_node_ids():
+        if time.monotonic() > until:
+            raise RequestError(
+                f"Ray at {redact(address)} cannot be joined from this machine, on which no node of Ray's runs",
+                hint=_FROM_ELSEWHERE,
+            )
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _no_job() -> Iterator[None]:
+    """Within a cluster's job, `ray.init` would have a Ray of our own make the job's runtime environment once more.
+
+    Its parts are in the cluster. This process has it, and hands it on to what it starts.
+    """
+    job = os.environ.pop(_JOB_CONFIG, None)
+    try:
+        yield
+    finally:
+        if job is not None:
+            os.environ[_JOB_CONFIG] = job
 
 
 def full_ray_disk() -> str | None:
@@ -256,63 +303,40 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _shut_down(*, orphans: bool = False) -> None:
-    """Ends Ray's processes, whatever signal comes a second time: else some of them would stay.
+def _shut_down(spared: set[int] | None) -> None:
+    """Leaves Ray, and ends the processes of one of our own, whatever signal comes a second time: else some would stay.
 
     Args:
-        orphans: end those of its processes as well that Ray does not know of, being half started, or does not wait for:
-            a worker that has loaded torch takes longer to end than the rest.
+        spared: the children that this process had before it started a Ray; None where that is a cluster's. Of the
+            others those are ended as well that Ray does not know of, being half started, or does not wait for: a worker
+            that has loaded torch takes longer to end than the rest.
     """
     import ray
 
     with _deaf():
-        if _callers_ended():
+        if _callers_ended(own=spared is not None):
             ray.shutdown()
         # Else Ray does so when Python ends: what happened has been said by then.
-        if orphans:
-            _end_orphans()
+        if spared is not None:
+            lean_ray.end_orphans(spared)
 
 
-def _adopt_orphans() -> None:
-    """Processes whose parent dies, as agents of Ray's do, become children of this one, which can then end them."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def _callers_ended(*, own: bool) -> bool:
+    """Lets threads end that call Ray: one that does so after its shutdown ends this process, code 1, without a word.
 
-
-def _end_orphans() -> None:
-    until = time.monotonic() + _KILLED_SECONDS
-    while (left := _ray_children()) and time.monotonic() < until:
-        for process in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _ray_children() -> list[int]:
-    """The living processes of Ray's that are children of this one."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
-            command = (entry / "cmdline").read_bytes()
-            if int(parent) == os.getpid() and state != "Z" and (command.startswith(b"ray::") or b"/ray/" in command):
-                found.append(int(entry.name))
-    return found
-
-
-def _callers_ended() -> bool:
-    """Lets threads end that call Ray: one that does so after its shutdown ends this process, code 1, without a word."""
+    Args:
+        own: Ray was started here, and nobody else uses it.
+    """
     import ray
 
     threads = [thread for thread in threading.enumerate() if _may_call_ray(thread)]
     for thread in threads:
         thread.join(_THREAD_SECONDS)
     if any(thread.is_alive() for thread in threads) and not ray_died():
-        # It waits for an actor of Ray Data's own, which cannot start where every worker dies.
+        # It waits for an actor of Ray Data's own, which cannot start where every worker dies; a cluster's is for all.
         with contextlib.suppress(Exception):
-            ray.kill(ray.get_actor("ActorLocationTracker", namespace="ActorLocationTracker"))
+            if own:
+                ray.kill(ray.get_actor("ActorLocationTracker", namespace="ActorLocationTracker"))
         until = time.monotonic() + _KILLED_SECONDS
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))

@@ -16,6 +16,8 @@ Workers of `infer` import what they will need as soon as they are started, while
 `train` keeps the agent for runtime environments, since Ray Train gives its processes such; no worker is started ahead,
 as none without one would be taken. `training.one_machine` has what of Ray Train is left out besides.
 
+`end_orphans` ends those processes of a Ray started here that Ray itself leaves behind.
+
 All of this is beneath Ray's public interface, so it is done with the versions that it was tried with alone; any other
 Ray starts as it comes.
 """
@@ -23,8 +25,12 @@ Ray starts as it comes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +43,10 @@ SYSTEM_CONFIG: dict[str, Any] = {"enable_metrics_collection": False}
 PRELOADING: dict[str, Any] = {"preload_python_modules": ["denoise_batch.inference.worker_imports"]}
 """The same, for `infer` alone."""
 
+_PR_SET_CHILD_SUBREAPER = 36
+_KILLED_SECONDS = 3.0
+_SCRIPT_WITHIN = 4
+"""Words of a command line within which Ray names the program or the script, as in `python -I -S SCRIPT`."""
 _TRIED = ("2.60.",)
 """How the names of the versions begin."""
 
@@ -48,6 +58,8 @@ def is_tried() -> bool:
     return str(ray.__version__).startswith(_TRIED)
 
 
+_STAND_IN = "/agent_stand_in.py"
+"""How the path of an agent's stand-in ends."""
 _AGENT_STAND_IN = """
 import os, time
 node = os.getppid()
@@ -138,7 +150,7 @@ def _without_agents(command: list[str], workers: int) -> list[str]:
     *others, of_environments = _agent_ports()
     for number, name in enumerate([*others, of_environments] if workers else others, start=1):
         ray._raylet.persist_port(options["--session_dir"], options["--node_id"], name, number)
-    stand_in = Path(options["--session_dir"], "agent_stand_in.py")
+    stand_in = Path(options["--session_dir"] + _STAND_IN)
     stand_in.write_text(_AGENT_STAND_IN)
     sleeping = subprocess.list2cmdline([sys.executable, "-I", "-S", str(stand_in)])
     # Where there are GPUs a worker has one: more workers would load torch for nothing.
@@ -150,6 +162,51 @@ def _without_agents(command: list[str], workers: int) -> list[str]:
         instead["--runtime_env_agent_command"] = sleeping
     names = [word.partition("=")[0] for word in command]
     return [f"{name}={instead[name]}" if name in instead else word for name, word in zip(names, command, strict=True)]
+
+
+def adopt_orphans() -> None:
+    """Processes whose parent dies, as agents of Ray's do, become children of this one, which can then end them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans(spared: set[int]) -> None:
+    """Kills the children of this process that are Ray's, but for the spared."""
+    until = time.monotonic() + _KILLED_SECONDS
+    while (left := _ray_children(spared)) and time.monotonic() < until:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _ray_children(spared: set[int]) -> list[int]:
+    """Those living children of this process that are Ray's, but for the spared."""
+    import ray
+
+    package = os.fsencode(Path(ray.__file__).parent) + b"/"
+
+    def is_rays(command: bytes) -> bool:
+        # Its programs, and its scripts behind the interpreter's flags. Python itself may be in a folder named ray.
+        first = command.split(b"\0")[:_SCRIPT_WITHIN]
+        named = any(word.startswith(package) or word.endswith(_STAND_IN.encode()) for word in first)
+        return named or command.startswith(b"ray::")
+
+    return [process for process, command in children().items() if process not in spared and is_rays(command)]
+
+
+def children() -> dict[int, bytes]:
+    """The command lines of this process's living children."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
+            command = (entry / "cmdline").read_bytes()
+            if int(parent) == os.getpid() and state != "Z":
+                found[int(entry.name)] = command
+    return found
 
 
 class _Call:

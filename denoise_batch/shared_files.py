@@ -7,6 +7,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+from denoise_batch import capacity
 from denoise_batch.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,16 +18,17 @@ _LOOK_SECONDS = 60.0
 """For a worker to start on a node and look for files."""
 
 
-def check_seen_by_nodes(folder: Path | None, paths: Sequence[Path]) -> None:
+def check_seen_by_nodes(folder: Path | None, paths: Sequence[Path], cpus: float, gpus: float) -> None:
     """Refuses a cluster whose nodes do not share the files that a run is about; before the run's work begins.
 
-    A small task on each node looks for them. A node that does not answer in time is no reason: it may be lost again
-    before it is given any work. Ray must be connected.
+    A small task looks for them on each node that has room for one of the run's workers. A node that does not answer in
+    time is no reason: it may be lost again before it is given any work. Ray must be connected.
 
     Args:
         folder: the run's own, existing folder: the nodes look for a new file in it, since another folder of the same
             name may be on their own disks. None where the output is in an object store.
         paths: what else they must see: inputs, a model.
+        cpus, gpus: what a worker of the run takes.
 
     Raises:
         RequestError: naming the path and the node.
@@ -37,8 +39,7 @@ def check_seen_by_nodes(folder: Path | None, paths: Sequence[Path]) -> None:
     others = {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
-        # A node without CPUs, as heads often are, is given no work.
-        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0)
+        if node["Alive"] and node["NodeID"] != here and capacity.room(capacity.nodes_of([node]), cpus, gpus)
     }
     if not others:
         return

@@ -11,10 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+import ray
 
 from denoise_batch import capacity, cluster
 from denoise_batch.errors import DenoiseBatchError, JobFailed, RequestError, ResourceExhausted
@@ -22,7 +25,24 @@ from denoise_batch.inference import worker_watch
 from denoise_batch.inference.pool_size import PoolSize
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+
+StartChild: TypeAlias = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def child() -> Iterator[StartChild]:
+    """Starts a child that sleeps, and calls itself as it is told."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        children.append(subprocess.Popen([name, "-c", "import time; time.sleep(60)"], executable=sys.executable))
+        return children[-1]
+
+    yield start
+    for process in children:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -86,16 +106,97 @@ def test_workers_have_one_heap_unless_their_job_says_otherwise(
 
 def test_an_address_where_nothing_listens_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_REACHED_SECONDS", 1.0)
+    monkeypatch.setattr("ray._private.services.find_node_ids", lambda: {"ab"})
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         cluster._check_reachable(f"127.0.0.1:{port}")
-        cluster._check_reachable(f"ray://localhost:{port}")
+        cluster._check_reachable(f"localhost:{port}")
     begun = time.monotonic()
     with pytest.raises(RequestError, match=rf"Ray at 127\.0\.0\.1:{port} cannot be reached: Connection refused"):
         cluster._check_reachable(f"127.0.0.1:{port}")
     assert time.monotonic() - begun < 10
-    for address in ("auto", "nonsense", "http://head:8265"):
+    for address in ("auto", "nonsense"):
         cluster._check_reachable(address)  # Ray says what is wrong with it
+
+
+def test_a_machine_without_a_node_of_rays_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray waits a minute for one, and then says that it cannot connect."""
+    monkeypatch.setattr(cluster, "_REACHED_SECONDS", 0.0)
+    monkeypatch.setattr("ray._private.services.find_node_ids", set)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(RequestError, match="on which no node of Ray's runs") as caught:
+            cluster._check_reachable(f"127.0.0.1:{port}")
+    assert "denoise-batch submit" in caught.value.hint
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "https://head"])
+@pytest.mark.parametrize("named", [True, False])
+def test_an_address_that_no_driver_can_use_is_refused_before_ray_is_asked(
+    monkeypatch: pytest.MonkeyPatch, address: str, named: bool
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was asked"))
+    if not named:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(RequestError, match=f"^Ray at {address} cannot be joined: ") as caught,
+        cluster.connect(address=address if named else None),
+    ):
+        pass
+    assert "HEAD:6379" in caught.value.hint
+    assert "denoise-batch submit" in caught.value.hint
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_a_ray_of_our_own_makes_no_environment_of_a_clusters_job(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    given: list[str | None] = []
+
+    def init(**_: Any) -> None:
+        given.append(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+        raise RuntimeError("enough")
+
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(cluster, "_check_reachable", lambda _: None)
+    with pytest.raises(DenoiseBatchError, match="enough"), cluster.connect(address=address, data_workers=1):
+        pass
+    assert given == ["{}" if address else None]
+    assert os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] == "{}"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_only_processes_of_a_ray_of_our_own_are_ended(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, child: StartChild
+) -> None:
+    """Nor is anything that a cluster's drivers share."""
+    raylet = f"{Path(ray.__file__).parent}/core/src/ray/raylet/raylet"
+    before, started = child(raylet), []
+    killed = []
+
+    def init(**_: Any) -> None:
+        started.extend([child(raylet), child("/home/ray/anaconda3/bin/python")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.get_actor", lambda name, **_: name)
+    monkeypatch.setattr("ray.kill", killed.append)
+    monkeypatch.setattr(cluster, "_check_reachable", lambda _: None)
+    monkeypatch.setattr(cluster, "_THREAD_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "_KILLED_SECONDS", 0.05)
+    answer = threading.Event()
+    thread = threading.Thread(target=answer.wait, args=(10,), name=f"{cluster.CALLS_RAY}test", daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), cluster.connect(address=address):
+        pass
+    answer.set()
+    ended = [process.poll() is not None for process in (before, *started)]
+    assert ended == [False, address is None, False]
+    assert killed == ([] if address else ["ActorLocationTracker"])
 
 
 @pytest.mark.usefixtures("folder")
@@ -134,10 +235,10 @@ def test_ray_is_not_shut_down_while_the_watch_may_call_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(cluster, "ray_died", lambda: True)  # nothing of it is asked
     with worker_watch.Watch(None, PoolSize(1, 1, 1, 1, 0.9, 0.0)):
         assert asked.wait(10)
-    assert not cluster._callers_ended()
+    assert not cluster._callers_ended(own=True)
     answer.set()
     until = time.monotonic() + 10
-    while not cluster._callers_ended():
+    while not cluster._callers_ended(own=True):
         assert time.monotonic() < until
 
 
@@ -157,7 +258,7 @@ def test_ray_is_not_shut_down_while_a_thread_of_ray_data_may_call_it(
     monkeypatch.setattr(cluster, "ray_died", lambda: True)  # nothing of it is asked
     thread = threading.Thread(target=take, name=name, daemon=True)
     thread.start()
-    assert cluster._callers_ended() is not waited_for
+    assert cluster._callers_ended(own=True) is not waited_for
     answer.set()
     thread.join(10)
-    assert cluster._callers_ended()
+    assert cluster._callers_ended(own=True)

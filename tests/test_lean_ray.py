@@ -79,6 +79,27 @@ def test_a_ray_that_is_made_otherwise_starts_as_it_comes(monkeypatch: pytest.Mon
         assert services.start_ray_process is before
 
 
+@pytest.mark.parametrize(
+    ("command", "rays"),
+    [
+        (["/site/ray/core/src/ray/gcs/gcs_server", "--log_dir=/x"], True),
+        (["/home/ray/anaconda3/bin/python", "-u", "/site/ray/dashboard/agent.py"], True),
+        (["python", "-I", "-S", "/tmp/ray/session_1/agent_stand_in.py"], True),
+        (["ray::IDLE"], True),
+        (["/home/ray/anaconda3/bin/python", "-m", "http.server"], False),
+        (["/home/ray/anaconda3/bin/python", "/home/ray/site/ray/mine.py"], False),
+        (["tail", "-f", "/tmp/ray/session_1/logs/raylet.out"], False),
+    ],
+)
+def test_a_process_is_rays_by_its_program_or_script(
+    command: list[str], rays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.__file__", "/site/ray/__init__.py")
+    line = "\0".join([*command, ""]).encode()
+    monkeypatch.setattr(lean_ray, "children", lambda: {7: line, 8: line})
+    assert lean_ray._ray_children({8}) == ([7] if rays else [])
+
+
 def test_the_stand_in_for_an_actor_travels_to_workers() -> None:
     actor = pickle.loads(pickle.dumps(lean_ray._NobodyListens()))
     assert actor.update_actor_location.remote("actor", "node") is None

@@ -35,6 +35,10 @@ LAPTOP, GPU_NODE = Node(2, 0), Node(16, 4)
         ([Node(1, 0)], (2, 8), Place((2, 8), False, 28 / 64, 1, 2)),
         ([LAPTOP, GPU_NODE], None, Place((4, 4), True, 0.875, 4, 4)),
         ([LAPTOP, GPU_NODE], (2, 8), Place((2, 8), True, 0.875, 2, 4)),
+        # A head that has a GPU, and no CPUs to give.
+        ([Node(0, 1), *[Node(16, 1)] * 4], None, Place((4, 4), True, 0.875, 16, 1)),
+        ([Node(0, 1), LAPTOP], None, Place((2, 2), False, 0.875, 1, 2)),
+        ([Node(1, 2), Node(15, 2)], None, Place((4, 4), True, 28 / 64, 3, 2)),  # all find room
     ],
 )
 def test_places(nodes: list[Node], workers: WorkerCount | None, place: Place) -> None:

@@ -39,6 +39,9 @@ HEAD, LAPTOP, GPU_NODE = Node(4, 0), Node(2, 0), Node(16, 4)
         ([Node(32, 1, 22)], None, 100, PoolSize(1, 12, 100, 2, 0.9, 0.0833)),
         ([Node(16, 1, 79), Node(16, 1)], None, 100, PoolSize(1, 16, 100, 2, 0.9, 0.125)),
         ([Node(1, 2)], None, 100, PoolSize(1, 2, 100, 1, 0.45, 1.0)),
+        # A head that has a GPU, and no CPUs to give.
+        ([Node(0, 1), Node(16, 1)], None, 100, PoolSize(1, 8, 100, 2, 0.9, 0.125)),
+        ([Node(0, 1), LAPTOP], None, 100, PoolSize(1, 2, 100, 1, 0.9, 0.0)),
         # Few actors have a GPU each.
         ([Node(64, 8)], 8, 1000, PoolSize(1, 8, 8, 8, 0.9, 1.0)),
         ([Node(16, 1)] * 4, None, 8, PoolSize(1, 8, 8, 8, 0.9, 0.5)),
@@ -70,5 +73,8 @@ def test_gpus_that_an_autoscaler_may_bring_are_waited_for() -> None:
 
 @pytest.mark.parametrize("to_come", [[], [HEAD]])
 def test_cuda_is_refused_where_no_node_has_or_may_get_a_gpu(to_come: list[Node]) -> None:
-    with pytest.raises(FlagError, match=r"^--device cuda: Ray finds no GPU$"):
+    with pytest.raises(FlagError, match=r"^--device cuda: Ray finds no GPU$") as caught:
         pool_size([HEAD], None, "cuda", 100, to_come=to_come)
+    assert "min_workers: 1" in caught.value.hint  # no autoscaler of Ray's tells what it may start
+    with pytest.raises(FlagError, match=r"^--device cuda: Ray finds no GPU on a machine that has CPUs to give$"):
+        pool_size([Node(0, 1)], None, "cuda", 100, to_come=to_come)

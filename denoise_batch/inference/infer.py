@@ -25,7 +25,7 @@ from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.manifest import file_sidecar
 from denoise_batch.inference.merging import merge
-from denoise_batch.inference.pool_size import pool_size
+from denoise_batch.inference.pool_size import PoolSize, pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
 from denoise_batch.inference.run_folder import RunFolder, check_ours, open_run
@@ -135,7 +135,8 @@ class _Job:
         useful = min(len(self._pending()), most or WAVE)
         with connect(address=self.settings.address, data_workers=useful, verbose=self.verbose):
             folder = None if isinstance(self.run, StoreRun) else self.run.staging
-            check_seen_by_nodes(folder, self._local_paths())
+            size = self._pool_size()
+            check_seen_by_nodes(folder, self._local_paths(), size.cpus, size.gpus)
             while pending := self._pending():
                 fresh = [unit for unit in pending if unit not in self.assigned]
                 self._run_wave((fresh or pending)[:WAVE], ahead=bool(fresh))
@@ -215,14 +216,7 @@ class _Job:
             settings.compression,
             settings.extras,
         )
-        size = pool_size(
-            capacity.living_nodes(),
-            settings.workers,
-            settings.device,
-            len(run.plan),
-            gpu_share=settings.gpus_per_worker,
-            to_come=capacity.nodes_to_come(),
-        )
+        size = self._pool_size()
         device = settings.device if size.gpus else "cpu"
         bundle = self.request.bundle
         folder, batch = str(bundle.folder.absolute()), settings.batch_size
@@ -250,6 +244,11 @@ class _Job:
             for unit in charged:
                 reason = "its worker died without a word (killed, or out of memory)"
                 self._fail(Failure(unit, self.attempts.get(unit, 0) + 1, reason))
+
+    def _pool_size(self) -> PoolSize:
+        settings, units = self.settings, len(self.run.plan)
+        living, to_come, share = capacity.living_nodes(), capacity.nodes_to_come(), settings.gpus_per_worker
+        return pool_size(living, settings.workers, settings.device, units, gpu_share=share, to_come=to_come)
 
     def _assign(self, index: int) -> Assignment:
         plan, unit = self.run.plan, self.run.plan.unit(index)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from denoise_batch.capacity import Node, room, threads_for
+from denoise_batch.capacity import Node, gpu_nodes, no_gpu, room, threads_for
 from denoise_batch.errors import FlagError
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ def pool_size(
         to_come: a node of each kind that the autoscaler may add.
 
     Raises:
-        FlagError: `cuda` or a share of a GPU was asked for, and no node has a GPU or may get one.
+        FlagError: `cuda` or a share of a GPU was asked for, and no node has a GPU beside CPUs or may get one.
     """
     low, high = (1, workers or units) if not isinstance(workers, tuple) else workers
     most = max(1, min(high, units))
-    with_gpus = [node for node in nodes if node.gpus] or [node for node in to_come if node.gpus]
+    with_gpus = gpu_nodes(nodes) or gpu_nodes(to_come)
     if device == "cuda" and not with_gpus:
-        raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
+        raise no_gpu(nodes)
     if gpu_share is not None and (device == "cpu" or not with_gpus):
         raise FlagError("--gpus-per-worker: there is no GPU to share", hint="leave it out")
     if device != "cpu" and with_gpus:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from denoise_batch.capacity import Node, threads_for
+from denoise_batch.capacity import Node, gpu_nodes, no_gpu, threads_for
 from denoise_batch.control_groups import groups_of
 from denoise_batch.errors import FlagError
 from denoise_batch.training.recipes import Device
@@ -50,15 +50,15 @@ def choose_place(settings: TrainSettings, nodes: Sequence[Node], to_come: Sequen
     Raises:
         FlagError: it has not the GPUs that are asked for, and has no autoscaler that may bring some.
     """
-    gpus, coming = int(sum(node.gpus for node in nodes)), any(node.gpus for node in to_come)
-    gpu = settings.device is Device.CUDA or (settings.device is Device.AUTO and (gpus > 0 or coming))
-    nodes = [node for node in nodes if node.gpus or not gpu] or list(to_come) or [Node(1, 0)]
+    gpus, coming = int(sum(node.gpus for node in gpu_nodes(nodes))), gpu_nodes(to_come)
+    gpu = settings.device is Device.CUDA or (settings.device is Device.AUTO and (gpus > 0 or bool(coming)))
+    if gpu and not gpus and not coming:
+        raise no_gpu(nodes)
+    nodes = (gpu_nodes(nodes) or coming) if gpu else list(nodes) or list(to_come) or [Node(1, 0)]
     cores = max(1, int(sum(node.cpus for node in nodes)))
     # A core each: processes of one thread stand a busy machine better than threads that wait for each other.
     given = settings.workers or (max(1, gpus) if gpu else min(cores, _MOST_CPU_WORKERS))
     fewest, most = (given, given) if isinstance(given, int) else given
-    if gpu and not gpus and not coming:
-        raise FlagError("--device cuda: Ray finds no GPU", hint="give --device cpu or auto")
     if gpu and fewest > gpus and not coming:
         raise FlagError(
             f"--workers {fewest} on GPUs, but Ray sees {gpus}", hint="lower --workers, or give --device cpu"
@@ -67,7 +67,8 @@ def choose_place(settings: TrainSettings, nodes: Sequence[Node], to_come: Sequen
     # Whole requests that fill the machine would leave nothing to schedule anything else with, and Ray would wait
     # for ever: each worker asks for a little less than it uses. In sixty-fourths, which add up without rounding: Ray
     # Train divides by it to count how many find room.
-    cpus = 0.875 * min(1.0, cores / fewest) if threads == 1 or gpu else float(threads - 1)
+    share = min(node.cpus / node.gpus for node in nodes) if gpu else cores / fewest
+    cpus = 0.875 * min(1.0, share) if threads == 1 or gpu else float(threads - 1)
     cpus = max(1, int(cpus * 64)) / 64
     beside = max(node.room(cpus, 1.0 if gpu else 0.0) for node in nodes)
     return Place((fewest, most), gpu, cpus, threads, max(1, min(beside, most)))

@@ -126,8 +126,8 @@ def train(
             starting()
             try:
                 with connect(address=settings.address, training=True, verbose=settings.verbose):
-                    check_seen_by_nodes(folder, _data_paths(parquet))
                     place = choose_place(settings, capacity.living_nodes(), capacity.nodes_to_come())
+                    check_seen_by_nodes(folder, _data_paths(parquet), place.cpus, 1.0 if place.gpu else 0.0)
                     config = _loop_config(settings, recipe, folder, parquet, mnist, weights, place)
                     _fit(config, place, folder, progress, waiting)
             except (RequestError, JobFailed):

@@ -30,7 +30,7 @@ def test_a_node_that_went_is_no_reason(tmp_path: Path) -> None:
 
 
 def test_one_node_is_not_asked(tmp_path: Path) -> None:
-    shared_files.check_seen_by_nodes(tmp_path, [tmp_path / "absent"])
+    shared_files.check_seen_by_nodes(tmp_path, [tmp_path / "absent"], 0.9, 0.0)
 
 
 @pytest.mark.parametrize("folder_is_shared", [True, False])
@@ -52,7 +52,7 @@ def test_the_path_and_the_machine_are_named(
     monkeypatch.setattr(shared_files, "unseen_on_nodes", look)
     missing: Any = "/data/in.parquet" if folder_is_shared else tmp_path
     with pytest.raises(RequestError, match=rf"^{missing} is not seen by the cluster's machine 10\.0\.0\.7$"):
-        shared_files.check_seen_by_nodes(tmp_path, [missing])
+        shared_files.check_seen_by_nodes(tmp_path, [missing], 0.9, 0.0)
     assert list(tmp_path.iterdir()) == []
 
 
