@@ -7,7 +7,8 @@ They are too slow, or too restricted in what they may be used for, to stand in `
 under the seed's eight conditions: total variation on all of the test images that are asked for, non-local means and
 BM3D on the first so many, and the default model on the same ones. Non-local means and BM3D are told each image's true
 noise level, which no user knows; their other setting, and total variation's only one, is the best of a few on the first
-images of the training set, for each condition. Output is clipped to 0..1. Prints pooled PSNR in dB.
+images of the training set, for each condition. Output is clipped to 0..1. Prints pooled PSNR in dB, and what a filter
+or the model takes an image, without the drawing of noise.
 """
 
 from __future__ import annotations
@@ -95,18 +96,31 @@ def main() -> None:
     for (name, (one, grid)), count, tried in zip(FILTERS.items(), options.images, options.chosen_on, strict=True):
         if not count:
             continue
-        line, ours, seconds = [], [], 0.0
+        line, ours = [], []
         denoise: Denoise = functools.partial(one_by_one, one)
+        timed = [Timed(denoise), Timed(of_model)]
         for condition in conditions:
             scores = {setting: psnr(denoise, train[:tried], condition, setting, SETTINGS_SEED) for setting in grid}
             best = max(scores, key=scores.__getitem__)
-            begun = time.monotonic()
-            line.append(psnr(denoise, test[:count], condition, best))
-            seconds += time.monotonic() - begun
-            ours.append(psnr(of_model, test[:count], condition, 0))
-        cells = " | ".join(f"{found:.2f}" for found in line)
-        print(f"| {name} | {count:,} | {cells} | {1e3 * seconds / count / len(conditions):.1f} |", flush=True)
-        print(f"| the default model | {count:,} | " + " | ".join(f"{found:.2f}" for found in ours) + " | |", flush=True)
+            line.append(psnr(timed[0], test[:count], condition, best))
+            ours.append(psnr(timed[1], test[:count], condition, 0))
+        for what, found, taken in zip((name, "the default model"), (line, ours), timed, strict=True):
+            cells = " | ".join(f"{value:.2f}" for value in found)
+            print(f"| {what} | {count:,} | {cells} | {1e3 * taken.seconds / count / len(conditions):.2g} |", flush=True)
+
+
+class Timed:
+    """A `Denoise`, and the seconds that it has taken."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self._denoise = denoise
+        self.seconds = 0.0
+
+    def __call__(self, noisy: Images, levels: Images, setting: float) -> Images:
+        begun = time.monotonic()
+        made = self._denoise(noisy, levels, setting)
+        self.seconds += time.monotonic() - begun
+        return made
 
 
 def one_by_one(denoise: Filter, noisy: Images, levels: Images, setting: float) -> Images:

@@ -294,4 +294,6 @@ def _raylet(node: Any) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("drive", "nodes"):
+        sys.exit("usage: kill_runs.py drive JSON | nodes COUNT; other scripts start it, as kill_sweep.py does")
     sys.exit(drive(sys.argv[2]) if sys.argv[1] == "drive" else serve_nodes(int(sys.argv[2])))

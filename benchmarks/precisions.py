@@ -4,7 +4,7 @@
 
 The noise is `evaluate`'s, under all of its conditions. Prints the PSNR in dB with float32, and what the others lose
 against it; and of the expected PSNR that `infer --quality` writes, how far the others are from float32's on average.
-What this machine has no units for is left out.
+What this machine has no units for is left out: a dash.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from denoise_batch import bundle
 from denoise_batch.denoiser import Denoiser
@@ -32,10 +33,10 @@ def main() -> None:
     clean = load_mnist(find_mnist(options.mnist), Split.TEST)[0][: options.images].astype(np.float32) / np.float32(255)
     model = bundle.read_bundle(options.model)
     extras = ExtraColumns(quality=model.has_quality)
-    denoisers = {
-        precision.value: Denoiser(model, device="cpu", precision=precision)
-        for precision in (Precision.FLOAT32, Precision.BFLOAT16, Precision.AUTO)
-    }
+    cpu, others = torch.device("cpu"), (Precision.BFLOAT16, Precision.AUTO)
+    # Without units a Denoiser takes float32 in silence, and would lose nothing.
+    there = [one for one in others if one.bfloat16(cpu) or one.int8(cpu)]
+    denoisers = {one: Denoiser(model, device="cpu", precision=one) for one in (Precision.FLOAT32, *there)}
     print(f"{time.strftime('%Y-%m-%d')}; {len(clean):,} images")
     print(*(f"{name}: {denoiser.fingerprint}" for name, denoiser in denoisers.items()), sep="\n")
     print("\n| condition | float32, dB | bfloat16 loses | auto loses | expected PSNR: bfloat16 | auto |")
@@ -52,10 +53,11 @@ def main() -> None:
                 if told.psnr is not None:
                     expected = told.psnr if expected is None else expected
                     apart[name] += float(np.abs(told.psnr - expected).sum(dtype=np.float64))
-        exact, bfloat16, auto = (-10 * np.log10(value / clean.size) for value in error.values())
-        _, *distances = (value / len(clean) for value in apart.values())
-        cells = " | ".join(f"{value:.3f}" for value in (exact - bfloat16, exact - auto, *distances))
-        print(f"| {condition.key} | {exact:.2f} | {cells} |", flush=True)
+        psnr = {one: -10 * np.log10(value / clean.size) for one, value in error.items()}
+        exact = psnr[Precision.FLOAT32]
+        lost = [f"{exact - psnr[one]:.3f}" if one in there else "–" for one in others]
+        distances = [f"{apart[one] / len(clean):.3f}" if one in there else "–" for one in others]
+        print(f"| {condition.key} | {exact:.2f} | {' | '.join(lost + distances)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     given = read_bundle(options.folder)
+    if not given.has_quality:
+        parser.error(f"{options.folder}: its network, {given.architecture}, has no quality head")
     network = with_fresh_head(given)
     recipe = RECIPES["default"]
     noise = NoiseRecipe.from_json(recipe.noise_json())

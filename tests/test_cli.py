@@ -229,6 +229,12 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "--card", "--model", "model", "--noisy-column", "image"], r"--card and --noisy-column exclude"),
     (["train", "--init", "s3://bucket/model"], r"s3://bucket/model is not a local path"),
     (["evaluate", "--model", "model", "--noisy-column", "image"], r"--noisy-column image, but no --data"),
+    (["evaluate", "--model", "model", "--column", "image"], r"--column image, but no --data"),
+    (["evaluate", "--model", "model", "--polarity", "each"], r"--polarity each, but no --data"),
+    (["evaluate", "--model", "model", "--digit", "3"], r"--digit 3, but no --figures"),
+    (["evaluate", "--noisy-column", "x", "--digit", "3", "--figures", "OUT"], r"--digit 3, but --noisy-column"),
+    (["evaluate", "--model", "model", "--data", "good.parquet", "--mnist", "."], r"both --mnist and --data are given"),
+    (["train", "--polarity", "each", "--out", "OUT"], r"--polarity each, but no --data"),
     (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is no folder"),
     (
         ["evaluate", "--model", "model", "--data", "good.parquet", "--limit", "1", "--figures", "good.parquet/figures"],

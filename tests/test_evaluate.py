@@ -26,7 +26,7 @@ from denoise_batch.errors import ColumnError, FlagError, MissingFileError, Model
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images, trained_on
 from denoise_batch.evaluation.digit_reader import load_reader
-from denoise_batch.evaluation.evaluate import evaluate
+from denoise_batch.evaluation.evaluate import _scores, evaluate
 from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 from denoise_batch.evaluation.protocol import CONDITIONS, MIXTURE, degrade_images, drawn_levels
 from denoise_batch.evaluation.result import LINEAR, Evaluation
@@ -297,6 +297,44 @@ def test_intervals_hold_the_figures_and_shrink_with_more_images(evaluation: Eval
         narrower = few.row("mixture", "clamp").scores.intervals[name]
         assert high - low < narrower[1] - narrower[0]
     assert evaluation.row("i=0", "noisy").scores.intervals["pooled_psnr"] == (math.inf, math.inf)
+
+
+def test_of_one_image_the_interval_is_not_known(evaluation: Evaluation, model_folder: Path, tmp_path: Path) -> None:
+    scores = _scores(np.full((7, 1), 0.5))
+    one = replace(evaluation, images=1, rows=tuple(replace(row, scores=scores) for row in evaluation.rows))
+    lines = format_table(one).splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith("95% interval"))
+    assert lines[place + 5].split() == ["clamp", *["–"] * 8]
+    content = json.loads(json.dumps(one.to_json(), allow_nan=False))
+    assert content["conditions"][0]["methods"][-1]["intervals_95"]["pooled_psnr"] == [None, None]
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    note_evaluation(read_bundle(folder), one.of_model("clamp"))
+    card = (folder / "README.md").read_text()
+    rows = re.findall(r"^\| [a-z0-9=]+ \|.* \| – \| [-0-9.]+ \| [0-9.]+% \|$", card, re.MULTILINE)
+    assert len(rows) == len(CONDITIONS)
+
+
+@pytest.mark.parametrize(
+    ("count", "noted"),
+    [
+        (1, ["note: one image has no interval"]),
+        (29, ["note: intervals of fewer than 30 images are too narrow"]),
+        (30, []),
+    ],
+)
+def test_few_images_are_noted(
+    evaluation: Evaluation,
+    images: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    noted: list[str],
+) -> None:
+    monkeypatch.setattr("denoise_batch.evaluation.evaluate.evaluate", lambda *_, **__: evaluation)
+    data = _write(tmp_path / "a.parquet", clean=np.resize(images, (count, 28, 28)))
+    assert cli.run(["evaluate", "--model", "seed", "--data", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == noted
 
 
 def test_the_linear_estimate_stands_where_the_noise_is_known(images: np.ndarray) -> None:

@@ -72,6 +72,7 @@ def test_the_users_own_noise_leaves_no_copies() -> None:
         ({"learning_rate": 0.0}, "--lr"),
         ({"learning_rate": float("nan")}, "--lr"),
         ({"polarity": "black"}, "--polarity"),
+        ({"polarity": "each"}, "--polarity each, but no --data"),
         ({"column": "image"}, "--column"),
         ({"noisy_column": "noisy"}, "--noisy-column"),
         ({"data": "x", "mnist": Path("y")}, "MNIST and Parquet"),

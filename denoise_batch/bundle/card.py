@@ -239,10 +239,11 @@ def _evaluation(found: dict[str, Any]) -> str:
         noisy, best, psnr, low, high = (
             _decibels(value) for value in (row["noisy"], row["filter"], row["pooled_psnr"], *row["interval_95"])
         )
+        interval = f"{low} to {high}" if found["images"] > 1 else "–"  # unknown, which is no infinity
         linear = "–" if row.get("linear") is None else _decibels(row["linear"])
         lines.append(
             f"| {key} | {_CONDITIONS.get(key, '')} | {levels} | {noisy} | {best} | {linear} | {psnr} | "
-            f"{low} to {high} | {row['ssim']:.3f} | {row['accuracy']:.1%} |"
+            f"{interval} | {row['ssim']:.3f} | {row['accuracy']:.1%} |"
         )
         others = [value for value in (row["noisy"], row["filter"], row.get("linear")) if value is not None]
         # Of images without noise nothing is to be made.

@@ -94,6 +94,12 @@ def evaluate(
         raise FlagError(
             "--card and --noisy-column exclude each other", hint="a card has the figures of the published noise"
         )
+    if digit is not None and (figures is None or noisy_column is not None):
+        hint = (
+            "name the folder for the pictures" if figures is None else "leave it out: the pictures of pairs have none"
+        )
+        other = "no --figures" if figures is None else "--noisy-column"
+        raise FlagError(f"--digit {digit}, but {other}", hint=hint)
     if figures is not None:
         if os.path.lexists(figures) and not figures.is_dir():  # a link to nothing, too
             raise FlagError(f"--figures {figures} is no folder", hint="give a folder")
@@ -113,10 +119,11 @@ def evaluate(
         data, column, noisy_column=noisy_column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity)
     )
     prior = load_prior_images(mnist) if data is None else None
-    if digit is not None and figures is not None and clean.noisy is None and digit >= len(clean.images):
+    if digit is not None and digit >= len(clean.images):
         raise FlagError(
             f"--digit {digit}: there are {len(clean.images):,} images, from 0", hint="give a smaller number"
         )
+    from denoise_batch.evaluation.bootstrap import FEW_IMAGES
     from denoise_batch.evaluation.evaluate import evaluate as run
     from denoise_batch.evaluation.table import format_table
 
@@ -157,6 +164,9 @@ def evaluate(
         else:
             carded.append(bundle.folder / "README.md")
     notes = [*clean.notes, *filter(None, (trained_on(bundle, files) for bundle in bundles))]
+    if len(clean.images) < FEW_IMAGES:
+        few = f"intervals of fewer than {FEW_IMAGES} images are too narrow"
+        notes.append(f"note: {few if len(clean.images) > 1 else 'one image has no interval'}")
     content = {**evaluation.to_json(), "notes": notes, "figures": [str(path) for path in drawn]}
     lines = [
         *(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RESAMPLES: Final = 1000
 SEED: Final = 1979
+FEW_IMAGES: Final = 30
+"""Intervals of fewer images than that are too narrow: resamples of few vary less than other images would."""
 _AT_ONCE: Final = 50
 
 

@@ -72,12 +72,13 @@ def load_clean_images(
     Args:
         path: a Parquet file or dataset of clean images, `label` beside them where it is known what digits they are;
             None takes MNIST's test set.
-        column: the image column; else `clean` where there is one (`corrupt` writes it), else the one that is found.
+        column: the image column, only with a path; else `clean` where there is one (`corrupt` writes it), else the one
+            that is found.
         noisy_column: of the noisy images that go with them, if there are such; only with a path.
-        mnist_folder: of the IDX files, as `mnist.find_mnist` takes it.
+        mnist_folder: of the IDX files, as `mnist.find_mnist` takes it; only without a path.
         limit: images at most: the first ones of MNIST, a sample from all over a dataset. None takes all 10,000 of
             MNIST's, and as many of a dataset.
-        polarity: of the dataset's images.
+        polarity: of the dataset's images; only with a path.
         seed: of the sample.
         progress: told what is downloaded, and the share of it.
 
@@ -87,9 +88,15 @@ def load_clean_images(
     if limit is not None and limit < 1:
         raise FlagError(f"--limit {limit} leaves no image", hint="give a number above 0")
     if path is not None:
+        if mnist_folder is not None:
+            raise FlagError("both --mnist and --data are given", hint="give one of them")
         return _load_dataset(path, column, noisy_column, limit or _DATASET_IMAGES, polarity, seed)
     if noisy_column is not None:
         raise FlagError(f"--noisy-column {noisy_column}, but no --data", hint="name the dataset that has the pairs")
+    if column is not None:
+        raise FlagError(f"--column {column}, but no --data", hint="name the dataset that has the column")
+    if polarity is not Polarity.AUTO:
+        raise FlagError(f"--polarity {polarity}, but no --data", hint="leave it out: MNIST's is known")
     from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
 
     def downloaded(done: int, total: int) -> None:
@@ -114,7 +121,7 @@ def _load_dataset(
     labelled = [_LABEL] if dataset.has_numbers(_LABEL) else []
     sample = sample_rows(dataset, columns, limit, seed=seed, numbers=labelled)
     good = np.logical_and.reduce(sample.good)
-    pixels = [part[good][:limit] for part in sample.pixels]
+    pixels = [part[good] for part in sample.pixels]
     if len(pixels[0]) == 0:
         where = " and ".join(repr(each.name) for each in columns)
         raise RequestError(
@@ -126,13 +133,13 @@ def _load_dataset(
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
     upright = [to_model_input(part, polarity).reshape(-1, 28, 28) for part in pixels]
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
-    if len(sample) < dataset.rows or np.count_nonzero(good) > limit:  # what is read may be a few rows more
+    if len(sample) < dataset.rows:
         description += ", a sample"
     if polarity is Polarity.EACH:
         description += ", each image's own polarity"
     notes = [*dataset.notes, *notes]
     labels: npt.NDArray[np.uint8] | None = None
-    if labelled and np.isin(numbers := sample.numbers[_LABEL][good][:limit], np.arange(10)).all():
+    if labelled and np.isin(numbers := sample.numbers[_LABEL][good], np.arange(10)).all():
         labels = numbers.astype(np.uint8)
     elif _LABEL in dataset.schema.names:
         notes.append(f"note: column {_LABEL!r} is not used: it does not hold a digit, 0 to 9, for each image")

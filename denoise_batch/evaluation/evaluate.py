@@ -249,6 +249,8 @@ def _per_image(
 def _scores(per_image: npt.NDArray[np.float64]) -> Scores:
     found = _figures(per_image.mean(axis=1, keepdims=True))
     resampled = _figures(bootstrap.resampled_means(per_image))
+    if per_image.shape[1] < 2:  # how far other images lie from it, one alone does not tell
+        resampled = dict.fromkeys(resampled, np.zeros(0))
     return Scores(
         **{name: float(value[0]) for name, value in found.items()},
         intervals={name: bootstrap.interval(values) for name, values in resampled.items()},

@@ -41,7 +41,7 @@ class Scores:
         excess_cross_entropy: nats a pixel above the clean images' own entropy.
         accuracy: share of the images that a classifier of clean digits reads right (`digit_reader`); of images without
             labels, the share that it reads as it reads the clean ones.
-        intervals: 95% interval of each of them over other images of the kind; see `bootstrap`.
+        intervals: 95% interval of each of them over other images of the kind, NaN of a single one; see `bootstrap`.
     """
 
     pooled_psnr: float

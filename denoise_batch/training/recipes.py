@@ -200,7 +200,7 @@ class TrainSettings:
         mnist: the folder of MNIST's IDX files; None looks for it, and downloads it.
         column: the column of clean images; None finds it.
         noisy_column: the column of the same images with the user's own noise; None draws all noise.
-        polarity: of Parquet data, a value of `images.Polarity`.
+        polarity: of Parquet data, a value of `images.Polarity`; without data only `auto`.
         init: a model folder, or the name of a model that ships, whose weights the training starts from, of the recipe's
             network, with a tenth of the recipe's learning rate unless one is given; None starts afresh.
         max_images: train on the first so many images only (validation images among them).
@@ -289,6 +289,8 @@ class TrainSettings:
             for flag, value in (("--column", self.column), ("--noisy-column", self.noisy_column)):
                 if value is not None:
                     raise FlagError(f"{flag} {value} names a column of no data", hint="give the Parquet data as well")
+            if self.polarity != "auto":
+                raise FlagError(f"--polarity {self.polarity}, but no --data", hint="leave it out: MNIST's is known")
         elif self.mnist is not None:
             raise FlagError("both MNIST and Parquet data are given", hint="give one of them")
         if self.noisy_column is None:
