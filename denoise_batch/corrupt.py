@@ -30,8 +30,10 @@ from denoise_batch.errors import (
     ran_out,
 )
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
+from denoise_batch.inference.output_schema import with_notes
 from denoise_batch.inference.pages import check_pages
 from denoise_batch.inference.plan import make_plan
+from denoise_batch.inference.type_changes import widen
 from denoise_batch.input_file import check_int96, open_parquet, read_batches
 from denoise_batch.listing import list_inputs
 from denoise_batch.output_file import OutputFile
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from denoise_batch.images.buffers import Pixels
-    from denoise_batch.inference.plan import Plan
+    from denoise_batch.inference.plan import Plan, PlannedFile
     from denoise_batch.noise import NoiseRecipe
     from denoise_batch.output_file import Written
 
@@ -223,8 +225,8 @@ def _output_schema(plan: Plan, settings: CorruptSettings) -> pa.Schema:
         else:
             fields.append(field)
     fields += [pa.field(SIGMA, pa.float32()), pa.field(NOISE, pa.float32())]
-    # Hugging Face's metadata list the columns with their types, and would be wrong about the new ones.
-    metadata = {key: value for key, value in (plan.schema.metadata or {}).items() if key != b"huggingface"}
+    origins = {name: name for name in others} | {CLEAN: plan.column.name}
+    metadata = with_notes(pa.schema(fields, plan.schema.metadata), origins).metadata or {}
     metadata[b"denoise_batch"] = json.dumps(
         {"command": "corrupt", "seed": settings.seed, "sigma": settings.sigma, "noise": settings.half_range}
     ).encode()
@@ -237,7 +239,7 @@ def _tables(plan: Plan) -> Iterator[pa.Table]:
     rows = 0
     for file in plan.files:
         found = 0
-        for batch in _batches(file.path):
+        for batch in _batches(file):
             found += len(batch)
             waiting.append(batch)
             rows += len(batch)
@@ -255,15 +257,17 @@ def _tables(plan: Plan) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _batches(path: str) -> Iterator[pa.RecordBatch]:
+def _batches(file: PlannedFile) -> Iterator[pa.RecordBatch]:
     """A file's rows, once its page headers and its timestamps of 96 bits have been looked at; errors name the file."""
+    path = file.path
     try:
         with open_parquet(path) as parquet:
             groups = range(parquet.num_row_groups)
             check_pages(path, parquet.metadata, groups)
             check_int96(path, parquet, groups)
+            schema = file.widened(parquet.schema_arrow).remove_metadata()
             for batch in read_batches(parquet, BLOCK):
-                yield batch.replace_schema_metadata(None)
+                yield widen(batch, schema)
     except Interrupted:  # a signal may come here as anywhere
         raise
     except DenoiseBatchError as error:

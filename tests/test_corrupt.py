@@ -148,12 +148,47 @@ def test_what_was_done_stands_in_the_metadata(tmp_path: Path, digits: Any, write
 def test_other_metadata_and_nested_columns_survive(tmp_path: Path, digits: Any, write_images: Any) -> None:
     extra = pa.array([{"a.b": [index, None], "c": None} for index in range(300)])
     source = write_images(tmp_path / "in.parquet", digits[0], nested=extra)
-    before = pq.read_table(source).replace_schema_metadata({"mine": "kept", "huggingface": "{}"})
+    before = pq.read_table(source).replace_schema_metadata({"mine": "kept"})
     pq.write_table(before, source)
     table = run(source, tmp_path / "out.parquet")
     assert table["nested"].equals(before["nested"])
     assert table.schema.metadata[b"mine"] == b"kept"
-    assert b"huggingface" not in table.schema.metadata
+
+
+@pytest.mark.parametrize("column", ["image", "scan"])
+def test_notes_of_the_columns_follow_them(column: str, tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "in.parquet", digits[0], column=column, label=pa.array(digits[1]))
+    label, image = {"names": ["no", "yes"], "_type": "ClassLabel"}, {"mode": "L", "_type": "Image"}
+    features = {column: image, "label": label, "gone": {"dtype": "int8", "_type": "Value"}}
+    spark = [{"name": name, "type": kind} for name, kind in ((column, "binary"), ("label", "short"))]
+    entries = [{"name": name, "field_name": name, "pandas_type": "x"} for name in (column, "label")]
+    notes = {
+        "huggingface": {"info": {"features": features}},
+        "pandas": {"index_columns": [], "column_indexes": [], "columns": entries},
+        "org.apache.spark.sql.parquet.row.metadata": {"type": "struct", "fields": spark},
+    }
+    before = pq.read_table(source)
+    pq.write_table(before.replace_schema_metadata({key: json.dumps(note) for key, note in notes.items()}), source)
+    table = run(source, tmp_path / "out.parquet")
+    found = {key: json.loads(table.schema.metadata[key.encode()]) for key in notes}
+    number = {"dtype": "float32", "_type": "Value"}
+    kept = {"clean": image, "label": label, "sigma": number, "noise": number}
+    assert found["huggingface"] == {"info": {"features": kept}}
+    listed = (found["pandas"]["columns"], found["org.apache.spark.sql.parquet.row.metadata"]["fields"])
+    for columns in listed:
+        assert [entry["name"] for entry in columns] == table.column_names
+    assert listed[0][1] == {"name": "clean", "field_name": "clean", "pandas_type": "x"}
+    assert listed[1][1] == {"name": "clean", "type": "binary"}
+
+
+def test_files_that_differ_in_arrows_types_alone(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    words = ["a", None, "b"] * 100
+    (tmp_path / "in").mkdir()
+    for name, kind in (("a", pa.string()), ("b", pa.large_string())):
+        write_images(tmp_path / "in" / f"{name}.parquet", digits[0], word=pa.array(words, kind))
+    table = run(tmp_path / "in", tmp_path / "out.parquet")
+    assert table.schema.field("word").type == pa.large_string()
+    assert table["word"].to_pylist() == words * 2
 
 
 def test_no_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:

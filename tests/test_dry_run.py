@@ -68,6 +68,20 @@ def test_it_says_what_would_be_done_and_writes_nothing(tmp_path: Path, source: P
 
 
 @pytest.mark.usefixtures("footers_read_here")
+def test_partition_folders_are_named(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
+    whole = dry_run(settings)
+    assert whole.partition_keys == ()
+    assert not any(line.startswith("partition") for line in whole.lines())
+    for name in ("a", "b"):
+        (source / "year=2024" / f"m={name}").mkdir(parents=True)
+        (source / f"{name}.parquet").rename(source / "year=2024" / f"m={name}" / "0.parquet")
+    found = dry_run(settings)
+    assert found.to_json()["partition_keys"] == ("year", "m")
+    assert "partition folders, made again: year=…, m=…" in found.lines()
+
+
+@pytest.mark.usefixtures("footers_read_here")
 def test_an_unfinished_run_is_seen_and_left_as_it_is(tmp_path: Path, source: Path, model_folder: Path) -> None:
     settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
     request = look_at(settings)

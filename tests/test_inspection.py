@@ -7,16 +7,20 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.corrupt import CorruptSettings, corrupt
 from denoise_batch.errors import MissingFileError, ModelError, ParquetError
+from denoise_batch.images import Polarity
 from denoise_batch.inference.manifest import vouching
+from denoise_batch.inference.plan import make_plan
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.parquet import has_page_checksum
 from denoise_batch.inspection.result import Kind
+from denoise_batch.listing import list_inputs
 from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
@@ -126,6 +130,31 @@ def test_a_folder_with_a_foreign_file_and_a_damaged_one(tmp_path: Path, digits: 
     assert "c.parquet" in problems
     assert "d.parquet: it is empty (0 bytes)" in problems
     assert "e.parquet: its columns differ" in problems
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_files_that_differ_in_arrows_types_alone(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    source = write_images(tmp_path / "a.parquet", digits[0], "variable binary")
+    table = pq.read_table(source)
+    pq.write_table(table.cast(pa.schema([pa.field("image", pa.large_binary())])), tmp_path / "b.parquet")
+    found = inspect(str(tmp_path), verify=True)
+    assert found.problems == ()
+    assert found.facts["columns"] == {"image": "large_binary"}
+    assert found.facts["image_column"]["sampled"]["rows"] == 128
+    assert found.facts["bad_rows"] == {}
+
+
+def test_a_type_that_pyarrow_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"n": pl.Series([1], dtype=pl.Int128)}).write_parquet(path)
+    with pytest.raises(ParquetError) as caught:
+        inspect(str(path))
+    assert caught.value.message.startswith(f"{path}: PyArrow cannot read its schema: ")
+    assert "64 bits" in caught.value.message
+    assert "as another type" in caught.value.hint
+    with pytest.raises(ParquetError) as caught:
+        make_plan(list_inputs([str(path)]).files, None, Polarity.AUTO, "denoised")
+    assert "as another type" in caught.value.hint
 
 
 @pytest.mark.usefixtures("footers_read_here")

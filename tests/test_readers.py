@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -76,7 +77,7 @@ def output(tmp_path_factory: pytest.TempPathFactory, denoise_file: DenoiseFile) 
             metadata.pop(b"huggingface")
         pq.write_table(table.replace_schema_metadata(metadata), root / "in.parquet", row_group_size=10)
         folder, work = root / "OUT", root / "work"
-        (folder / "_denoise_batch").mkdir(parents=True)
+        (folder / "_denoise_batch" / "quarantine").mkdir(parents=True)
         work.mkdir()
         done = denoise_file(root / "in.parquet", work, lambda pixels: 1 - pixels, unit_rows=10)
         join_row_groups([Part(file, file_digest(file)) for file in done.files], root / "out.parquet")
@@ -85,7 +86,11 @@ def output(tmp_path_factory: pytest.TempPathFactory, denoise_file: DenoiseFile) 
         pq.write_table(
             pa.table({"file": ["in"], "row": [3], "reason": ["null"]}), folder / "_denoise_batch/bad_rows.parquet"
         )
+        pq.write_table(
+            pq.read_table(root / "in.parquet").slice(3, 1), folder / "_denoise_batch/quarantine/part-00000.parquet"
+        )
         (folder / "_denoise_batch/manifest.json").write_text("{}")
+        (folder / "_denoise_batch/report.json").write_text("{}")
         (folder / "_SUCCESS").write_text("x\n")
         made[kind] = folder, root / "out.parquet"
         return made[kind]
@@ -132,6 +137,30 @@ def test_pandas(kind: str, shape: str, output: Any) -> None:
     _check({name: frame[name].tolist() for name in frame.columns}, expected)
 
 
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (pd.Index([0, 1], name="n"), ["0", "1", "denoised"]),
+        (pd.MultiIndex.from_tuples([("a", "image"), ("b", "x")]), [("a", "image"), ("b", "x"), ("denoised", "")]),
+        (pd.MultiIndex.from_tuples([("a", 1), ("b", 2)]), ["('a', '1')", "('b', '2')", "denoised"]),
+        (pd.to_datetime(["2020-01-01", "2021-01-01"]), ["2020-01-01 00:00:00", "2021-01-01 00:00:00", "denoised"]),
+    ],
+)
+def test_pandas_with_names_of_columns_that_are_no_text(
+    names: Any, read: list[Any], tmp_path: Path, denoise_file: DenoiseFile
+) -> None:
+    index = pd.Index([f"k{i}" for i in range(ROWS)], name="key")
+    frame = pd.DataFrame({"image": _column("binary").to_pylist(), "x": range(ROWS)}, index=index)
+    frame.columns = names
+    frame.to_parquet(tmp_path / "in.parquet")
+    (file,) = denoise_file(tmp_path / "in.parquet", tmp_path, lambda pixels: 1 - pixels).files
+    found = pd.read_parquet(file)
+    assert found.columns.tolist() == read
+    assert found.columns.names == (names.names if isinstance(read[0], tuple) else names.names[:1])
+    pd.testing.assert_index_equal(found.index, index)
+    assert found[read[1]].tolist() == list(range(ROWS))
+
+
 @pytest.mark.parametrize(("kind", "shape"), KINDS_AND_SHAPES)
 def test_polars(kind: str, shape: str, output: Any) -> None:
     folder, file = output(kind)
@@ -150,6 +179,22 @@ def test_duckdb(kind: str, shape: str, output: Any) -> None:
         names = [column[0] for column in result.description]
         columns = list(zip(*result.fetchall(), strict=True))
     _check(dict(zip(names, columns, strict=True)), _expected(file))
+
+
+@pytest.mark.parametrize("folders", ["k=1", "k=1/m=2"])
+def test_a_glob_that_takes_partition_folders_alone(folders: str, output: Any, tmp_path: Path) -> None:
+    shutil.copytree(output("binary")[0], tmp_path / "OUT")
+    (tmp_path / "OUT" / folders).mkdir(parents=True)
+    for part in (tmp_path / "OUT").glob("*.parquet"):
+        part.rename(tmp_path / "OUT" / folders / part.name)
+    path = str(tmp_path / "OUT" / "*=*" / "**" / "*.parquet")
+    keys = [folder.partition("=")[0] for folder in folders.split("/")]
+    frame = pl.read_parquet(path, hive_partitioning=True)
+    assert (len(frame), frame.columns[-len(keys) :]) == (ROWS, keys)
+    with duckdb.connect() as connection:
+        result = connection.execute("select * from read_parquet(?)", [path])
+        assert [column[0] for column in result.description][-len(keys) :] == keys
+        assert len(result.fetchall()) == ROWS
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +225,8 @@ def test_hugging_face_datasets(
     if kind == "encoded":
         assert isinstance(data.features["image"], datasets.Image)
         assert data.features["label"].names == ["even", "odd"]
-        data = data.cast_column("image", datasets.Image(decode=False))
+        assert isinstance(data.features["denoised"], datasets.Image)
+        for name in ("image", "denoised"):
+            data = data.cast_column(name, datasets.Image(decode=False))
     rows = list(data)
     _check({name: [row[name] for row in rows] for name in data.column_names}, expected)

@@ -217,6 +217,19 @@ def test_a_file_that_lacks_the_column_is_named(folder: Path, tmp_path: Path) -> 
         _sample(open_dataset(str(tmp_path)), 10_000)
 
 
+def test_files_may_have_any_flavour_of_the_type(tmp_path: Path) -> None:
+    for name, type_ in (("a", pa.binary()), ("b", pa.large_binary()), ("c", pa.binary_view())):
+        table = _numbered(1000 * ord(name), 100)
+        image = pa.array(table["image"].to_pylist(), type_)
+        pq.write_table(table.set_column(1, "image", image), tmp_path / f"{name}.parquet")
+    dataset = open_dataset(str(tmp_path))
+    sample = _sample(dataset, 1000)
+    assert _numbers(sample).tolist() == [1000 * start + row for start in b"abc" for row in range(100)]
+    column = find_image_column(dataset.schema, None, dataset.first_rows)
+    found = rows_at(dataset, [column], np.array([2, 1]), np.array([7, 5]))
+    assert _numbers(found).tolist() == [99_007, 98_005]
+
+
 def test_a_file_whose_column_has_another_type_is_named(folder: Path, tmp_path: Path) -> None:
     """Its bytes would pass for pixels of the first file's kind."""
     (tmp_path / "a.parquet").write_bytes((folder / "part-0.parquet").read_bytes())

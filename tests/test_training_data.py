@@ -244,6 +244,22 @@ def test_files_of_different_schemas(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_files_of_different_flavours_of_a_type(tmp_path: Path) -> None:
+    rows = digits(40)
+    whole = [image.tobytes() for image in rows]
+    lists = {"list": pa.list_(pa.uint8()), "large": pa.large_list(pa.uint8())}
+    flavours = {"bytes": pa.binary(), "large": pa.large_binary(), "view": pa.binary_view()}
+    for place, (name, type_) in enumerate(flavours.items()):
+        image = pa.array(whole[place * 10 : place * 10 + 10], type_)
+        clean = pa.array(rows[place * 10 : place * 10 + 10].tolist(), lists["large" if place else "list"])
+        pq.write_table(pa.table({"clean": clean, "scan": image}), tmp_path / f"{place}-{name}.parquet")
+    images = opened(tmp_path, noisy_column="scan")
+    clean, noisy = load_rows(images, images.pieces)
+    assert numbers(clean) == list(range(30))
+    assert noisy is not None
+    assert numbers(noisy) == list(range(30))
+
+
 def test_a_missing_column(tmp_path: Path) -> None:
     with pytest.raises(ColumnError):
         opened(write(tmp_path), column="picture")

@@ -18,6 +18,7 @@ from denoise_batch.errors import ParquetError
 from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, joined, to_model_input
 from denoise_batch.images.buffers import storage_of
 from denoise_batch.inference import footers
+from denoise_batch.inference.type_changes import as_type
 from denoise_batch.input_file import open_parquet
 from denoise_batch.listing import list_inputs, skipped_lines
 
@@ -168,7 +169,7 @@ def sample_rows(
     parts: list[Sample] = []
     for file, group, start, runs in _runs(dataset, count, np.random.default_rng(seed)):
         for row, batch in _read(dataset.files[file], group, runs, names):
-            decoded = [decode(batch.column(i), column) for i, column in enumerate(columns)]
+            decoded = [decode(as_type(batch.column(i), column.type), column) for i, column in enumerate(columns)]
             rows = np.arange(start + row, start + row + batch.num_rows)
             parts.append(
                 Sample(
@@ -258,7 +259,9 @@ def rows_at(
                     here = np.flatnonzero((within >= begin) & (within < begin + batch.num_rows))
                     for place, column in enumerate(columns):
                         # pyarrow cannot take from views: of what they stand for it can.
-                        taken = storage_of(batch.column(place)).take(pa.array(within[here] - begin))
+                        taken = storage_of(as_type(batch.column(place), column.type)).take(
+                            pa.array(within[here] - begin)
+                        )
                         decoded = decode(taken, column)
                         pixels[place][wanted[here]] = to_model_input(decoded.pixels, Polarity.LIGHT_ON_DARK)
                         good[place][wanted[here]] = decoded.bad == 0

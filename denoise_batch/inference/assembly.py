@@ -156,7 +156,7 @@ def _move(run: RunFolder, name: str, target: Path) -> None:
 def _write_empty(run: Run, column: ImageColumn, path: Path, compression: str) -> Written:
     publishing.remove(path)
     extras = ExtraColumns.from_json(run.identity).fields(column.name)
-    schema = output_schema(run.plan.schema, column.field, *extras)
+    schema = output_schema(run.plan.schema, column.field, *extras, image=run.plan.column.name)
     with OutputFile(path, schema, (run.plan.column, column), compression=compression) as file:
         return file.finish()
 

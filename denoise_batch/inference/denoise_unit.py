@@ -27,6 +27,7 @@ from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import BadReason, Polarity, dark_on_light, decode, encode, turned
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
+from denoise_batch.inference.type_changes import widen
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
 from denoise_batch.input_file import open_parquet
 from denoise_batch.listing import stat_input
@@ -186,12 +187,14 @@ def _denoise(
     bad_codes: list[int] = []
     target = Path(options.staging, assignment.name)
     with open_parquet(assignment.file.path) as source:
-        schema = output_schema(source.schema_arrow, options.output.field, *options.extras.fields(options.output.name))
+        added = (options.output.field, *options.extras.fields(options.output.name))
+        given = assignment.file.widened(source.schema_arrow)
+        schema = output_schema(given, *added, image=options.column.name)
         rows = chunk_rows(assignment.file.row_bytes)
         images = (options.column, options.output)
         with (
             OutputFile(target, schema, images, compression=options.compression) as file,
-            _Quarantine(target, source.schema_arrow, options) as quarantine,
+            _Quarantine(target, given, options) as quarantine,
             ThreadPoolExecutor(1) as pool,  # left first, so that nothing writes any more when the file is given up
         ):
 
@@ -201,7 +204,10 @@ def _denoise(
 
             writing: deque[Future[None]] = deque()
             done = light = poor = 0
-            for batch in prefetched(read_unit(source, unit, rows, assignment.file.path), clock, "read"):
+            batches = read_unit(source, unit, rows, assignment.file.path)
+            if assignment.file.schema:
+                batches = (widen(batch, given) for batch in batches)
+            for batch in prefetched(batches, clock, "read"):
                 columns, codes, light_here, poor_here = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
                 light, poor = light + light_here, poor + poor_here

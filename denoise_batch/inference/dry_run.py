@@ -67,6 +67,7 @@ class DryRun:
 
     Attributes:
         columns: the input's, with their types.
+        partition_keys: of the input's hive folders (`year` of `year=2024`), which are made again in the output.
         skipped_files: files in the input's folders that are left out because of their names.
         skipped: the first of them.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
@@ -91,6 +92,7 @@ class DryRun:
     rows: int
     units: int
     columns: dict[str, str]
+    partition_keys: tuple[str, ...]
     types_changed: tuple[str, ...]
     image_column: dict[str, str]
     polarity: str
@@ -107,6 +109,7 @@ class DryRun:
 
     def lines(self) -> list[str]:
         image, added = self.image_column, self.output_column
+        keys = [f"{key}=…" for key in self.partition_keys]
         shown = [
             f"would write {self.output}: one file" if self.single_file else f"would write {self.output}: a folder",
             f"model {self.model} ({self.architecture})",
@@ -117,6 +120,7 @@ class DryRun:
         shown += [
             "columns:",
             *(f"  {name}: {kind}" for name, kind in self.columns.items()),
+            *([f"partition folders, made again: {', '.join(keys)}"] if keys else []),
             *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
             + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
@@ -184,6 +188,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         rows=plan.rows,
         units=len(plan),
         columns={field.name: str(field.type) for field in plan.schema},
+        partition_keys=() if request.single else _partition_keys(plan),
         types_changed=plan.changes,
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
@@ -195,6 +200,11 @@ def dry_run(settings: InferSettings) -> DryRun:
         estimate=estimate,
         sample_failed=failed,
     )
+
+
+def _partition_keys(plan: Plan) -> tuple[str, ...]:
+    parts = (part for file in plan.files for part in file.folder.split("/") if part)
+    return tuple(dict.fromkeys(part.partition("=")[0] for part in parts))
 
 
 def _would_stop(settings: InferSettings, sample: Estimate) -> str:

@@ -36,6 +36,11 @@ MEMORY = 4 << 30
 """Bytes of address space that a child may take: a damaged file can ask for any number. A third is taken at rest."""
 
 _REMOTE_PROCESSES = 16
+UNSUPPORTED = "PyArrow cannot read its schema"
+"""What is said of a file that may be whole, but has a type that PyArrow does not know."""
+
+OTHER_TYPE = "write the column that PyArrow does not know as another type (integers of 128 bits as decimals, say)"
+
 _MEASURED_ROWS = 4
 _SAMPLE_BYTES = 8 << 20
 _ENCRYPTED = "it is encrypted"
@@ -47,7 +52,7 @@ def spread_over(count: int, most: int) -> list[int]:
 
 
 def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: pa.DataType) -> None:
-    """Refuses files of which a column is missing, or not of a type that it has in one of them.
+    """Refuses files of which a column is missing, or of a type that has no `common_type` with the one given.
 
     Raises:
         ColumnError: there is one.
@@ -55,6 +60,7 @@ def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: 
     import pyarrow as pa
 
     from denoise_batch.errors import ColumnError
+    from denoise_batch.inference.type_changes import common_type
     from denoise_batch.redaction import redact
 
     types: list[pa.DataType | None] = []
@@ -62,7 +68,7 @@ def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: 
         schema = pa.ipc.read_schema(pa.py_buffer(footer.schema))
         place = schema.get_field_index(name)
         types.append(None if place < 0 else schema.field(place).type)
-    fits = [other is not None and other == type_ for other in types]
+    fits = [other is not None and common_type(type_, other) is not None for other in types]
     if not all(fits):
         odd = fits.index(False)
         like = fits.index(True) if any(fits) else 0  # the first file may be an empty one of another type
@@ -244,7 +250,11 @@ def _last_words(log: IO[bytes]) -> str:
 def _read_footer(path: str) -> dict[str, Any]:
     from denoise_batch.inference.type_changes import type_changes
 
-    with _open(path) as file:
+    try:
+        file = _open(path)
+    except NotImplementedError as error:
+        return {"error": f"{UNSUPPORTED}: {_first_line(error)}"}
+    with file:
         metadata = file.metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         rows = [group.num_rows for group in groups]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from denoise_batch.images import (
 )
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
 from denoise_batch.inference import footers
+from denoise_batch.inference.type_changes import common_schema, common_type, widen, widened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +87,7 @@ class PlannedFile:
 
     Attributes:
         row_bytes: the most bytes that a row takes, by the footer and the first rows.
+        schema: what its rows are widened to, serialised, in base64 (`Plan.schema`); "" where they are so already.
     """
 
     path: str
@@ -94,6 +96,11 @@ class PlannedFile:
     mtime_ns: int
     rows: int
     row_bytes: int
+    schema: str = ""
+
+    def widened(self, schema: pa.Schema) -> pa.Schema:
+        """The file's schema as its rows are read in."""
+        return widened(schema, _parsed(self.schema)) if self.schema else schema
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Plan:
 
     Attributes:
         units: structured array of `Unit`'s fields but the index, int64.
-        schema: the files' common Arrow schema; each file keeps metadata of its own.
+        schema: the files' common Arrow schema (`type_changes.common_schema`); each file keeps metadata of its own.
         changes: columns whose Parquet type Arrow cannot carry, and what they become.
         column: the image column.
         polarity: what was asked for or found; never `auto`.
@@ -131,9 +138,11 @@ class Plan:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         publishing.write_file(folder / "units.parquet", sink.getvalue().to_pybytes())
+        *own, _ = PlannedFile.__slots__
         content = {
-            "files": [[getattr(file, name) for name in PlannedFile.__slots__] for file in self.files],
-            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "files": [[getattr(file, name) for name in own] for file in self.files],
+            "widened": [index for index, file in enumerate(self.files) if file.schema],
+            "schema": _text(self.schema),
             "column": self.column.name,
             "layout": self.column.layout.value,
             "polarity": self.polarity.value,
@@ -144,20 +153,34 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> Plan:
         content = json.loads((folder / "plan.json").read_bytes())
-        files = tuple(PlannedFile(*fields) for fields in content["files"])
+        files = [PlannedFile(*fields) for fields in content["files"]]
+        for index in content.get("widened", ()):
+            files[index] = replace(files[index], schema=content["schema"])
         for file in files:
             if not storage.stays_inside(file.folder, folders=True):
                 raise ValueError(f"plan.json names the folder {file.folder!r}")
         table = pq.read_table(folder / "units.parquet")
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["schema"])))
+        schema = _parsed(content["schema"])
         return cls(
-            files,
+            tuple(files),
             {field: table[field].to_numpy() for field in _UNIT_FIELDS},
             schema,
             image_column(schema.field(content["column"]), Layout(content["layout"])),
             Polarity(content["polarity"]),
             tuple(content["changes"]),
         )
+
+
+def _text(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def _footer_schema(footer: Footer) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(footer.schema))
+
+
+def _parsed(schema: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
 
 
 def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity, *added: str) -> Plan:
@@ -174,13 +197,24 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     read, schema = _check_files(files, found)
     _check_columns(schema, files, column, added)
     found_samples = _sample(files, read, image_candidates(schema, column))
-    samples = [sample.table for sample in found_samples]
+    samples = [widen(sample.table, widened(sample.table.schema, schema)) for sample in found_samples]
     image = find_image_column(schema, column, joined(samples))
     # Footers count bytes as they are encoded: a long text that many rows share weighs next to nothing there.
     measured = max((sample.row_bytes for sample in found_samples), default=0)
+    common = _text(schema)
+    kinds = {footer.schema: footer for footer in read}
+    wide = {kind: common for kind, footer in kinds.items() if not _footer_schema(footer).equals(schema)}
     return Plan(
         tuple(
-            PlannedFile(file.path, file.folder, file.size, file.mtime_ns, footer.rows, max(footer.row_bytes, measured))
+            PlannedFile(
+                file.path,
+                file.folder,
+                file.size,
+                file.mtime_ns,
+                footer.rows,
+                max(footer.row_bytes, measured),
+                wide.get(footer.schema, ""),
+            )
             for file, footer in zip(files, read, strict=True)
         ),
         _cut(read, _MOST_PIECES if image.layout in (Layout.BINARY, Layout.ENCODED) else _FEW_PIECES),
@@ -201,7 +235,7 @@ def _check_files(
         if isinstance(footer, footers.Unreadable)
     ]
     readable = [(file, footer) for file, footer in zip(files, found, strict=True) if isinstance(footer, footers.Footer)]
-    schema, odd = _common_schema(readable)
+    schema, like, odd = _common_schema(readable)
     faults = []
     if bad:
         count = "1 file is" if len(bad) == 1 else f"{len(bad)} of {len(files)} files are"
@@ -209,10 +243,10 @@ def _check_files(
     if odd:
         # Of all files, not of the readable ones: the same number as above.
         count = f"{len(odd)} of {len(files)} files {'differs' if len(odd) == 1 else 'differ'}"
-        like = next(file for file, footer in readable if pa.ipc.read_schema(pa.py_buffer(footer.schema)).equals(schema))
-        faults.append(f"{count} in the columns from {storage.redact(like.path)}: {_named(odd)}")
+        faults.append(f"{count} in the columns from {like}: {_named(odd)}")
     if faults:
         hints = ["repair them, or take them out of the input"] if bad else []
+        hints += [footers.OTHER_TYPE] if any(footers.UNSUPPORTED in fault for fault in bad) else []
         hints += ["run files of one schema at a time, or rewrite the others"] if odd else []
         raise ParquetError(". ".join(faults), hint="; ".join(hints))
     assert schema is not None
@@ -224,24 +258,31 @@ def _named(faults: Sequence[str]) -> str:
     return "; ".join(faults[:_NAMED_AT_MOST]) + more
 
 
-def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Schema | None, list[str]]:
-    """The schema that most files have, and the files that have another one."""
+def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Schema | None, str, list[str]]:
+    """The schema that has the rows of most files, the first of these, and the files that differ from it, each how."""
     known: dict[bytes, int] = {}  # index of the schema in `kinds`
     kinds: list[pa.Schema] = []
     for _, footer in readable:
-        if footer.schema not in known:
-            schema = pa.ipc.read_schema(pa.py_buffer(footer.schema))
-            known[footer.schema] = next((i for i, kind in enumerate(kinds) if kind.equals(schema)), len(kinds))
-            kinds += [schema] if known[footer.schema] == len(kinds) else []
+        if footer.schema in known:
+            continue
+        schema = _footer_schema(footer)
+        for place, kind in enumerate(kinds):
+            common = common_schema(kind, schema)
+            if common is not None:
+                kinds[place] = common
+                break
+        else:
+            place = len(kinds)
+            kinds.append(schema)
+        known[footer.schema] = place
     if not kinds:
-        return None, []
-    common = Counter(known[footer.schema] for _, footer in readable).most_common(1)[0][0]
-    odd = [
-        f"{storage.redact(file.path)} ({_difference(kinds[common], kinds[known[footer.schema]])})"
-        for file, footer in readable
-        if known[footer.schema] != common
-    ]
-    return kinds[common], odd
+        return None, "", []
+    most = Counter(known[footer.schema] for _, footer in readable).most_common(1)[0][0]
+    like = next(storage.redact(file.path) for file, footer in readable if known[footer.schema] == most)
+    found = {footer.schema: footer for _, footer in readable if known[footer.schema] != most}
+    said = {kind: _difference(kinds[most], _footer_schema(footer)) for kind, footer in found.items()}
+    odd = [f"{storage.redact(file.path)} ({said[footer.schema]})" for file, footer in readable if footer.schema in said]
+    return kinds[most], like, odd
 
 
 def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | None, added: Sequence[str]) -> None:
@@ -277,11 +318,9 @@ def _difference(first: pa.Schema, other: pa.Schema) -> str:
     if extra:
         return f"column {extra[0]!r} is extra"
     for name in ours:
-        here, there = first.field(name), other.field(name)
-        if not here.equals(there):
-            if here.type.equals(there.type):
-                return f"column {name!r} is nullable in one and not in the other"
-            return f"column {name!r} is {there.type}, not {here.type}"
+        here, there = first.field(name).type, other.field(name).type
+        if common_type(here, there) is None:
+            return f"column {name!r} is {there}, not {here}"
     return "its columns stand in another order"
 
 

@@ -1,4 +1,9 @@
-"""Parquet types that Arrow does not carry: which of a file's columns come out as another type."""
+"""Where types of Parquet and of Arrow are not one to one.
+
+Parquet types that Arrow does not carry: which of a file's columns come out as another type (`type_changes`). And Arrow
+types that Parquet does not tell apart, which writers choose among as they like: pandas 2 `string`, pandas 3 and Polars
+`large_string`. Files that differ in no more than these have a `common_schema`, which holds the rows of all.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +40,82 @@ def type_changes(file: pq.ParquetFile) -> list[str]:
     kept = [kind for _, kind in groups[1]]
     found += [f"column {path!r}: {kind} becomes a struct" for path, kind in groups[0] if kind not in kept]
     return list(dict.fromkeys(found))
+
+
+_ALIKE = (
+    (pa.large_string(), pa.string(), pa.string_view()),
+    (pa.large_binary(), pa.binary(), pa.binary_view()),
+)
+"""Types of the same values, first the one that has room for any number of bytes."""
+
+
+def common_schema(first: pa.Schema, other: pa.Schema) -> pa.Schema | None:
+    """The schema that has the rows of both unchanged, `first` itself where it does; None: they differ in more.
+
+    The types are those with the larger offsets; nullable wins. Metadata are those of `first`.
+    """
+    if first.equals(other):
+        return first
+    if first.names != other.names:
+        return None
+    fields: list[pa.Field] = []
+    for ours, theirs in zip(first, other, strict=True):
+        field = _common_field(ours, theirs)
+        if field is None:
+            return None
+        fields.append(field)
+    return pa.schema(fields, first.metadata)
+
+
+def widened(schema: pa.Schema, common: pa.Schema) -> pa.Schema:
+    """A file's schema, or some columns of it, with the types of a `common_schema` and with metadata of its own."""
+    fields = []
+    for field in schema:
+        target = common.field(field.name)
+        kept = field if field.type.equals(target.type) else field.with_type(target.type)
+        fields.append(kept.with_nullable(target.nullable))
+    return pa.schema(fields, schema.metadata)
+
+
+def widen(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.RecordBatch | pa.Table:
+    """The same rows in a schema that `widened` made; columns whose type it has already are not copied."""
+    arrays = [as_type(column, field.type) for column, field in zip(rows.columns, schema, strict=True)]
+    return type(rows).from_arrays(arrays, schema=schema)
+
+
+def as_type(array: pa.Array | pa.ChunkedArray, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """The same values as a type that has a `common_type` with their own; not copied where it is that type."""
+    return array if array.type.equals(type_) else array.cast(type_)
+
+
+def _common_field(ours: pa.Field, theirs: pa.Field) -> pa.Field | None:
+    type_ = common_type(ours.type, theirs.type)
+    if type_ is None:
+        return None
+    kept = ours if type_.equals(ours.type) else ours.with_type(type_)
+    return kept.with_nullable(ours.nullable or theirs.nullable)
+
+
+def common_type(ours: pa.DataType, theirs: pa.DataType) -> pa.DataType | None:
+    """The type that has the values of both unchanged; None: there is none that Parquet does not tell apart."""
+    if ours.equals(theirs):
+        return ours
+    for alike in _ALIKE:
+        if ours in alike and theirs in alike:
+            return alike[0]
+    if pa.types.is_dictionary(ours) and pa.types.is_dictionary(theirs):
+        values = common_type(ours.value_type, theirs.value_type)
+        same = ours.index_type.equals(theirs.index_type) and ours.ordered == theirs.ordered
+        return pa.dictionary(ours.index_type, values, ours.ordered) if same and values is not None else None
+    if pa.types.is_struct(ours) and pa.types.is_struct(theirs):
+        inner = common_schema(pa.schema(list(ours)), pa.schema(list(theirs)))
+        return None if inner is None else pa.struct(list(inner))
+    both = (ours, theirs)
+    if all(pa.types.is_list(type_) or pa.types.is_large_list(type_) for type_ in both):
+        child = _common_field(ours.value_field, theirs.value_field)
+        make = pa.large_list if any(map(pa.types.is_large_list, both)) else pa.list_
+        return None if child is None else make(child)
+    return None
 
 
 def _annotated_groups(schema: str) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     from denoise_batch.bundle import is_in_training
     from denoise_batch.inference import footers
     from denoise_batch.inference.run_folder import work_folder
+    from denoise_batch.inference.type_changes import common_schema
 
     try:
         listing = list_inputs((path,))
@@ -55,11 +56,15 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
         (file, footer) for file, footer in zip(listing.files, found, strict=True) if isinstance(footer, footers.Footer)
     ]
     if not readable:
+        if footers.UNSUPPORTED in problems[0]:
+            raise ParquetError(problems[0], hint=footers.OTHER_TYPE)
         raise ParquetError(f"not Parquet: {problems[0]}", hint="give a Parquet file, or a folder of them")
     first_file, first_footer = readable[0]
     schema = pa.ipc.read_schema(pa.py_buffer(first_footer.schema))
     for file, footer in readable[1:]:
-        if not pa.ipc.read_schema(pa.py_buffer(footer.schema)).equals(schema):
+        common = common_schema(schema, pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+        schema = common or schema
+        if common is None:
             problems.append(f"{storage.redact(file.path)}: its columns differ from those of the first file")
     groups = [rows for _, footer in readable for rows in footer.row_groups]
     rows = sum(groups)
@@ -95,6 +100,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
 
     from denoise_batch.images import PIXELS, dark_on_light, decode, find_image_column, find_polarity, joined
     from denoise_batch.inference import footers
+    from denoise_batch.inference.type_changes import common_schema, widen, widened
 
     places = [
         (file.path, group, tuple(schema.names))
@@ -104,9 +110,11 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     ]
     chosen = footers.spread_over(len(places), _SAMPLED_GROUPS)
     samples = [
-        sample.table
+        widen(sample.table, widened(sample.table.schema, schema))
         for sample in footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS)
-        if isinstance(sample, footers.Sample) and len(sample.table) and sample.table.schema.equals(schema)
+        if isinstance(sample, footers.Sample)
+        and len(sample.table)
+        and common_schema(schema, sample.table.schema) is not None
     ]
     try:
         image = find_image_column(schema, None, joined(samples))
@@ -194,6 +202,7 @@ def _read_all(
     """Reads a file to its end; adds bad rows by reason to `bad`, and what fails to `problems`. Yields rows read."""
     from denoise_batch.images import decode
     from denoise_batch.inference.pages import check_pages
+    from denoise_batch.inference.type_changes import as_type
     from denoise_batch.input_file import open_parquet, read_batches
 
     read = 0
@@ -203,7 +212,7 @@ def _read_all(
             for batch in read_batches(parquet, 8192):
                 read += len(batch)
                 if image is not None:
-                    decoded = decode(batch.column(image.name), image)
+                    decoded = decode(as_type(batch.column(image.name), image.type), image)
                     bad.update({reason.value: count for reason, count in decoded.counts().items()})
                 yield read
     except Exception as error:  # a damaged file can raise anything

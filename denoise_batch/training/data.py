@@ -31,6 +31,7 @@ from denoise_batch.images import (
     unpaired,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
+from denoise_batch.inference.type_changes import as_type
 from denoise_batch.listing import list_inputs, skipped_lines, stat_input
 
 if TYPE_CHECKING:
@@ -189,7 +190,10 @@ def _look(
 ) -> tuple[Polarity, list[str]]:
     """The polarity and what is odd, of samples (one table for each of the `sources`, files by name) of the columns."""
     names = [column.name for column in columns]
-    parts = [{column.name: decode(sample.column(column.name), column) for column in columns} for sample in samples]
+    parts = [
+        {column.name: decode(as_type(sample.column(column.name), column.type), column) for column in columns}
+        for sample in samples
+    ]
     bad_in = {name: np.concatenate([part[name].bad != 0 for part in parts]) for name in names}
     bad = np.logical_or.reduce(list(bad_in.values()))
     if bad.all():
@@ -304,8 +308,8 @@ def read_rows(
 
 
 def _decoded(images: ParquetImages, batch: pa.RecordBatch) -> tuple[Images, Images | None]:
-    clean = decode(batch.column(0), images.clean)
-    noisy = None if images.noisy is None else decode(batch.column(1), images.noisy)
+    clean = decode(as_type(batch.column(0), images.clean.type), images.clean)
+    noisy = None if images.noisy is None else decode(as_type(batch.column(1), images.noisy.type), images.noisy)
     good = clean.bad == 0 if noisy is None else (clean.bad == 0) & (noisy.bad == 0)
     upright = _upright(clean.pixels[good], images.polarity)
     if upright.dtype != np.uint8:
