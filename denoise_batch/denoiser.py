@@ -8,6 +8,8 @@ shown = denoiser.denoise(pixels, Polarity.LIGHT_ON_DARK, "uint8").pixels    # a 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,8 @@ from denoise_batch.errors import FlagError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
 from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
-from denoise_batch.images import Polarity, from_model_output, to_model_input
+from denoise_batch.images import FAR_OUTSIDE, Polarity, from_model_output, to_model_input
+from denoise_batch.images.buffers import peaks_of
 from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.precision import Precision
 
@@ -39,20 +42,24 @@ Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Denoiser:
-    """A loaded model.
+    """A loaded model. Several threads may use it; on a GPU one waits for the other.
+
+    A process that is forked off another hangs in its first pass if that one has made a pass with several threads: make
+    the model after the fork.
 
     Args:
         bundle: the model folder.
         device: `auto` (a GPU where there is one), `cpu` or `cuda`.
         threads: CPU threads, no more than it may run at once; None leaves torch's own choice.
-        batch: images a forward pass; None takes one that suits the device. On a GPU it is halved, and stays so,
-            when memory runs out.
+        batch: images a forward pass, 1 at least; None takes one that suits the device. On a GPU it is halved, and
+            stays so, when memory runs out.
         precision: of the arithmetic, in networks that are made for less than float32.
 
     Raises:
         FlagError: `cuda` was asked for and there is none.
         ModelError: the weights do not fit.
         ResourceExhausted: the GPU has no memory for them.
+        ValueError: the batch is below 1.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Denoiser:
         batch: int | None = None,
         precision: Precision = Precision.AUTO,
     ) -> None:
+        if batch is not None and batch < 1:
+            raise ValueError(f"a batch of {batch} images; at least 1")
         if threads is not None:
             torch.set_num_threads(threads_here(threads))
         if device == "cuda" and not torch.cuda.is_available():
@@ -82,6 +91,7 @@ class Denoiser:
         on_cpu = INTEGER_BATCH if self.model.computes_in_integers else CPU_BATCH
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else on_cpu)
         self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
+        self._gpu = threading.Lock()  # a pass's buffers are one thread's at a time
 
     @property
     def fingerprint(self) -> str:
@@ -94,9 +104,10 @@ class Denoiser:
         return f"{name}; {how}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
 
     def __call__(self, noisy: Pixels) -> Pixels:
-        """Denoises (n, 784) float32 pixels, 0 = background, 1 = ink, unclipped; gives (n, 784) float32 in 0..1.
+        """Denoises (n, 784) pixels, 0 = background, 1 = ink, not clipped, or uint8 0..255; gives float32 in 0..1.
 
         Raises:
+            ValueError: another shape, other integers, or floats that as a whole are no 0..1.
             ResourceExhausted: the GPU has no memory for a single image.
         """
         return self.run(noisy).pixels
@@ -107,8 +118,10 @@ class Denoiser:
         The model must have it (`ExtraColumns.check`).
 
         Raises:
-            ResourceExhausted: the GPU has no memory for a single image.
+            ValueError, ResourceExhausted: as a call does.
         """
+        if noisy.dtype.kind == "f" and noisy.size and np.median(peaks_of(noisy.reshape(len(noisy), -1))) > FAR_OUTSIDE:
+            raise ValueError(f"values up to {noisy.max():.6g}: floats are 0..1, uint8 is 0..255")
         made = self._run(noisy, Polarity.LIGHT_ON_DARK, "float32", extras)
         made.pop(FINITE)
         return Denoised(**made)
@@ -119,7 +132,7 @@ class Denoiser:
         """Denoises pixels as they stand in a column. Bind `extras`, and it is a `forward.Forward`.
 
         Raises:
-            ValueError: the polarity is AUTO or EACH.
+            ValueError: the polarity is AUTO or EACH; another shape or type than decoded pixels have.
             DenoiseBatchError: the model gave a pixel that is not a number.
             ResourceExhausted: the GPU has no memory for a single image.
         """
@@ -144,12 +157,20 @@ class Denoiser:
     ) -> dict[str, NDArray[Any]]:
         """`Denoised`'s fields and FINITE, in as many passes as it takes."""
         count, start = len(pixels), 0
+        if pixels.size != count * 784 or (pixels.dtype != np.uint8 and pixels.dtype.kind != "f"):
+            raise ValueError(f"images are (n, 784) floats or uint8, not {pixels.shape} {pixels.dtype}")
+        pixels = pixels.reshape(count, 784)
+        if pixels.dtype != np.uint8:
+            with np.errstate(over="ignore"):  # infinite then, and so is what comes of it
+                pixels = pixels.astype(np.float32, copy=False)
         if not count:
             pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
         made: dict[str, NDArray[Any]] = {}
-        with torch.inference_mode():
+        on_gpu = self.device.type == "cuda"
+        alone = self._gpu if on_gpu else contextlib.nullcontext()
+        # What a caller has set for arithmetic of its own would change pixels.
+        with alone, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             while start < len(pixels):
-                on_gpu = self.device.type == "cuda"
                 part = pixels[start:] if on_gpu else pixels[start : start + self.batch]
                 try:
                     if on_gpu:

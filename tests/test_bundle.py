@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import nn
 
 from denoise_batch import bundle as bundle_module
 from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, find_bundle, read_bundle, save_bundle
@@ -248,6 +249,16 @@ def test_integers_that_are_none_are_refused(tmp_path: Path) -> None:
     network.inlet.integers = network.inlet.integers.float()  # type: ignore[union-attr, operator, assignment]
     save_bundle(tmp_path / "m", network, BundleCard("bounds-unet", network.parameters_json))
     with pytest.raises(ModelError, match=r"'inlet\.integers' as \(2, 16, 3, 3\) of int8"):
+        read_bundle(tmp_path / "m").load()
+
+
+def test_weights_that_are_no_floats_are_refused(tmp_path: Path) -> None:
+    network = build("seed")
+    name, weight = next(iter(network.named_parameters()))
+    owner, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(owner), attribute, nn.Parameter(weight.round().int(), requires_grad=False))
+    save_bundle(tmp_path / "m", network, BundleCard("seed"))
+    with pytest.raises(ModelError, match=rf"{name}' as .*, the weights have it as .* of I32"):
         read_bundle(tmp_path / "m").load()
 
 

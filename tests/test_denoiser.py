@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from denoise_batch import models
-from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, read_bundle, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
 from denoise_batch.images import Polarity
@@ -20,7 +20,7 @@ from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.models.fused_layers import FUSED_BFLOAT16
-from denoise_batch.models.int8 import INT8
+from denoise_batch.models.int8 import INT8, sums_exactly
 from denoise_batch.models.network import DenoisingNetwork
 from denoise_batch.precision import Precision
 
@@ -206,3 +206,44 @@ def test_precision_is_asked_of_the_device_and_said_in_the_fingerprint(
             assert how == [*["bfloat16"] * bfloat16, "float32", *["int8"] * int8]
             largest = np.abs(made - exact).max()
             assert 0.0 < largest < 0.03 if int8 or bfloat16 else largest == 0.0
+
+
+@pytest.mark.parametrize("shape", [(5, 28, 28, 3), (2, 1568), (4, 392), (784,), ()])
+def test_arrays_of_other_shapes_are_refused(model_folder: Path, shape: tuple[int, ...]) -> None:
+    denoiser, small = small_denoiser(model_folder, 8, 8)
+    with pytest.raises((ValueError, TypeError)):
+        denoiser(np.zeros(shape, np.float32))
+    assert small.seen == []
+    assert denoiser(np.zeros((3, 28, 28), np.float32)).shape == (3, 784)
+
+
+def test_numbers_that_are_no_pixels_are_refused(model_folder: Path) -> None:
+    denoiser, _ = small_denoiser(model_folder, 8, 8)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 784), np.uint8)
+    made = denoiser(pixels)
+    for type_ in (np.int16, np.int64, np.bool_):
+        with pytest.raises(ValueError, match="floats or uint8, not"):
+            denoiser(pixels.astype(type_))
+    with pytest.raises(ValueError, match=r"values up to 255: floats are 0\.\.1"):
+        denoiser(pixels.astype(np.float32))
+    for float_ in (np.float64, ">f4"):
+        assert np.array_equal(denoiser(pixels.astype(float_) / 255), denoiser(pixels.astype(np.float32) / 255))
+    np.testing.assert_allclose(made, pixels / 255 / 2, atol=1e-6)
+    with pytest.raises(ValueError, match="a batch of 0"):
+        small_denoiser(model_folder, 8, 0)
+
+
+@pytest.mark.parametrize("name", ["bounds-unet", "seed"])
+@pytest.mark.parametrize("precision", [Precision.AUTO, Precision.FLOAT32])
+def test_what_a_caller_has_set_for_its_own_arithmetic_changes_nothing(name: str, precision: Precision) -> None:
+    noisy = np.random.default_rng(0).uniform(-0.5, 1.5, (4, 784)).astype(np.float32)
+    bundle = read_bundle(SHIPPED_FOLDER.parent / name)
+    expected = Denoiser(bundle, device="cpu", precision=precision)(noisy)
+    try:
+        torch.set_default_dtype(torch.float64)
+        sums_exactly.cache_clear()
+        assert np.array_equal(Denoiser(bundle, device="cpu", precision=precision)(noisy), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(Denoiser(bundle, device="cpu", precision=precision)(noisy), expected)

@@ -20,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from denoise_batch.digits import draw_digits
 from denoise_batch.errors import ColumnError, FlagError
+from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
 from denoise_batch.images import (
     BadReason,
     ImageColumn,
@@ -795,6 +797,28 @@ def test_floats_from_0_to_255_are_refused_as_a_whole() -> None:
         with pytest.raises(ColumnError, match=f"values up to 255, but {dtype} is taken as 0..1") as caught:
             check_float_range(pa.chunked_array([array.slice(0, 4), array.slice(4)]), column)
         assert "255" in caught.value.hint
+
+
+@pytest.mark.parametrize("scale", ["standardised", "-1..1", "0..4"])
+def test_floats_of_another_scale_are_refused_as_a_whole(scale: str) -> None:
+    ink = draw_digits(40, seed=1)[0].reshape(-1, 784).astype(np.float32) / 255
+    scaled = {"standardised": (ink - 0.1307) / 0.3081, "-1..1": 2 * ink - 1, "0..4": 4 * ink}[scale]
+    scaled += np.random.default_rng(0).normal(0, 0.05, scaled.shape).astype(np.float32)
+    column = output_column(None, "image", Layout.LIST, "float32")
+    with pytest.raises(
+        ColumnError, match=r"most images reach from .* half of their pixels are below .* taken as 0\.\.1"
+    ):
+        check_float_range(encode(scaled, None, column), column)
+
+
+@pytest.mark.parametrize("key", [condition.key for condition in CONDITIONS])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_noise_is_taken_for_another_scale(key: str, dark: bool) -> None:
+    condition = next(condition for condition in CONDITIONS if condition.key == key)
+    ink = draw_digits(200, seed=2)[0].reshape(-1, 28, 28).astype(np.float32) / np.float32(255)
+    noisy = degrade_images(ink, condition, seed=3).reshape(-1, 784)
+    column = output_column(None, "image", Layout.LIST, "float32")
+    check_float_range(encode(1 - noisy if dark else noisy, None, column), column)
 
 
 def test_noise_and_single_far_rows_pass() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from denoise_batch.digits import draw_digits
-from denoise_batch.images import Layout, decode, encode, image_column
+from denoise_batch.images import BadReason, Layout, decode, encode, image_column
 from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image
 from denoise_batch.images.png import decode_plain_pngs, encode_pngs
 
@@ -163,6 +163,45 @@ def test_no_flipped_bit_becomes_a_good_row() -> None:
         found = decode(pa.array([row.tobytes() for row in flipped], pa.binary()), column)
         same = (found.pixels == image.reshape(-1)).all(axis=1)
         assert not np.any(~same & (found.bad == 0))
+
+
+def test_pixels_that_are_missing_are_no_black_ones(digits: Any) -> None:
+    """Checksums that fit say nothing of what was lost before they were made, and pillow fills up with black."""
+    column = image_column(pa.field("image", pa.binary()), Layout.ENCODED)
+    lines = filtered(digits[0][0].reshape(28, 28), [0] * 28)
+    stream = zlib.compress(lines)
+    step = len(stream) // 4 + 1
+    quarters = [chunk(b"IDAT", stream[at : at + step]) for at in range(0, len(stream), step)]
+    begins, ends = png(lines)[:33], png(lines)[-12:]
+    whole = begins + b"".join(quarters) + ends
+    broken = [begins + b"".join(quarters[:lost] + quarters[lost + 1 :]) + ends for lost in range(4)]
+    broken += [begins + chunk(b"IDAT", data) + ends for data in (stream[:-4] + b"\0\0\0\0", b"garbage", b"")]
+    broken += [begins + chunk(b"IDAT", zlib.compress(lines[: 29 * 14])) + ends]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = chunk(b"eXIf", exif.tobytes()[6:])
+    broken += [image[:33] + turned + image[33:] for image in broken]
+    found = decode(pa.array([whole, *broken]), column)
+    assert found.bad[0] == 0
+    assert set(found.bad[1:].tolist()) == {BadReason.UNDECODABLE.code}
+    # The seven passes of an interlaced image have lines of their own, some of them none.
+    interlaced = png(bytes(837), head=struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 1))
+    cut = png(bytes(836), head=struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 1))
+    assert decode(pa.array([interlaced, cut]), column).bad.tolist() == [0, BadReason.UNDECODABLE.code]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_grey_that_is_transparent_is_white(depth: int) -> None:
+    levels = np.random.default_rng(depth).integers(0, 2**depth, (28, 28))
+    clear = int(levels[3, 4])
+    bits = np.unpackbits(levels.astype(">u2").view(np.uint8).reshape(28, 28, 2), axis=2)[:, :, 16 - depth :]
+    packed = np.packbits(bits.reshape(28, -1), axis=1)
+    lines = np.hstack([np.zeros((28, 1), np.uint8), packed]).tobytes()
+    head = struct.pack(">IIBBBBB", 28, 28, depth, 0, 0, 0, 0)
+    image = png(lines, head=head, between=chunk(b"tRNS", struct.pack(">H", clear)))
+    found = decode(pa.array([image]), image_column(pa.field("image", pa.binary()), Layout.ENCODED))
+    shown = np.where(levels == clear, 255, np.rint(levels * 255 / (2**depth - 1)))
+    assert np.array_equal(found.pixels[0], shown.reshape(-1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

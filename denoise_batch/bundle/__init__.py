@@ -31,7 +31,16 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import __version__, publishing
 from denoise_batch.bundle.card import model_card
-from denoise_batch.bundle.files import MAX_JSON, MAX_WEIGHTS, RETRAIN, member, parse_json, read_file, read_tensors
+from denoise_batch.bundle.files import (
+    MAX_JSON,
+    MAX_WEIGHTS,
+    RETRAIN,
+    described,
+    member,
+    parse_json,
+    read_file,
+    read_tensors,
+)
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, draw_curves, history_csv
 from denoise_batch.errors import ModelError, OutputError, first_line
 from denoise_batch.redaction import redact, redact_all
@@ -140,8 +149,9 @@ class Bundle:
         self._check_sizes()
         with torch.device("meta"):  # shapes alone: no memory, whatever sizes model.json asks for
             made = self._build(models).state_dict()
-        expected = {name: _described(tuple(value.shape), value.dtype == torch.int8) for name, value in made.items()}
-        found = {name: _described(shape, dtype == "I8") for name, (dtype, shape) in self.tensors.items()}
+        types = {name: "I8" if value.dtype == torch.int8 else "F32" for name, value in made.items()}
+        expected = {name: described(tuple(value.shape), types[name]) for name, value in made.items()}
+        found = {name: described(shape, dtype) for name, (dtype, shape) in self.tensors.items()}
         if found != expected:
             name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
             raise ModelError(
@@ -149,7 +159,7 @@ class Bundle:
                 f"the weights have it as {found.get(name, 'nothing')}",
                 hint=RETRAIN,
             )
-        network = self._build(models)
+        network = self._build(models).float()  # whatever PyTorch's default is in this process
         try:
             network.load_state_dict(load(content), strict=True)
         except (SafetensorError, RuntimeError, KeyError) as error:
@@ -384,11 +394,6 @@ def read_bundle(folder: Path) -> Bundle:
         metrics=member(model, "metrics", dict, path),
         model=model,
     )
-
-
-def _described(shape: tuple[int, ...], integers: bool) -> str:
-    """A tensor as errors name it. Float types are turned into each other; integers must be such."""
-    return f"{shape} of int8" if integers else f"{shape}"
 
 
 def _check_version(model: dict[str, Any], path: Path) -> None:

@@ -26,6 +26,8 @@ _MAX_DIMENSIONS = 8
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 def read_file(path: Path, limit: int) -> bytes:
     """A regular file's bytes; a link is followed, since caches of models are made of links.
@@ -142,3 +144,8 @@ def _whole_numbers(values: object, most: int) -> bool:
     if not isinstance(values, list) or len(values) > most:
         return False
     return all(type(value) is int and 0 <= value < 2**40 for value in values)
+
+
+def described(shape: tuple[int, ...], dtype: str) -> str:
+    """A tensor as errors name it, its type as safetensors do. Float types are turned into each other, no others are."""
+    return f"{shape}" if dtype in _FLOATS else f"{shape} of {'int8' if dtype == 'I8' else dtype}"

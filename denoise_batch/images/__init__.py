@@ -195,29 +195,43 @@ def find_clean_columns(
     return [find_image_column(rest, clean, sample), *beside]
 
 
+_OFF = 0.2
+"""How far an image's middle pixel may lie outside of 0..1: its background's, around which noise lies evenly."""
+
+
 def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -> None:
-    """Refuse a float column whose values as a whole look like 0..255 instead of 0..1.
+    """Refuse a float column whose values as a whole are of another convention than 0..1, as 0..255 or around 0.
 
     A few rows beyond FAR_OUTSIDE are bad rows, which `decode` reports; most of them beyond it are another convention.
+    So is a background far from 0 and 1, which noise leaves where it is, and ink that goes further beyond 1 than
+    twice as far as the noise goes below 0 (and a quarter): both are what subtracting a mean and dividing by a deviation
+    makes. The model would take the background for noise, and the digits away with it.
 
     Args:
         sample: some of the column's rows.
         column: the image column.
 
     Raises:
-        ColumnError: more than half of the sample's images reach beyond FAR_OUTSIDE.
+        ColumnError: more than half of the sample's images are so.
     """
     if column.dtype == "uint8":
         return
-    peaks = np.zeros(0, np.float32)
-    for part in chunks_of(sample):
-        pixels, bad = structure(part, column)
-        peaks = np.append(peaks, peaks_of(pixels[bad == 0]))
-    peaks = peaks[np.isfinite(peaks)]  # what is not finite is bad by itself
+    parts = [structure(part, column) for part in chunks_of(sample)]
+    pixels = np.concatenate([np.zeros((0, PIXELS), np.float32), *(found[bad == 0] for found, bad in parts)])
+    peaks = peaks_of(pixels)
+    pixels, peaks = pixels[np.isfinite(peaks)], peaks[np.isfinite(peaks)]  # what is not finite is bad by itself
     if len(peaks) and np.median(peaks) > FAR_OUTSIDE:
         raise ColumnError(
             f"column {column.name!r}: values up to {peaks.max():.6g}, but {column.dtype} is taken as 0..1",
             hint="divide the values by 255, or write them as uint8",
+        )
+    low, high, middle = pixels.min(axis=1), pixels.max(axis=1), np.median(pixels, axis=1)
+    off = (np.abs(middle - 0.5) > 0.5 + _OFF) | (high - 1.0 > 2.0 * np.maximum(-low, 0.0) + 0.25)
+    if np.count_nonzero(off) > len(off) / 2:
+        raise ColumnError(
+            f"column {column.name!r}: most images reach from {np.median(low):.3g} to {np.median(high):.3g}, half of "
+            f"their pixels are below {np.median(middle):.3g}; {column.dtype} is taken as 0..1",
+            hint="undo what scaled them (values × deviation + mean): 0 is black, 1 white, and noise may go beyond",
         )
 
 

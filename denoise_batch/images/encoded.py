@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from denoise_batch.images.layouts import PIXELS, SIDE
-from denoise_batch.images.png import SIGNATURE
+from denoise_batch.images.png import SIGNATURE, has_all_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,10 +57,18 @@ def decode_image(data: pa.Buffer | bytes) -> NDArray[np.uint8]:
             if image.format == "PNG":
                 image.verify()  # of pixels pillow does not look at the checksums; it opens a file for this alone
                 image = Image.open(io.BytesIO(data), formats=("PNG",))
+                if not has_all_lines(data):
+                    raise UndecodableImage("pixels are missing")
+            image.load()  # here: a damaged stream of pixels is said once, and `getexif` would be the first to meet it
             if _orientation(image) != 1:
                 image = ImageOps.exif_transpose(image)
+            clear = image.info.get("transparency")  # of grey images: the one grey that is
             if image.mode.startswith("I"):  # 16 bits; pillow's own conversion cuts off at 255
-                return np.rint(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8)
+                grey = np.asarray(image)
+                shown = np.rint(grey / 257.0).clip(0, 255).astype(np.uint8)
+                return np.where(grey == clear, np.uint8(255), shown) if isinstance(clear, int) else shown
+            if image.mode == "L" and isinstance(clear, int):  # pillow scales the pixels of 2 and 4 bits, and not this
+                return np.where(np.asarray(image) == clear * _greys(data), np.uint8(255), np.asarray(image))
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("L"))
@@ -73,5 +81,10 @@ def _orientation(image: Any) -> int:
     """EXIF's: 1 where the image lies as its pixels do, or nothing can be read of it."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # as above; of pixels that are damaged, what comes next says it
+    except Exception:  # as above; the pixels themselves have been read
         return 1
+
+
+def _greys(data: pa.Buffer | bytes) -> int:
+    """What a step of a grey PNG's own levels is in 8 bits."""
+    return {1: 255, 2: 85, 4: 17}.get(bytes(data[24:25])[0], 1)

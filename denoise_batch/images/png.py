@@ -14,6 +14,7 @@ from denoise_batch.images.layouts import PIXELS, SIDE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
 
@@ -32,6 +33,13 @@ _LINE: Final = 1 + SIDE  # each begins with its filter
 _LINES: Final = SIDE * _LINE
 _STORED: Final = b"\x78\x01\x01" + struct.pack("<HH", _LINES, _LINES ^ 0xFFFF)
 """How a zlib stream begins (RFC 1950, 1951) of which the only block is not compressed."""
+
+_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""By the colour type of PNG's head."""
+_ADAM7: Final = (
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+)  # fmt: skip
+"""Of an interlaced image's seven passes: the first pixel's column and line, and the steps to the next."""
 
 _LONGEST: Final = 1024
 """Longer ones are left to pillow: even pixels that are not compressed take no more."""
@@ -82,6 +90,30 @@ def _plain_ones(
     filtered = np.frombuffer(joined, np.uint8).reshape(-1, SIDE, _LINE)
     known = (filtered[:, :, 0] < len(_UNDO)).all(axis=1)
     return (places, filtered) if known.all() else (places[known], filtered[known])
+
+
+def has_all_lines(data: pa.Buffer | bytes) -> bool:
+    """Whether the pixels of a PNG, which is whole by its checksums, unpack to as many bytes as its head says.
+
+    pillow takes a stream that ends early for whole, and leaves the lines that are missing black.
+    """
+    view = memoryview(data)
+    width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", view[16:29])
+    bits = depth * _CHANNELS[colours]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - left) // right), -(-(height - top) // down)) for left, top, right, down in passes]
+    expected: int = sum(lines * (1 + -(-across * bits // 8)) for across, lines in sizes if across > 0 and lines > 0)
+    place, packed = len(SIGNATURE), []
+    while place + 8 <= len(view):
+        size, kind = struct.unpack(">I4s", view[place : place + 8])
+        if kind == _KIND:
+            packed.append(view[place + 8 : place + 8 + size])
+        place += size + 12
+    try:
+        unpacked = zlib.decompressobj().decompress(b"".join(packed), expected)
+    except zlib.error:
+        return False
+    return len(unpacked) == expected
 
 
 def encode_pngs(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -157,7 +157,7 @@ class BoundsUNet(TwoScales):
         """Whether all are, and not for plainly other weights or other steps: they would make other pictures."""
         first, *others = self.rounded_layers()
         return (
-            bool(self.largest.all())
+            bool((self.largest > 0).all())
             and all(bool(layer.integers.any()) for layer in (first, *others))
             and stands_for(first, plane_steps(first.weight.device))
             and all(map(stands_for, others))

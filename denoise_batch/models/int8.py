@@ -58,8 +58,8 @@ _NEAR = 0.1
 
 def plane_steps(device: torch.device | None = None) -> Tensor:
     """What 1 stands for in each of the first layer's planes, (1, 16, 1, 1)."""
-    per_unit = torch.tensor([_PER_UNIT] * 4 + [_FINE_PER_UNIT] * 8 + [*_SIGNS_PER_UNIT], device=device)
-    return (1.0 / per_unit).view(1, -1, 1, 1)
+    per_unit = [_PER_UNIT] * 4 + [_FINE_PER_UNIT] * 8 + [*_SIGNS_PER_UNIT]
+    return (1.0 / torch.tensor(per_unit, dtype=torch.float32, device=device)).view(1, -1, 1, 1)
 
 
 def stands_for(layer: nn.Module, scale: Tensor | float = 1.0) -> bool:
@@ -92,7 +92,7 @@ def sums_exactly() -> bool:
     x = torch.randint(256, (32, 14, 14), generator=generator).to(torch.uint8)
     x[:, :7] = LEVELS
     images, rows = x[None].contiguous(memory_format=torch.channels_last), x.view(-1, 32)
-    conv, linear = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.Linear(32, 32, bias=False)
+    conv, linear = nn.Conv2d(32, 32, 3, padding=1, bias=False).float(), nn.Linear(32, 32, bias=False).float()
     with torch.no_grad():
         for layer, integers in ((conv, drawn.view(32, 3, 3, 32).permute(0, 3, 1, 2)), (linear, drawn[:, 0].flatten(1))):
             layer.weight.copy_(integers)  # so that a step is 1
@@ -122,7 +122,7 @@ class IntegerPass:
         coarse_out, (up, join, fine_out) = [expand, *steps[:-3]], steps[-3:]
         self._coarse_step, self._fine_step, self._whole_step = coarse_out[-1], fine_out, whole
         self._inlet = _Conv(network.inlet, 1.0, inlet, zero=_ZERO, scale=plane_steps())
-        self._signs_per_unit = torch.tensor(_SIGNS_PER_UNIT)
+        self._signs_per_unit = torch.tensor(_SIGNS_PER_UNIT, dtype=torch.float32)
         self._fine_in = _Conv(network.fine_in, inlet, fine_in)
         self._down = _Conv(network.down, fine_in, down)
         self._coarse_in = _chain(network.coarse_in, coarse_in)
