@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -31,6 +32,8 @@ _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 96 << 20  # of Arrow memory; bounds what a writer holds
 _READ_BLOCK = 256 << 10
 _SLACK = 64 << 10
+_ARRAY_BYTES = 1 << 10
+"""What Arrow itself takes for each array of a batch that is held, however few its rows are (measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +131,9 @@ class OutputFile:
         self._schema = schema
         self._rows = 0
         self._held: list[_Run] = []
-        self._seen: list[pa.Array] = []  # the last batch's dictionaries; kept, or their addresses would mean nothing
         self._held_rows = 0
         self._held_bytes = 0
+        self._batch_bytes = _ARRAY_BYTES * sum(_arrays(field.type) for field in schema)  # that a batch takes at least
         plain = _leaves_without(schema, {c.name for c in images if not _dictionary_pays(c)})
         codecs: str | dict[str, str] = compression
         if uncompressed is not None:  # pyarrow compresses the leaves that are named, and no other
@@ -159,16 +162,26 @@ class OutputFile:
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()  # or its destructor would, and complain
 
-    def write(self, batch: pa.RecordBatch) -> None:
+    def write(self, batch: pa.RecordBatch, numbers: Any = None) -> None:
+        """Takes a batch, or these of its rows.
+
+        Args:
+            numbers: of rows, ascending.
+        """
+        if numbers is not None and not len(numbers):
+            return
         # pyarrow gives each batch a copy of its dictionaries, which may be larger than all rows of the batch.
         rows, dictionaries = without_dictionaries(batch)
+        if numbers is not None and len(numbers) < batch.num_rows:
+            rows = pa.RecordBatch.from_arrays([_taken(column, numbers) for column in rows.columns], schema=rows.schema)
         # A short slice would keep all that it was cut from in memory until its row group is full.
         if rows.get_total_buffer_size() > 4 * rows.nbytes + _SLACK:
             rows = _compacted(rows)
         run = self._run_with(dictionaries)
         run.batches.append(rows)
         self._held_rows += rows.num_rows
-        self._held_bytes += rows.nbytes
+        # A buffer that many views were joined of counts once.
+        self._held_bytes += max(min(rows.nbytes, rows.get_total_buffer_size()), self._batch_bytes)
         if self._held_rows >= _ROW_GROUP_ROWS or self._held_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
@@ -184,10 +197,6 @@ class OutputFile:
 
     def _run_with(self, dictionaries: list[pa.Array]) -> _Run:
         """The last run if these are its dictionaries, else a new one."""
-        # Of the many slices of a batch only the first needs to be compared.
-        if self._held and all(map(_is_same, dictionaries, self._seen)):
-            return self._held[-1]
-        self._seen = dictionaries
         if not self._held:  # these do not count: a smaller row group would have them, too
             self._held.append(_Run(dictionaries, []))
             return self._held[0]
@@ -204,7 +213,7 @@ class OutputFile:
             for table in self._row_groups():
                 self._writer.write_table(table, row_group_size=table.num_rows)
             self._rows += self._held_rows
-        self._held, self._seen, self._held_rows, self._held_bytes = [], [], 0, 0
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
 
     def _row_groups(self) -> list[pa.Table]:
         """What is held, with one dictionary a column; a table a run where the indices' type cannot number all values.
@@ -237,6 +246,20 @@ class _Run:
             if has_dictionary(field.type):
                 columns[index] = _dressed(pa.concat_arrays(columns[index].chunks), field.type, dictionaries)
         return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _arrays(type_: pa.DataType) -> int:
+    """How many arrays one of this type consists of."""
+    return 1 + sum(_arrays(type_.field(index).type) for index in range(type_.num_fields))
+
+
+def _taken(array: pa.Array, numbers: Any) -> pa.Array:
+    """These rows of an array without dictionaries, which pyarrow would join value by value."""
+    try:
+        return array.take(pa.array(numbers))
+    except pa.ArrowNotImplementedError:  # views
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+        return pa.concat_arrays([array.slice(int(run[0]), len(run)) for run in runs])
 
 
 def without_dictionaries(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[pa.Array]]:
@@ -312,14 +335,6 @@ def _with_children(array: pa.Array, type_: pa.DataType, children: list[pa.Array]
         return pa.StructArray.from_arrays(children, type=type_, mask=array.is_null() if array.null_count else None)
     own = next(count for is_it, _, count in _LISTS if is_it(type_))
     return pa.Array.from_buffers(type_, len(array), array.buffers()[:own], offset=array.offset, children=children)
-
-
-def _is_same(array: pa.Array, other: pa.Array) -> bool:
-    """Whether both are in the same place of memory."""
-    if (array.type, len(array), array.offset) != (other.type, len(other), other.offset):
-        return False
-    places = [[b if b is None else (b.address, b.size) for b in one.buffers()] for one in (array, other)]
-    return places[0] == places[1]
 
 
 def _is_copy(array: pa.Array, other: pa.Array) -> bool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems say that have neither."""
 
 
 def _rename_with(flags: int, source: Path, target: Path) -> None:
@@ -57,7 +59,7 @@ def publish(built: Path, out: Path, *, overwrite: bool) -> None:
             if not overwrite:
                 raise output_exists(out) from error
             _swap(built, out)
-        elif error.errno in {errno.ENOSYS, errno.EINVAL}:
+        elif error.errno in _UNKNOWN:
             if out.exists() and not overwrite:
                 raise output_exists(out) from error
             if out.exists():
@@ -132,17 +134,41 @@ def check_apart(output: Path, listing: Listing, *, beside: Sequence[Path] = ()) 
             )
 
 
+def check_name(output: Path, beside: Sequence[Path]) -> None:
+    """Refuses an output whose name leaves no room for the longer ones that are made of it.
+
+    Args:
+        beside: what is made in the same folder.
+
+    Raises:
+        OutputError: one of those would be longer than the file system allows.
+    """
+    name, longest = len(os.fsencode(output.name)), max(len(os.fsencode(path.name)) for path in beside)
+    most = os.pathconf(_nearest(output), "PC_NAME_MAX")
+    if 0 < most < longest:  # -1: there is no limit
+        raise OutputError(
+            f"the name of output {output} is too long: {name} bytes",
+            hint=f"give one of at most {most - (longest - name)}: names that are made of it are longer, {most} at most",
+        )
+
+
 def check_parent(output: Path) -> None:
     """Refuses an output whose folder cannot be written, or cannot be made.
 
     Raises:
         OutputError: the nearest folder above it is a file or not writable.
     """
+    parent = _nearest(output)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
+
+
+def _nearest(output: Path) -> Path:
+    """What there is of the folders above it."""
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
+    return parent
 
 
 def output_exists(out: object) -> OutputExists:
@@ -158,14 +184,19 @@ def _swap(built: Path, out: Path) -> None:
     try:
         _rename_with(_RENAME_EXCHANGE, built, out)
     except OSError as error:
-        if error.errno not in {errno.ENOSYS, errno.EINVAL}:
+        if error.errno not in _UNKNOWN | {errno.EXDEV}:
             raise
         if out.is_file() and built.is_file():
             built.replace(out)
             return
         old = replaced(out)
         remove(old)
-        out.rename(old)
+        try:
+            out.rename(old)
+        except OSError as cannot:
+            if cannot.errno != errno.EXDEV:
+                raise
+            shutil.move(out, old)  # in a container: the folder is part of its image, and is copied, then deleted
         built.rename(out)
         remove(old)
         return

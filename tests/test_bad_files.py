@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_an_unreadable_file_is_named_with_its_fault(tmp_path: Path, kind: str) -
     assert reason in error.value.message
     assert error.value.hint == "repair them, or take them out of the input"
     assert "\n" not in error.value.message
+
+
+def test_a_path_that_is_not_utf8_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"in\xff.parquet")
+    path.write_bytes(parquet(table()))
+    said = f"{path}: its path is not UTF-8, and PyArrow opens no other"
+    with pytest.raises(ParquetError) as error:
+        planned(path)
+    assert error.value.message == f"1 file is not readable as Parquet: {said}"
+    assert error.value.hint == footers.RENAME
+    (tmp_path / "b.parquet").write_bytes(b"x")
+    with pytest.raises(ParquetError, match="2 of 2 files") as error:
+        planned(tmp_path)
+    assert said in error.value.message
+    assert error.value.hint == f"repair them, or take them out of the input; {footers.RENAME}"
 
 
 def test_all_are_named_at_once_and_the_command_ends_with_2_before_ray(tmp_path: Path) -> None:

@@ -111,6 +111,13 @@ def test_an_output_that_lost_a_part_of_itself_is_not_finished(settings: InferSet
         again(settings)
     part.write_bytes(content)
     assert again(settings).already_complete
+    bad = next(tmp_path.rglob("bad_rows.parquet"))
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-1])
+    with pytest.raises(OutputExists):
+        again(settings)
+    bad.write_bytes(content)
+    assert again(settings).already_complete
     report = next(tmp_path.rglob("report.json"))
     report.write_text("{}")
     with pytest.raises(OutputExists):

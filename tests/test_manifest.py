@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -156,6 +157,25 @@ def test_missing_and_foreign_files_are_found(tmp_path: Path) -> None:
     (tmp_path / "away").rename(part)
     (out / "part-00009.parquet").write_bytes(part.read_bytes())
     assert manifest.verify(out) == [f"{out / 'part-00009.parquet'} is not part of the output"]
+
+
+def test_a_file_that_cannot_be_read_is_one_fault_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = build(tmp_path)
+    digest, success = manifest.file_digest, out / "_SUCCESS"
+
+    def read(path: Path) -> str:
+        if path.name == "part-00000.parquet":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return digest(path)
+
+    monkeypatch.setattr(manifest, "file_digest", read)
+    (out / "part-00002.parquet").unlink()
+    assert manifest.verify(out) == [
+        f"{out}/part-00000.parquet cannot be read: Input/output error",
+        f"{out}/part-00002.parquet is missing",
+    ]
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(out / "part-00000.parquet" if path == success else path))
+    assert manifest.verify(out) == [f"{success} cannot be read: Input/output error"]
 
 
 def test_rows_that_do_not_add_up_are_never_published(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +85,7 @@ NESTED: dict[str, Callable[[pa.Array], pa.Array]] = {
 @pytest.mark.parametrize("kind", NESTED)
 def test_a_shared_dictionary_makes_no_row_groups(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch has a copy of it, which may be larger than all of the batch's rows."""
+    monkeypatch.setattr(output_file, "_ARRAY_BYTES", 0)
     monkeypatch.setattr(output_file, "_ROW_GROUP_BYTES", 20 << 10)  # less than the dictionary has
     words, path = [f"category {number:08}" for number in range(2000)], tmp_path / "a.parquet"
     columns = [NESTED[kind](_words([number, None, 1999, 0], words)) for number in range(50)]
@@ -117,8 +118,52 @@ def test_dictionaries_that_differ_count_each(tmp_path: Path, monkeypatch: pytest
         assert written.read()["column"].to_pylist() == [row for column in columns for row in column.to_pylist()]
 
 
+@pytest.mark.parametrize("kind", NESTED)
+def test_scattered_rows_are_one_batch(kind: str, tmp_path: Path) -> None:
+    """Those that are set aside, and those between them."""
+    words = [f"category {number:08}" for number in range(2000)]
+    column = pa.concat_arrays([NESTED[kind](_words([number, None, 1999, 0], words)) for number in range(50)])
+    batch = pa.RecordBatch.from_arrays([column], names=["column"])
+    kept = np.flatnonzero(np.arange(200) % 3)
+    path = tmp_path / "a.parquet"
+    with OutputFile(path, batch.schema, [], compression="zstd") as file:
+        for rows in (kept, kept[:0], np.arange(200)):
+            file.write(batch, rows)
+        assert [rows.num_rows for run in file._held for rows in run.batches] == [len(kept), 200]
+        file.finish()
+    expected = column.to_pylist()
+    assert pq.read_table(path)["column"].to_pylist() == [expected[row] for row in kept] + expected
+
+
+@pytest.mark.parametrize("type_", [pa.string_view(), pa.list_(pa.string_view())], ids=str)
+def test_rows_of_views_hold_what_they_view_once(type_: pa.DataType, tmp_path: Path) -> None:
+    """pyarrow takes no rows of them, and joins them with a copy of all buffers each."""
+    words: list[Any] = [None if row % 7 == 1 else f"longer than a view, {row:06}" for row in range(3000)]
+    column = pa.array(words if type_ == pa.string_view() else [word and [word] for word in words], type_)
+    batch = pa.RecordBatch.from_arrays([column], names=["column"])
+    with OutputFile(tmp_path / "a.parquet", batch.schema, [], compression="zstd") as file:
+        file.write(batch, np.arange(0, 3000, 2))
+        assert file._held_bytes < 2 * column.nbytes
+        file.finish()
+    assert pq.read_table(tmp_path / "a.parquet")["column"].to_pylist() == column.to_pylist()[::2]
+
+
+def test_batches_of_one_row_count_what_arrow_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100,000 files of one row: each takes a kilobyte a column, whatever is in it."""
+    monkeypatch.setattr(output_file, "_ROW_GROUP_BYTES", 1 << 20)
+    schema = pa.schema([("list", pa.list_(pa.int8())), *((f"c{number}", pa.int8()) for number in range(18))])
+    batch = pa.RecordBatch.from_pylist([{}], schema)
+    path = tmp_path / "a.parquet"
+    with OutputFile(path, schema, [], compression="zstd") as file:
+        for _ in range(150):
+            file.write(batch)
+        file.finish()
+    with pq.ParquetFile(path) as written:
+        assert [written.metadata.row_group(group).num_rows for group in range(3)] == [52, 52, 46]
+
+
 def test_slices_share_a_dictionary(tmp_path: Path) -> None:
-    """The rows between those that are set aside."""
+    """Those of a batch that is written in many pieces."""
     words = _words(list(range(3000)), [f"category {number:04}" for number in range(3000)])
     batch = pa.RecordBatch.from_arrays([words, _batch(3000).column(1)], names=["word", "image"])
     with OutputFile(tmp_path / "a.parquet", batch.schema, [COLUMN], compression="zstd") as file:

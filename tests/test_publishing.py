@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from denoise_batch import publishing
 from denoise_batch.errors import OutputError, OutputExists
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -36,6 +35,37 @@ def test_publish_shows_all_or_refuses(tmp_path: Path, folder: bool) -> None:
     publishing.publish(tmp_path / "built-two", out, overwrite=True)
     assert (out / "x" if folder else out).read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV])
+def test_what_cannot_be_swapped_is_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """EXDEV: a folder of a container's image, which overlayfs does not rename either."""
+    out, built, file = tmp_path / "out", tmp_path / "built", tmp_path / "file"
+    for folder, text in ((out, "old"), (built, "new")):
+        folder.mkdir()
+        (folder / text).write_text(text)
+    file.write_text("file")
+    known, rename = publishing._rename_with, os.rename
+
+    def rename_with(flags: int, source: Path, target: Path) -> None:
+        if flags == publishing._RENAME_EXCHANGE or code != errno.EXDEV:
+            raise OSError(code, os.strerror(code), str(target))
+        known(flags, source, target)
+
+    def plain(source: Path, target: Path) -> None:
+        if code == errno.EXDEV and (Path(source) / "old").exists():
+            raise OSError(code, os.strerror(code), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(publishing, "_rename_with", rename_with)
+    monkeypatch.setattr(os, "rename", plain)
+    with pytest.raises(OutputExists):
+        publishing.publish(built, out, overwrite=False)
+    publishing.publish(built, out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+    publishing.publish(file, out, overwrite=True)  # a file in a folder's place
+    assert out.read_text() == "file"
 
 
 def test_an_empty_folder_is_not_silently_replaced(tmp_path: Path) -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.errors import ColumnError, OutputError, ResumeError
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from fault_steps import without_ray, write_source
+
+from denoise_batch.errors import ColumnError, DenoiseBatchError, JobFailed, OutputError, ResumeError
 from denoise_batch.images import Polarity
+from denoise_batch.inference import assembly
+from denoise_batch.inference.denoise_unit import OnBadRow
+from denoise_batch.inference.dry_run import dry_run
+from denoise_batch.inference.infer import InferSettings, OutputShape, infer
+from denoise_batch.inference.manifest import verify
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, open_run, work_folder
 from denoise_batch.listing import list_inputs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 
@@ -194,3 +202,66 @@ def test_an_output_that_exists_or_has_no_place_is_refused(tmp_path: Path, source
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="not a writable folder"):
         check(source, tmp_path / "file" / "out")
+
+
+def _interrupted(tmp_path: Path, shape: OutputShape = OutputShape.AUTO) -> tuple[InferSettings, Path]:
+    """A run that died before its result was put together, and the folder of its finished files."""
+    settings = InferSettings(
+        (str(write_source(tmp_path / "bad", 2, 9, 0, bad=True)),),
+        str(tmp_path / "out"),
+        max_bad=1.0,
+        on_bad_row=OnBadRow.QUARANTINE,
+        shape=shape,
+    )
+    with without_ray(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "reconcile", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            infer(settings)
+    return settings, work_folder(tmp_path / "out") / "staging"
+
+
+@pytest.mark.parametrize("kind", ["quarantine", "bad"])
+def test_a_file_that_was_cut_off_is_made_anew(tmp_path: Path, kind: str) -> None:
+    settings, staging = _interrupted(tmp_path)
+    os.truncate(next(staging.glob(f"*.{kind}.parquet")), 10)
+    with without_ray():
+        assert infer(settings).resumed_units == 1
+    assert verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("shape", [OutputShape.AUTO, OutputShape.SINGLE_FILE])
+@pytest.mark.parametrize("kind", ["quarantine", "bad"])
+def test_a_file_that_was_damaged_is_not_shown_and_made_anew(tmp_path: Path, kind: str, shape: OutputShape) -> None:
+    settings, staging = _interrupted(tmp_path, shape)
+    path = min(staging.glob(f"*.{kind}.parquet"))
+    path.write_bytes(bytes(path.stat().st_size))
+    with without_ray():
+        with pytest.raises(DenoiseBatchError, match=rf"{kind}\.parquet is damaged: its digest"):
+            infer(settings)
+        assert not (tmp_path / "out").exists()
+        assert infer(settings).resumed_units == 1
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_damaged_list_of_bad_rows_does_not_hide_that_there_are_too_many(tmp_path: Path) -> None:
+    settings, staging = _interrupted(tmp_path)
+    for path in staging.glob("*.bad.parquet"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with without_ray(), pytest.raises(JobFailed, match=r"6 of 18 rows are bad so far \(6 null\), more than"):
+        infer(replace(settings, max_bad=0.1))
+
+
+@pytest.mark.parametrize("most", [235, 236])
+def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused(tmp_path: Path, source: Path, most: int) -> None:
+    settings = InferSettings((str(source),), str(tmp_path / ("ü" * 100 + "x" * (most - 200))), max_bad=1.0)
+    if most == 235:
+        with without_ray():
+            assert infer(settings).rows_out == 20
+            assert infer(replace(settings, overwrite=True, compression="lz4")).rows_out == 20
+        assert len(list(tmp_path.iterdir())) == 2
+        return
+    for look in (infer, dry_run):
+        with pytest.raises(OutputError, match="is too long: 236 bytes") as caught:
+            look(settings)
+        assert "at most 235:" in caught.value.hint
+        assert caught.value.exit_code == 2

@@ -951,7 +951,7 @@ def test_what_is_started_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     # The integration tests' Ray may run in this process: it is neither used nor ended.
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster, "_shut_down", lambda **_: None)
+    monkeypatch.setattr(cluster, "_shut_down", lambda _: None)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(sys, "argv", ["denoise-batch", "infer", "s3://KEY:TOPSECRET@bucket/x"])
     with pytest.raises(DenoiseBatchError, match="far enough"), cluster.connect():

@@ -246,6 +246,29 @@ def test_staged_objects_that_are_lost_or_foreign_are_made_anew_or_deleted(store:
     assert inspect(OUT, verify=True).problems == ()
 
 
+@pytest.mark.parametrize("kind", ["quarantine", "bad"])
+def test_a_staged_object_that_was_cut_off_is_made_anew(store: FolderStore, tmp_path: Path, kind: str) -> None:
+    bad = write_source(tmp_path / "bad", 3, 9, 0, bad=True)
+    interrupt(bad, on_bad_row=OnBadRow.QUARANTINE)
+    staging = store.root / "bucket/some/denoised" / store_run.STAGING
+    path = next(staging.glob(f"*.{kind}.parquet"))
+    path.write_bytes(path.read_bytes()[:10])
+    assert run(bad, on_bad_row=OnBadRow.QUARANTINE).resumed_units == 1
+    assert inspect(OUT, verify=True).problems == ()
+
+
+def test_a_list_of_bad_rows_that_was_damaged_is_not_shown_and_made_anew(store: FolderStore, tmp_path: Path) -> None:
+    bad = write_source(tmp_path / "bad", 3, 9, 0, bad=True)
+    interrupt(bad)
+    path = min((store.root / "bucket/some/denoised" / store_run.STAGING).glob("*.bad.parquet"))
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DenoiseBatchError, match=r"bad\.parquet is damaged: its digest"):
+        run(bad)
+    assert f"{prefix().root}/{manifest.SUCCESS}" not in store.objects()
+    assert run(bad).resumed_units == 2
+    assert inspect(OUT, verify=True).problems == ()
+
+
 @pytest.mark.usefixtures("store")
 def test_an_unfinished_output_is_no_input_and_no_output(source: Path) -> None:
     interrupt(source)

@@ -50,7 +50,7 @@ def model_card(model: dict[str, Any], history: Sequence[EpochRow] = (), *, tenso
         f"SHA-256 of the weights: `{weights['sha256']}`",
     ]
     if recipe:
-        idle = ("drawn_every",) if not _of_pairs(model) else ("copies",) if _drawn_every(model) else _NOISE_OF_RECIPE
+        idle = ("drawn_every",) if not of_pairs(model) else ("copies",) if _drawn_every(model) else _NOISE_OF_RECIPE
         told = {key: value for key, value in recipe.items() if key not in idle}
         sections[-2:-2] = ["## Recipe", f"```json\n{json.dumps(told, indent=1)}\n```"]
     return "\n\n".join(sections) + "\n"
@@ -101,7 +101,7 @@ def _training(model: dict[str, Any]) -> str:
     if data.get("rows_left_out"):
         source += f"; {data['rows_left_out']:,} of them were left out, without an image that could be used"
     lines = [f"- Data: {source}"]
-    if _of_pairs(model):
+    if of_pairs(model):
         every = _drawn_every(model)
         lines.append(
             f"- Noise: the data's own, column `{noise['column']}`"
@@ -134,7 +134,7 @@ def _no_digits(model: dict[str, Any]) -> list[str]:
     """What else than digits a training had; steps of fewer images had none."""
     recipe = model["recipe"] or {}
     blank, foreign, batch = (int(recipe.get(name, 0)) for name in ("blank_every", "foreign_every", "batch"))
-    drawn = _drawn_every(model) if _of_pairs(model) else 1
+    drawn = _drawn_every(model) if of_pairs(model) else 1
     lines = []
     if 0 < blank <= batch and drawn and blank % drawn == 0:
         lines.append(f"- One image in {blank} is empty before its noise is drawn")
@@ -164,7 +164,8 @@ def _before(initial: dict[str, Any]) -> str:
     return f", of a training{trained}: `{initial['command']}`" if initial["command"] else ""
 
 
-def _of_pairs(model: dict[str, Any]) -> bool:
+def of_pairs(model: dict[str, Any]) -> bool:
+    """Whether what model.json holds is of a model that has learnt from pairs of noisy and clean images."""
     return bool(model["noise"].get("source") == "noisy column")
 
 
@@ -173,7 +174,7 @@ def _drawn_every(model: dict[str, Any]) -> int:
 
 
 def _unmeasured(model: dict[str, Any]) -> str:
-    if not _of_pairs(model):
+    if not of_pairs(model):
         return "`denoise-batch evaluate --model FOLDER --card` puts a table here: each noise level, beside filters."
     return (
         "`denoise-batch evaluate --model FOLDER --data PAIRS --noisy-column COLUMN` measures it on other pairs of its "
@@ -197,9 +198,7 @@ def _quality(model: dict[str, Any], history: Sequence[EpochRow]) -> str:
         )
     epochs = f" of {len(history)}" if history else ""
     noise = (
-        "their noise is the data's own"
-        if _of_pairs(model)
-        else "their noise is drawn as in training, from a fixed seed"
+        "their noise is the data's own" if of_pairs(model) else "their noise is drawn as in training, from a fixed seed"
     )
     return f"Weights of epoch {metrics['epoch']}{epochs}. Validation images were not trained on; {noise}.\n\n{table}"
 

@@ -116,8 +116,8 @@ def _load_dataset(
     dataset = open_dataset(path)
     columns = find_clean_columns(dataset.schema, column, noisy_column, dataset.first_rows)
     if dataset.first_rows is not None:
-        for each in columns:
-            check_float_range(dataset.first_rows[each.name], each)
+        for place, each in enumerate(columns):
+            check_float_range(dataset.first_rows[each.name], each, own_noise=place > 0)
     labelled = [_LABEL] if dataset.has_numbers(_LABEL) else []
     sample = sample_rows(dataset, columns, limit, seed=seed, numbers=labelled)
     good = np.logical_and.reduce(sample.good)

@@ -270,7 +270,7 @@ def _columns(
         found = {"image": find_image_column(schema, None, first_rows)}
     if first_rows is not None:
         for image in found.values():
-            check_float_range(first_rows[image.name], image)
+            check_float_range(first_rows[image.name], image, own_noise=True)
     return found, notes
 
 

@@ -199,7 +199,7 @@ _OFF = 0.2
 """How far an image's middle pixel may lie outside of 0..1: its background's, around which noise lies evenly."""
 
 
-def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -> None:
+def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn, *, own_noise: bool = False) -> None:
     """Refuse a float column whose values as a whole are of another convention than 0..1, as 0..255 or around 0.
 
     A few rows beyond FAR_OUTSIDE are bad rows, which `decode` reports; most of them beyond it are another convention.
@@ -210,6 +210,7 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -
     Args:
         sample: some of the column's rows.
         column: the image column.
+        own_noise: the images have noise of the user's own, which may move them anywhere: FAR_OUTSIDE alone counts.
 
     Raises:
         ColumnError: more than half of the sample's images are so.
@@ -225,6 +226,8 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -
             f"column {column.name!r}: values up to {peaks.max():.6g}, but {column.dtype} is taken as 0..1",
             hint="divide the values by 255, or write them as uint8",
         )
+    if own_noise:
+        return
     low, high, middle = pixels.min(axis=1), pixels.max(axis=1), np.median(pixels, axis=1)
     off = (np.abs(middle - 0.5) > 0.5 + _OFF) | (high - 1.0 > 2.0 * np.maximum(-low, 0.0) + 0.25)
     if np.count_nonzero(off) > len(off) / 2:

@@ -78,6 +78,7 @@ def _check_unchanged(file: PlannedFile) -> None:
 
 def build_folder(run: RunFolder, column: ImageColumn, compression: str, report: dict[str, Any]) -> Path:
     """Moves the committed files to their final names under `run.built`; may be repeated after a crash."""
+    _check_beside(run)
     built = run.built
     (built / FOLDER).mkdir(parents=True, exist_ok=True)
     files = []
@@ -89,6 +90,31 @@ def build_folder(run: RunFolder, column: ImageColumn, compression: str, report: 
     aside = _link_quarantine(run, built / FOLDER)
     describe(run, built / FOLDER, files, aside, report, success=built / SUCCESS)
     return built
+
+
+def _check_beside(run: RunFolder) -> None:
+    """Compares what is staged beside the data with the receipts, before it is shown.
+
+    Raises:
+        DenoiseBatchError: a file is damaged; the receipt is taken back.
+    """
+    damaged = [
+        (unit, run.staging / name)
+        for unit, receipt in run.ledger.receipts.items()
+        for name, (_, digest) in receipt.beside.items()
+        if file_digest(run.staging / name) != digest
+    ]
+    for unit in dict.fromkeys(unit for unit, _ in damaged):
+        run.ledger.withdraw(unit, "a finished file of it is damaged")
+    if damaged:
+        raise damaged_file(damaged[0][1])
+
+
+def damaged_file(place: object) -> DenoiseBatchError:
+    """The error of a staged file whose receipt was taken back."""
+    return DenoiseBatchError(
+        f"{place} is damaged: its digest is not the receipt's", hint="run the same command again to make it anew"
+    )
 
 
 def parts(run: Run) -> list[tuple[str, dict[str, Any]]]:
@@ -128,6 +154,7 @@ def build_file(
     Args:
         merged: what `merging` wrote to `run.built / DATA`, where there are several units.
     """
+    _check_beside(run)
     built, out_name = run.built, run.out.name
     described = built / "sidecar"
     described.mkdir(parents=True, exist_ok=True)
@@ -241,7 +268,10 @@ def first_bad_row(run: Run, read: Callable[[str], bytes | None]) -> str:
     content = None if unit is None else read(run.ledger.receipts[unit].bad_file)
     if unit is None or content is None:
         return ""
-    row = pq.read_table(pa.BufferReader(content)).slice(0, 1).to_pylist()[0]
+    try:
+        row = pq.read_table(pa.BufferReader(content)).slice(0, 1).to_pylist()[0]
+    except (OSError, pa.ArrowException):
+        return ""
     path = storage.redact(run.plan.files[run.plan.unit(unit).file].path)
     return f"{path}, row {row['row']}: {row['reason'].replace('_', ' ')}"
 

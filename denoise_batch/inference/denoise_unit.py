@@ -7,7 +7,6 @@ the stages and one row group in the writer, whatever the input's row groups are.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import tempfile
 import time
 from collections import deque
@@ -31,7 +30,7 @@ from denoise_batch.inference.type_changes import widen
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
 from denoise_batch.input_file import open_parquet
 from denoise_batch.listing import stat_input
-from denoise_batch.output_file import OutputFile, Written
+from denoise_batch.output_file import OutputFile, Written, file_digest
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
@@ -198,9 +197,9 @@ def _denoise(
             ThreadPoolExecutor(1) as pool,  # left first, so that nothing writes any more when the file is given up
         ):
 
-            def write(batch: pa.RecordBatch) -> None:
+            def write(batch: pa.RecordBatch, numbers: Any) -> None:
                 with _timed(clock, "write"):
-                    file.write(batch)
+                    file.write(batch, numbers)
 
             writing: deque[Future[None]] = deque()
             done = light = poor = 0
@@ -211,18 +210,19 @@ def _denoise(
                 columns, codes, light_here, poor_here = _denoise_batch(batch, options, forward, clock)
                 found = np.flatnonzero(codes)
                 light, poor = light + light_here, poor + poor_here
-                out = [pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)]
+                out = pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)
+                kept = None
                 if len(found):
                     bad_rows += (unit.start + done + found).tolist()
                     bad_codes += codes[found].tolist()
                     if options.on_bad_row is OnBadRow.FAIL:
                         raise _bad_row(assignment, bad_rows[0], bad_codes[0])
                     if options.on_bad_row is OnBadRow.QUARANTINE:
-                        out = _between(out[0], found)
+                        kept = np.flatnonzero(codes == 0)
                         quarantine.write(batch, found)
                 done += batch.num_rows
                 on_rows(done)
-                writing.extend(pool.submit(write, part) for part in out)
+                writing.append(pool.submit(write, out, kept))
                 while len(writing) > 1:
                     writing.popleft().result()
             for future in writing:
@@ -236,6 +236,7 @@ def _denoise(
             f"{unit.rows} rows were planned, {done} read, {written.rows} written, {set_aside} set aside", hint=""
         )
     reasons, counts = np.unique(np.array(bad_codes, np.uint8), return_counts=True)
+    listed = _write_bad_rows(target, bad_rows, bad_codes) if bad_rows else None
     return Receipt(
         unit=unit.index,
         attempt=assignment.attempt,
@@ -245,7 +246,9 @@ def _denoise(
         bytes=written.bytes,
         digest=written.digest,
         bad={BadReason.from_code(int(r)).value: int(c) for r, c in zip(reasons, counts, strict=True)},
-        bad_file=_write_bad_rows(target, bad_rows, bad_codes) if bad_rows else "",
+        bad_file=listed.name if listed else "",
+        bad_bytes=listed.stat().st_size if listed else 0,
+        bad_digest=file_digest(listed) if listed else "",
         quarantine_file=quarantine.path.name if aside else "",
         quarantine_bytes=aside.bytes if aside else 0,
         quarantine_digest=aside.digest if aside else "",
@@ -275,12 +278,6 @@ def _denoise_batch(
         return columns, decoded.bad, int(light.sum()), options.extras.poor(denoised, decoded.bad)
 
 
-def _between(batch: pa.RecordBatch, rows: Any) -> list[pa.RecordBatch]:
-    """The batch without some rows, in pieces: slices, not a filter, which some types do not have."""
-    ends = [-1, *rows.tolist(), batch.num_rows]
-    return [batch.slice(low + 1, high - low - 1) for low, high in itertools.pairwise(ends) if high - low > 1]
-
-
 @contextlib.contextmanager
 def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
     begun = time.monotonic()
@@ -304,14 +301,10 @@ class _Quarantine:
         self._stack.close()
 
     def write(self, batch: pa.RecordBatch, rows: Any) -> None:
-        if self._file is None and len(rows):
+        if self._file is None:
             images, compression = (self._options.column,), self._options.compression
             self._file = self._stack.enter_context(OutputFile(self.path, self._schema, images, compression=compression))
-        if self._file is None:
-            return
-        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-            if len(run):
-                self._file.write(batch.slice(int(run[0]), len(run)))
+        self._file.write(batch, rows)
 
     def finish(self) -> Written | None:
         return self._file.finish() if self._file else None
@@ -325,12 +318,12 @@ def _bad_row(assignment: Assignment, row: int, code: int) -> JobFailed:
     )
 
 
-def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> str:
+def _write_bad_rows(target: Path, rows: list[int], codes: list[int]) -> Path:
     path = target.with_suffix(".bad.parquet")
     reasons = pa.array([BadReason.from_code(code).value for code in codes])
     pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "reason": reasons}), path, write_page_checksum=True)
     publishing.sync(path)
-    return path.name
+    return path
 
 
 def _check_unchanged(file: PlannedFile) -> None:

@@ -24,8 +24,8 @@ def finished_report(
 ) -> InferReport | None:
     """The report of the run that made `out`, where this request asks for the same; None where it asks for another.
 
-    None as well where a data file is missing or has another size than the manifest says, or more rows are bad than
-    this request allows.
+    None as well where a file is missing or has another size than the manifest says, or more rows are bad than this
+    request allows.
 
     Args:
         identity: what the result depends on beside the input files: model and result options.
@@ -52,9 +52,13 @@ def finished_report(
 
 def _has_its_files(out: Path | StorePrefix, manifest: dict[str, Any]) -> bool:
     sizes = {entry["path"]: entry["bytes"] for entry in manifest["files"]}
+    beside = {entry["path"]: entry["bytes"] for entry in manifest["sidecar"]}
     if isinstance(out, StorePrefix):
         there = out.sizes()
+        sizes |= {f"{FOLDER}/{path}": size for path, size in beside.items()}
         return SUCCESS in there and all(there.get(path) == size for path, size in sizes.items())
+    if not all((sidecar(out) / path).stat().st_size == size for path, size in beside.items()):
+        return False
     if out.is_dir():
         return (out / SUCCESS).is_file() and all((out / path).stat().st_size == size for path, size in sizes.items())
     return [out.stat().st_size] == list(sizes.values())

@@ -41,6 +41,9 @@ UNSUPPORTED = "PyArrow cannot read its schema"
 
 OTHER_TYPE = "write the column that PyArrow does not know as another type (integers of 128 bits as decimals, say)"
 
+NOT_UTF8 = "its path is not UTF-8, and PyArrow opens no other"
+RENAME = "rename the file or the folder whose name is not UTF-8"
+
 _MEASURED_ROWS = 4
 _SAMPLE_BYTES = 8 << 20
 _ENCRYPTED = "it is encrypted"
@@ -328,6 +331,8 @@ def _fault_of_ends(path: str) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return NOT_UTF8
     return _ENCRYPTED if "decrypt" in str(error) else first_line(error)  # pyarrow's word is about its own options
 
 

@@ -47,7 +47,7 @@ class Receipt:
         bad: bad rows by reason.
         bytes: the file's size.
         digest: of the file, `DIGEST` hexadecimal.
-        bad_file: the staged list of bad rows, or an empty string.
+        bad_file, bad_bytes, bad_digest: the staged list of bad rows, if any.
         quarantine_file, quarantine_bytes, quarantine_digest: the staged file of rows that were set aside, if any.
         seconds: wall time by stage (read, decode, forward, encode, write, verify) and in total.
         fingerprint: what the pixels depend on beside the plan: device, precision, threads, batch, versions.
@@ -64,6 +64,8 @@ class Receipt:
     digest: str
     bad: dict[str, int] = field(default_factory=dict)
     bad_file: str = ""
+    bad_bytes: int = 0
+    bad_digest: str = ""
     quarantine_file: str = ""
     quarantine_bytes: int = 0
     quarantine_digest: str = ""
@@ -76,6 +78,15 @@ class Receipt:
     def staged(self) -> list[str]:
         """The names of all its staged files, that of the data first."""
         return [name for name in (self.file, self.bad_file, self.quarantine_file) if name]
+
+    @property
+    def beside(self) -> dict[str, tuple[int, str]]:
+        """Size and digest of the staged files beside that of the data, as far as it says them."""
+        files = (
+            (self.bad_file, self.bad_bytes, self.bad_digest),
+            (self.quarantine_file, self.quarantine_bytes, self.quarantine_digest),
+        )
+        return {name: (size, digest) for name, size, digest in files if digest}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import xxhash
 
+from denoise_batch.errors import first_line
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.output_file import file_digest
 from denoise_batch.storage import safe_partition
@@ -255,14 +256,20 @@ def _faults(files: _Files, beside: str, success: str, single: str | None = None)
             what is checked is what was asked for, not what lies where it once was.
     """
     path = f"{beside}{MANIFEST}"
+    read: list[bytes] = []
     for name in (success, path):
-        if files.size(name) is None:
-            yield f"{files.shown(name)} is missing"
+        try:
+            if files.size(name) is None:
+                yield f"{files.shown(name)} is missing"
+                return
+            if files.is_link(name):
+                yield f"{files.shown(name)} is a link, not the file that was written"
+            read.append(files.read(name))
+        except OSError as error:
+            yield f"{files.shown(name)} {_unread(error)}"
             return
-        if files.is_link(name):
-            yield f"{files.shown(name)} is a link, not the file that was written"
-    content = files.read(path)
-    if files.read(success) != vouching(content):
+    vouched, content = read
+    if vouched != vouching(content):
         yield f"{files.shown(path)} is not the manifest that {SUCCESS} vouches for"
         return
     try:
@@ -286,14 +293,27 @@ def _faults(files: _Files, beside: str, success: str, single: str | None = None)
             continue
         name = f"{prefix}{entry['path']}"
         known.add(name)
-        size = files.size(name)
-        if files.is_link(name):
-            yield f"{files.shown(name)} is a link, not the file that was written"
-        elif size is None:
-            yield f"{files.shown(name)} is missing"
-        elif size != entry["bytes"]:
-            yield f"{files.shown(name)} has {size} bytes, not {entry['bytes']}"
-        elif files.digest(name) != entry["digest"]:
-            yield f"{files.shown(name)} is damaged: its digest is not the manifest's"
+        try:
+            fault = _fault(files, name, entry)
+        except OSError as error:
+            fault = _unread(error)
+        if fault:
+            yield f"{files.shown(name)} {fault}"
     for name in files.others(known):
         yield f"{name} is not part of the output"
+
+
+def _fault(files: _Files, name: str, entry: dict[str, Any]) -> str | None:
+    """What is wrong with a file that the manifest names."""
+    size = files.size(name)
+    if files.is_link(name):
+        return "is a link, not the file that was written"
+    if size is None:
+        return "is missing"
+    if size != entry["bytes"]:
+        return f"has {size} bytes, not {entry['bytes']}"
+    return None if files.digest(name) == entry["digest"] else "is damaged: its digest is not the manifest's"
+
+
+def _unread(error: OSError) -> str:
+    return f"cannot be read: {error.strerror or first_line(error)}"

@@ -35,7 +35,7 @@ from denoise_batch.inference import footers
 from denoise_batch.inference.type_changes import common_schema, common_type, widen, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from denoise_batch.inference.footers import Footer, Sample
@@ -183,11 +183,14 @@ def _parsed(schema: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
 
 
-def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity, *added: str) -> Plan:
+def make_plan(
+    files: Sequence[InputFile], column: str | None, polarity: Polarity, *added: str, own_noise: bool = False
+) -> Plan:
     """Reads every footer, checks that the files fit each other and the request, and cuts them into units.
 
     Args:
         added: names of the columns that the output will have beside the input's.
+        own_noise: as in `check_float_range`.
 
     Raises:
         ParquetError: files are damaged, not Parquet, or differ in their schema; all are named.
@@ -201,26 +204,18 @@ def make_plan(files: Sequence[InputFile], column: str | None, polarity: Polarity
     image = find_image_column(schema, column, joined(samples))
     # Footers count bytes as they are encoded: a long text that many rows share weighs next to nothing there.
     measured = max((sample.row_bytes for sample in found_samples), default=0)
-    common = _text(schema)
     kinds = {footer.schema: footer for footer in read}
-    wide = {kind: common for kind, footer in kinds.items() if not _footer_schema(footer).equals(schema)}
+    wide = {kind: _text(schema) for kind, footer in kinds.items() if not _footer_schema(footer).equals(schema)}
+    planned = tuple(
+        PlannedFile(f.path, f.folder, f.size, f.mtime_ns, r.rows, max(r.row_bytes, measured), wide.get(r.schema, ""))
+        for f, r in zip(files, read, strict=True)
+    )
     return Plan(
-        tuple(
-            PlannedFile(
-                file.path,
-                file.folder,
-                file.size,
-                file.mtime_ns,
-                footer.rows,
-                max(footer.row_bytes, measured),
-                wide.get(footer.schema, ""),
-            )
-            for file, footer in zip(files, read, strict=True)
-        ),
+        planned,
         _cut(read, _MOST_PIECES if image.layout in (Layout.BINARY, Layout.ENCODED) else _FEW_PIECES),
         schema,
         image,
-        _look(samples, image, polarity, sum(footer.rows for footer in read)),
+        _look(samples, image, polarity, sum(footer.rows for footer in read), own_noise=own_noise),
         tuple(dict.fromkeys(change for footer in read for change in footer.changes)),
     )
 
@@ -245,7 +240,9 @@ def _check_files(
         count = f"{len(odd)} of {len(files)} files {'differs' if len(odd) == 1 else 'differ'}"
         faults.append(f"{count} in the columns from {like}: {_named(odd)}")
     if faults:
-        hints = ["repair them, or take them out of the input"] if bad else []
+        misnamed = [fault.endswith(footers.NOT_UTF8) for fault in bad]
+        hints = [] if all(misnamed) else ["repair them, or take them out of the input"]
+        hints += [footers.RENAME] if any(misnamed) else []
         hints += [footers.OTHER_TYPE] if any(footers.UNSUPPORTED in fault for fault in bad) else []
         hints += ["run files of one schema at a time, or rewrite the others"] if odd else []
         raise ParquetError(". ".join(faults), hint="; ".join(hints))
@@ -297,16 +294,22 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
         raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(schema.names)}")
     partitions = {part.partition("=")[0] for folder in {file.folder for file in files} for part in folder.split("/")}
     for name in added:
-        if name in partitions:
+        # Readers such as DuckDB do not tell names apart by case.
+        if (partition := _like(name, partitions)) is not None:
             raise ColumnError(
-                f"the input has partition folders {name}=…, which readers take for a column",
+                f"the input has partition folders {partition}=…, which readers take for a column",
                 hint="give the new column another name (infer: --output-column)",
             )
-        if name in schema.names:
+        if (present := _like(name, schema.names)) is not None:
+            case = "" if present == name else f", which many readers do not tell from {name!r}"
             raise ColumnError(
-                f"the input has a column {name!r} already",
+                f"the input has a column {present!r} already{case}",
                 hint="give the new one another name (infer: --output-column), or rename or drop that of the input",
             )
+
+
+def _like(name: str, others: Iterable[str]) -> str | None:
+    return next((other for other in others if other.casefold() == name.casefold()), None)
 
 
 def _difference(first: pa.Schema, other: pa.Schema) -> str:
@@ -342,9 +345,11 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[
     return samples
 
 
-def _look(samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int) -> Polarity:
+def _look(
+    samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int, *, own_noise: bool
+) -> Polarity:
     rows = pa.chunked_array([chunk for table in samples for chunk in table[column.name].chunks], column.type)
-    check_float_range(rows, column)
+    check_float_range(rows, column, own_noise=own_noise)
     if polarity is not Polarity.AUTO:
         return polarity
     good = decode(rows, column).good_pixels

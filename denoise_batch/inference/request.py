@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.bundle import Bundle, find_bundle
+from denoise_batch.bundle.card import of_pairs
 from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import FlagError, OutputExists
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
@@ -110,7 +111,14 @@ class Request:
         """
         settings = self.settings
         added = [field.name for field in settings.extras.fields(settings.output_column)]
-        plan = make_plan(self.listing.files, settings.column, settings.polarity, settings.output_column, *added)
+        plan = make_plan(
+            self.listing.files,
+            settings.column,
+            settings.polarity,
+            settings.output_column,
+            *added,
+            own_noise=of_pairs(self.bundle.model),
+        )
         self.output_column(plan)
         return plan
 

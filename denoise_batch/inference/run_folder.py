@@ -112,15 +112,16 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
 
     Raises:
         OutputExists: it does.
-        OutputError: it lies inside an input; it, or what goes along with it, holds an input; its folder cannot be
-            written.
+        OutputError: its name is too long; it lies inside an input; it, or what goes along with it, holds an input;
+            its folder cannot be written.
     """
     path = output_path(out)
-    if path.is_symlink():
-        raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     sidecar = file_sidecar(path)
     # Rows that were set aside are an input like any other, and the only copy of them may lie in one of these.
     beside = (sidecar, work_folder(path), _discarded(path), publishing.replaced(path), publishing.replaced(sidecar))
+    publishing.check_name(path, beside)
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     publishing.check_apart(path, listing, beside=beside)
     publishing.check_parent(path)
     if os.path.lexists(sidecar) and not is_sidecar(sidecar):
@@ -329,7 +330,7 @@ def _clear(folder: Path) -> None:
 
 
 def _drop_strays(run: RunFolder) -> None:
-    """Deletes staged files that no receipt names, and takes back receipts whose file is gone.
+    """Deletes staged files that no receipt names, and takes back receipts of which a file is gone or cut off.
 
     A worker of a driver that died may still be writing: its file then has no name any more, which does no harm.
     """
@@ -339,12 +340,14 @@ def _drop_strays(run: RunFolder) -> None:
         staged = run.staging / receipt.file
         moved = _moved(run, receipt)
         beside = receipt.staged[1:]
-        listed = all(_is_file(run.staging / name) for name in beside)
-        if listed and (moved or (_is_file(staged) and staged.stat().st_size == receipt.bytes)):
+        whole = all(_is_file(run.staging / name) for name in beside) and all(
+            (run.staging / name).stat().st_size == size for name, (size, _) in receipt.beside.items()
+        )
+        if whole and (moved or (_is_file(staged) and staged.stat().st_size == receipt.bytes)):
             named |= {receipt.file, *beside}
             kept |= {moved} if moved else set()
         else:
-            run.ledger.withdraw(receipt.unit, "its finished file is gone")
+            run.ledger.withdraw(receipt.unit, "a finished file of it is gone or cut off")
     for entry in run.staging.iterdir():
         if entry.name not in named:
             publishing.remove(entry)

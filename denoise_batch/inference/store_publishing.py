@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.inference import assembly
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, REPORT, RUN, SUCCESS
-from denoise_batch.inference.store_run import CLEARED, REPLACING, STAGING, StoreRun, check_ours
+from denoise_batch.inference.store_run import CLEARED, REPLACING, STAGING, StoreRun, check_ours, withdraw
 from denoise_batch.object_store import in_parallel
 
 if TYPE_CHECKING:
     from denoise_batch.images.layouts import ImageColumn
+    from denoise_batch.inference.ledger import Receipt
 
 
 def publish(run: StoreRun, column: ImageColumn, compression: str, report: dict[str, Any]) -> None:
@@ -89,12 +92,18 @@ def _copy_all(run: StoreRun) -> None:
 
 
 def _fetch_bad_rows(run: StoreRun) -> None:
-    names = [receipt.bad_file for receipt in run.ledger.receipts.values() if receipt.bad_file]
+    receipts = [receipt for receipt in run.ledger.receipts.values() if receipt.bad_file]
 
-    def fetch(name: str) -> None:
+    def fetch(receipt: Receipt) -> bool:
+        name = receipt.bad_file
         content = run.out.read(f"{STAGING}/{name}")
         if content is None:
             raise DenoiseBatchError(f"{run.out}/{STAGING}/{name} is gone", hint="run the same command again")
         publishing.write_file(run.staging / name, content)
+        return receipt.bad_digest in {"", xxhash.xxh3_128_hexdigest(content)}
 
-    in_parallel(fetch, names)
+    whole = in_parallel(fetch, receipts)
+    damaged = [receipt for receipt, is_whole in zip(receipts, whole, strict=True) if not is_whole]
+    if damaged:
+        withdraw(run, [receipt.unit for receipt in damaged], "its list of bad rows is damaged")
+        raise assembly.damaged_file(f"{run.out}/{STAGING}/{damaged[0].bad_file}")

@@ -316,23 +316,29 @@ def _open_ledger(store: StorePrefix, run: str, owner: Owner, *, overwrite: bool)
 
 
 def _withdraw_lost(run: StoreRun) -> None:
-    """Takes back receipts whose objects are gone, and deletes staged objects that no receipt names."""
+    """Takes back receipts of which an object is gone or another, and deletes staged objects that no receipt names."""
     staged = {name[len(STAGING) + 1 :]: size for name, size in run.out.sizes(STAGING).items()}
     named: set[str] = set()
     lost = []
     for receipt in run.ledger.receipts.values():
         names = receipt.staged
-        if staged.get(receipt.file) == receipt.bytes and all(name in staged for name in names):
+        sizes = {receipt.file: receipt.bytes} | {name: size for name, (size, _) in receipt.beside.items()}
+        if staged.keys() >= set(names) and all(staged[name] == size for name, size in sizes.items()):
             named.update(names)
         else:
             lost.append(receipt.unit)
-    if lost:
+    withdraw(run, lost, "a finished file of it is gone or another")
+    run.out.delete(f"{STAGING}/{name}" for name in staged.keys() - named)
+
+
+def withdraw(run: StoreRun, units: Sequence[int], reason: str) -> None:
+    """Makes committed units open again."""
+    if units:
         # A copy of what is made anew may stand there already: begin with deleting again.
         run.out.put(REPLACING, run.id.encode())
         run.out.delete([CLEARED])
-    for unit in lost:
-        run.ledger.withdraw(unit, "its finished file is gone")
-    run.out.delete(f"{STAGING}/{name}" for name in staged.keys() - named)
+    for unit in units:
+        run.ledger.withdraw(unit, reason)
 
 
 def _delete_run(store: StorePrefix, keep: tuple[str, ...] = ()) -> None:

@@ -169,10 +169,10 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
     chosen = [pieces[index] for index in spread_over(len(pieces), _SAMPLED_GROUPS)]
     samples = _samples(paths, chosen, schema.names)
     columns = find_clean_columns(samples[0].schema, settings.column, settings.noisy_column, joined(samples))
-    for column in columns:
+    for place, column in enumerate(columns):
         check_type(paths, footers, column.name, column.type)
         for sample in samples:
-            check_float_range(sample.column(column.name), column)
+            check_float_range(sample.column(column.name), column, own_noise=place > 0)
     sources = [storage.redact(paths[piece.file]) for piece in chosen]
     polarity, notes = _look(samples, sources, columns, Polarity(settings.polarity))
     notes = [*skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
