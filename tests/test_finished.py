@@ -22,6 +22,7 @@ from denoise_batch.inference import infer as module
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.dry_run import dry_run
 from denoise_batch.inference.infer import InferReport, InferSettings, OutputShape, infer
+from denoise_batch.inference.manifest import vouching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,3 +127,19 @@ def test_an_output_that_lost_a_part_of_itself_is_not_finished(settings: InferSet
         assert not infer(replace(settings, overwrite=True)).already_complete
     assert again(settings).already_complete
     assert pq.read_metadata(part).num_rows in {ROWS, 3 * ROWS}
+
+
+@pytest.mark.parametrize("settings", ["folder"], indirect=True)
+def test_columns_that_are_no_longer_asked_for_make_it_another_request(settings: InferSettings) -> None:
+    manifest = Path(settings.output, "_denoise_batch", "manifest.json")
+    content = manifest.read_bytes()
+    assert b'"quality"' not in content
+    changed = content.replace(b"{\n", b'{\n "quality": true,\n', 1)
+    for written in (changed, content):
+        manifest.write_bytes(written)
+        Path(settings.output, "_SUCCESS").write_bytes(vouching(written))
+        if written == content:
+            assert again(settings).already_complete
+        else:
+            with pytest.raises(OutputExists):
+                again(settings)

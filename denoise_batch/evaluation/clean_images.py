@@ -18,10 +18,13 @@ from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation.sampling import open_dataset, sample_rows
 from denoise_batch.images import (
     Polarity,
+    background_lines,
     check_float_range,
+    find_background,
     find_clean_columns,
     look_at_sample,
     to_model_input,
+    without_background,
 )
 
 if TYPE_CHECKING:
@@ -131,7 +134,12 @@ def _load_dataset(
     names = [each.name for each in columns]
     bad = {name: ~rows for name, rows in zip(names, sample.good, strict=True)}
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
-    upright = [to_model_input(part, polarity).reshape(-1, 28, 28) for part in pixels]
+    background = find_background(pixels[0], polarity) if len(columns) == 1 else 0.0
+    notes += background_lines(background)
+    upright = [
+        without_background(to_model_input(part, polarity), Polarity.LIGHT_ON_DARK, background).reshape(-1, 28, 28)
+        for part in pixels
+    ]
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
     if len(sample) < dataset.rows:
         description += ", a sample"

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch.errors import ColumnError, FlagError
+from denoise_batch.images.background import background_lines, find_background, without_background
 from denoise_batch.images.buffers import (
     FAR_OUTSIDE,
     BadReason,
@@ -64,10 +65,12 @@ __all__ = [
     "ImageColumn",
     "Layout",
     "Polarity",
+    "background_lines",
     "check_float_range",
     "dark_on_light",
     "decode",
     "encode",
+    "find_background",
     "find_clean_columns",
     "find_image_column",
     "find_polarity",
@@ -82,6 +85,7 @@ __all__ = [
     "to_model_input",
     "turned",
     "unpaired",
+    "without_background",
 ]
 
 if TYPE_CHECKING:
@@ -131,11 +135,12 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
         except ColumnError as error:
             refusal = error
     fits: list[ImageColumn] = []
-    for other in dict.fromkeys(schema.names):
+    unfit: list[ColumnError] = []  # though of a type that holds images
+    for other in image_candidates(schema):
         try:
             fits.append(_confirmed(schema, other, sample))
-        except ColumnError:
-            continue
+        except ColumnError as error:
+            unfit.append(error)
     names = " and ".join(repr(column.name) for column in fits)
     if fits and refusal is not None and image_candidates(schema, "image"):
         raise ColumnError(f"{refusal.message}; {names} would fit", hint="name the one to use with --column")
@@ -145,6 +150,8 @@ def find_image_column(schema: pa.Schema, name: str | None = None, sample: pa.Tab
         return fits[0]
     if refusal is not None:
         raise refusal
+    if len(unfit) == 1:
+        raise unfit[0]
     raise ColumnError(f"no column holds {SIDE}×{SIDE} images; the columns are: {listed or 'none at all'}", hint=TAKEN)
 
 

@@ -219,6 +219,7 @@ def describe(
         "digest": DIGEST,
         **{key: value for key, value in run.identity.items() if key != "format"},
         "polarity_found": run.plan.polarity.value,
+        "background_found": run.plan.background,
         "rows_dark_on_light": run.ledger.dark_on_light,
         **({"rows_poor": run.ledger.poor} if run.identity.get("quality") else {}),
         "image_column": run.plan.column.name,

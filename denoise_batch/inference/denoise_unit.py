@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, first_line, ran_out
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
-from denoise_batch.images import BadReason, Polarity, dark_on_light, decode, encode, turned
+from denoise_batch.images import BadReason, Polarity, dark_on_light, decode, encode, turned, without_background
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.type_changes import widen
@@ -61,6 +61,7 @@ class UnitOptions:
         output: the column to add.
         compression: of the output's pages.
         extras: columns to add beside the image.
+        background: of the images, which is taken off before the model sees them.
     """
 
     staging: str
@@ -70,6 +71,7 @@ class UnitOptions:
     on_bad_row: OnBadRow
     compression: str
     extras: ExtraColumns = NO_EXTRAS
+    background: float = 0.0
 
     @property
     def pixel_dtypes(self) -> tuple[str, str]:
@@ -269,6 +271,7 @@ def _denoise_batch(
         decoded = decode(batch.column(options.column.name), options.column)
         light = dark_on_light(decoded.pixels) & (decoded.bad == 0)
         pixels = turned(decoded.pixels, light) if each else decoded.pixels
+        pixels = without_background(pixels, options.model_polarity, options.background)
     with _timed(clock, "forward"):
         denoised = forward(pixels, options.model_polarity, options.pixel_dtypes[1])
     with _timed(clock, "encode"):
@@ -314,7 +317,7 @@ def _bad_row(assignment: Assignment, row: int, code: int) -> JobFailed:
     reason = BadReason.from_code(code).value.replace("_", " ")
     return JobFailed(
         f"{storage.redact(assignment.file.path)}: row {row} is bad: {reason}",
-        hint="give --on-bad-row null or quarantine to go on past bad rows",
+        hint="to keep or set aside bad rows give --on-bad-row null or quarantine, and --overwrite to begin again",
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.extra_columns import poor_lines
-from denoise_batch.images import Polarity, taken_the_other_way
+from denoise_batch.images import Polarity, background_lines, taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
@@ -96,6 +96,7 @@ class DryRun:
     types_changed: tuple[str, ...]
     image_column: dict[str, str]
     polarity: str
+    background: float
     output_column: dict[str, str]
     extra_columns: dict[str, str]
     complete: bool
@@ -124,6 +125,7 @@ class DryRun:
             *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
             + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
+            *background_lines(self.background),
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
             *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]
@@ -192,6 +194,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         types_changed=plan.changes,
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
+        background=plan.background,
         output_column=_described(added),
         extra_columns={field.name: str(field.type) for field in settings.extras.fields(added.name)},
         complete=request.finished is not None,
@@ -261,6 +264,7 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
             on_bad_row,
             settings.compression,
             settings.extras,
+            plan.background,
         )
 
         def forward(pixels: Any, polarity: Polarity, dtype: str) -> Denoised:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import StoreError
+from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.manifest import FOLDER, REPORT, SUCCESS, read_manifest, sidecar
 from denoise_batch.inference.report import InferReport
 from denoise_batch.store_prefix import StorePrefix
@@ -37,6 +38,8 @@ def finished_report(
             return None
         inputs = [(entry["path"], entry["size"], entry["mtime_ns"]) for entry in manifest["inputs"]]
         if any(manifest.get(name) != value for name, value in identity.items()):
+            return None
+        if ExtraColumns.from_json(manifest) != ExtraColumns.from_json(identity):  # which name what is asked for alone
             return None
         if inputs != [(storage.redact(file.path), file.size, file.mtime_ns) for file in files]:
             return None

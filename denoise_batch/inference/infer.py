@@ -215,6 +215,7 @@ class _Job:
             settings.on_bad_row,
             settings.compression,
             settings.extras,
+            run.plan.background,
         )
         size = self._pool_size()
         device = settings.device if size.gpus else "cpu"
@@ -336,6 +337,7 @@ class _Job:
             model_sha256=self.request.bundle.sha256,
             column=run.plan.column.name,
             polarity=run.plan.polarity.value,
+            background=run.plan.background,
             files=len(run.plan.files),
             units=len(run.plan),
             rows_in=run.plan.rows,

@@ -25,6 +25,7 @@ from denoise_batch.images import (
     Polarity,
     check_float_range,
     decode,
+    find_background,
     find_image_column,
     find_polarity,
     image_candidates,
@@ -32,7 +33,7 @@ from denoise_batch.images import (
 )
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
 from denoise_batch.inference import footers
-from denoise_batch.inference.type_changes import common_schema, common_type, widen, widened
+from denoise_batch.inference.type_changes import common_schema, difference, widen, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -113,6 +114,7 @@ class Plan:
         changes: columns whose Parquet type Arrow cannot carry, and what they become.
         column: the image column.
         polarity: what was asked for or found; never `auto`.
+        background: how much ink the background has, of full ink (`find_background`).
     """
 
     files: tuple[PlannedFile, ...]
@@ -121,6 +123,7 @@ class Plan:
     column: ImageColumn
     polarity: Polarity
     changes: tuple[str, ...] = ()
+    background: float = 0.0
 
     @cached_property
     def rows(self) -> int:
@@ -147,6 +150,7 @@ class Plan:
             "layout": self.column.layout.value,
             "polarity": self.polarity.value,
             "changes": self.changes,
+            "background": self.background,
         }
         publishing.write_file(folder / "plan.json", json.dumps(content).encode(), private=True)  # URIs may hold secrets
 
@@ -168,6 +172,7 @@ class Plan:
             image_column(schema.field(content["column"]), Layout(content["layout"])),
             Polarity(content["polarity"]),
             tuple(content["changes"]),
+            float(content.get("background", 0.0)),
         )
 
 
@@ -190,7 +195,7 @@ def make_plan(
 
     Args:
         added: names of the columns that the output will have beside the input's.
-        own_noise: as in `check_float_range`.
+        own_noise: as in `check_float_range`; no background is looked for either.
 
     Raises:
         ParquetError: files are damaged, not Parquet, or differ in their schema; all are named.
@@ -210,13 +215,15 @@ def make_plan(
         PlannedFile(f.path, f.folder, f.size, f.mtime_ns, r.rows, max(r.row_bytes, measured), wide.get(r.schema, ""))
         for f, r in zip(files, read, strict=True)
     )
+    found_polarity, background = _look(samples, image, polarity, sum(f.rows for f in read), own_noise=own_noise)
     return Plan(
         planned,
         _cut(read, _MOST_PIECES if image.layout in (Layout.BINARY, Layout.ENCODED) else _FEW_PIECES),
         schema,
         image,
-        _look(samples, image, polarity, sum(footer.rows for footer in read), own_noise=own_noise),
+        found_polarity,
         tuple(dict.fromkeys(change for footer in read for change in footer.changes)),
+        background,
     )
 
 
@@ -277,7 +284,7 @@ def _common_schema(readable: Sequence[tuple[InputFile, Footer]]) -> tuple[pa.Sch
     most = Counter(known[footer.schema] for _, footer in readable).most_common(1)[0][0]
     like = next(storage.redact(file.path) for file, footer in readable if known[footer.schema] == most)
     found = {footer.schema: footer for _, footer in readable if known[footer.schema] != most}
-    said = {kind: _difference(kinds[most], _footer_schema(footer)) for kind, footer in found.items()}
+    said = {kind: difference(kinds[most], _footer_schema(footer)) for kind, footer in found.items()}
     odd = [f"{storage.redact(file.path)} ({said[footer.schema]})" for file, footer in readable if footer.schema in said]
     return kinds[most], like, odd
 
@@ -312,21 +319,6 @@ def _like(name: str, others: Iterable[str]) -> str | None:
     return next((other for other in others if other.casefold() == name.casefold()), None)
 
 
-def _difference(first: pa.Schema, other: pa.Schema) -> str:
-    ours, theirs = dict.fromkeys(first.names), dict.fromkeys(other.names)
-    missing = [name for name in ours if name not in theirs]
-    extra = [name for name in theirs if name not in ours]
-    if missing:
-        return f"column {missing[0]!r} is missing"
-    if extra:
-        return f"column {extra[0]!r} is extra"
-    for name in ours:
-        here, there = first.field(name).type, other.field(name).type
-        if common_type(here, there) is None:
-            return f"column {name!r} is {there}, not {here}"
-    return "its columns stand in another order"
-
-
 def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[str]) -> list[Sample]:
     """First rows of some row groups, spread over the input. Damaged pages are left to the run, which names them."""
     places = [(i, g) for i, footer in enumerate(read) for g, rows in enumerate(footer.row_groups) if rows]
@@ -347,18 +339,18 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[
 
 def _look(
     samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int, *, own_noise: bool
-) -> Polarity:
+) -> tuple[Polarity, float]:
     rows = pa.chunked_array([chunk for table in samples for chunk in table[column.name].chunks], column.type)
     check_float_range(rows, column, own_noise=own_noise)
-    if polarity is not Polarity.AUTO:
-        return polarity
     good = decode(rows, column).good_pixels
-    if total and not len(good):
-        raise ColumnError(
-            f"column {column.name!r}: none of the rows looked at has a usable image, so its polarity is not known",
-            hint="say it with --polarity light-on-dark, dark-on-light or each",
-        )
-    return find_polarity(good)
+    if polarity is Polarity.AUTO:
+        if total and not len(good):
+            raise ColumnError(
+                f"column {column.name!r}: none of the rows looked at has a usable image, so its polarity is not known",
+                hint="say it with --polarity light-on-dark, dark-on-light or each",
+            )
+        polarity = find_polarity(good)
+    return polarity, 0.0 if own_noise else find_background(good, polarity)
 
 
 def _cut(read: Sequence[Footer], most_pieces: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from denoise_batch.extra_columns import poor_lines
-from denoise_batch.images import Polarity, taken_the_other_way
+from denoise_batch.images import Polarity, background_lines, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
 from denoise_batch.listing import skipped_lines
 
@@ -53,6 +53,7 @@ class InferReport:
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         metadata_of_first: columns and keys whose metadata differs between files that were joined into one, which has
             the first one's.
+        background: how much ink the images' background had, of full ink, which was taken off.
         dark_on_light: good rows that look so, whatever they were taken for.
         poor: good rows whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         skipped_files: files in the input's folders that were left out because of their names.
@@ -81,6 +82,7 @@ class InferReport:
     denoising_seconds: float
     rate: float
     output_bytes: int
+    background: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
     metadata_of_first: list[str] = field(default_factory=list)
@@ -108,6 +110,7 @@ class InferReport:
         if self.quarantined:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
         lines += skipped_lines(self.skipped_files, self.skipped)
+        lines += background_lines(self.background)
         lines += taken_the_other_way(self.polarity, self.dark_on_light, self.rows_in - bad)
         lines += poor_lines(self.poor, self.rows_in - bad)
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]

@@ -118,6 +118,22 @@ def common_type(ours: pa.DataType, theirs: pa.DataType) -> pa.DataType | None:
     return None
 
 
+def difference(first: pa.Schema, other: pa.Schema) -> str:
+    """Why two schemas have no `common_schema`, as `column 'id' is missing`."""
+    ours, theirs = dict.fromkeys(first.names), dict.fromkeys(other.names)
+    missing = [name for name in ours if name not in theirs]
+    extra = [name for name in theirs if name not in ours]
+    if missing:
+        return f"column {missing[0]!r} is missing"
+    if extra:
+        return f"column {extra[0]!r} is extra"
+    for name in ours:
+        here, there = first.field(name).type, other.field(name).type
+        if common_type(here, there) is None:
+            return f"column {name!r} is {there}, not {here}"
+    return "its columns stand in another order"
+
+
 def _annotated_groups(schema: str) -> list[tuple[str, str]]:
     """Paths and kinds of groups that are neither structs nor parts of lists and maps, as `("c", "Variant")`.
 

@@ -78,6 +78,8 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     facts |= _storage_facts(first_file, image)
     facts["columns"] = {field.name: str(field.type) for field in schema}
     facts |= _origin(schema)
+    if listing.keys:
+        facts["partition_keys"] = listing.keys
     if listing.skipped:
         facts |= {"skipped_files": len(listing.skipped), "skipped": list(listing.skipped_shown)}
     if verify:
@@ -98,7 +100,16 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     """The image column, from samples over the whole input; adds what is known of it to the facts."""
     import numpy as np
 
-    from denoise_batch.images import PIXELS, dark_on_light, decode, find_image_column, find_polarity, joined
+    from denoise_batch.images import (
+        PIXELS,
+        Polarity,
+        dark_on_light,
+        decode,
+        find_background,
+        find_image_column,
+        find_polarity,
+        joined,
+    )
     from denoise_batch.inference import footers
     from denoise_batch.inference.type_changes import common_schema, widen, widened
 
@@ -124,8 +135,10 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     decoded = [decode(table.column(image.name), image) for table in samples]
     found = [part.good_pixels for part in decoded]
     pixels = np.concatenate(found) if found else np.zeros((0, PIXELS), np.uint8)
+    background = 0.0
     try:
         polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
+        background = find_background(pixels, Polarity(polarity)) if len(pixels) else 0.0
     except ColumnError as error:
         polarity = f"{error.message.removeprefix('polarity is ')}; {error.hint}"
     facts["image_column"] = {
@@ -133,6 +146,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         "layout": image.layout.value,
         "dtype": image.dtype,
         "polarity": polarity,
+        **({"background": background} if background else {}),
         "sampled": {
             "rows": sum(len(part.bad) for part in decoded),
             "bad": sum(int(np.count_nonzero(part.bad)) for part in decoded),

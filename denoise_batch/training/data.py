@@ -20,15 +20,18 @@ from denoise_batch.errors import DataChanged, MissingFileError, ParquetError, fi
 from denoise_batch.images import (
     PAIRED,
     Polarity,
+    background_lines,
     check_float_range,
     dark_on_light,
     decode,
+    find_background,
     find_clean_columns,
     joined,
     look_at_sample,
     pairs_belong_together,
     turned,
     unpaired,
+    without_background,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
 from denoise_batch.inference.type_changes import as_type
@@ -113,6 +116,7 @@ class ParquetImages:
         clean: the column of clean images.
         noisy: the column of noisy images of the same digits, or None.
         polarity: of both columns, never `auto`.
+        background: of the clean images without noisy ones, which is taken off them (`find_background`).
         notes: lines that say what is odd about them, as far as a sample shows it.
     """
 
@@ -122,6 +126,7 @@ class ParquetImages:
     noisy: ImageColumn | None
     polarity: Polarity
     notes: tuple[str, ...] = ()
+    background: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -142,6 +147,7 @@ class ParquetImages:
             "column": self.clean.name,
             "noisy_column": self.noisy.name if self.noisy else None,
             "polarity": self.polarity.value,
+            **({"background": self.background} if self.background else {}),
         }
 
 
@@ -174,7 +180,7 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         for sample in samples:
             check_float_range(sample.column(column.name), column, own_noise=place > 0)
     sources = [storage.redact(paths[piece.file]) for piece in chosen]
-    polarity, notes = _look(samples, sources, columns, Polarity(settings.polarity))
+    polarity, background, notes = _look(samples, sources, columns, Polarity(settings.polarity))
     notes = [*skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
     held_out = held_out_count(min(rows_of(pieces), settings.max_images or rows_of(pieces)), settings.resolve().held_out)
@@ -182,13 +188,17 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         images = "image is" if held_out == 1 else "images are"
         notes.append(f"note: {held_out:,} {images} held out for validation, too few to choose the best epoch by")
     noisy = columns[1] if len(columns) > 1 else None
-    return ParquetImages(files, pieces, columns[0], noisy, polarity, tuple(notes))
+    return ParquetImages(files, pieces, columns[0], noisy, polarity, tuple(notes), background)
 
 
 def _look(
     samples: Sequence[pa.Table], sources: Sequence[str], columns: Sequence[ImageColumn], polarity: Polarity
-) -> tuple[Polarity, list[str]]:
-    """The polarity and what is odd, of samples (one table for each of the `sources`, files by name) of the columns."""
+) -> tuple[Polarity, float, list[str]]:
+    """The polarity, the background and what is odd, of samples of the columns.
+
+    Args:
+        samples: a table for each of the `sources`, files by name.
+    """
     names = [column.name for column in columns]
     parts = [
         {column.name: decode(as_type(sample.column(column.name), column.type), column) for column in columns}
@@ -217,7 +227,8 @@ def _look(
             good = (part[clean].bad == 0) & (part[noisy].bad == 0)
             if sure > 2 * PAIRED > PAIRED > pairs_belong_together(part[noisy].pixels[good], part[clean].pixels[good]):
                 raise unpaired(f"{source}: the images of column {noisy!r}", clean, int(np.count_nonzero(good)))
-    return found, notes
+    background = find_background(pixels[names[0]], found) if len(names) == 1 else 0.0
+    return found, background, [*notes, *background_lines(background)]
 
 
 def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> list[Footer]:
@@ -312,6 +323,7 @@ def _decoded(images: ParquetImages, batch: pa.RecordBatch) -> tuple[Images, Imag
     noisy = None if images.noisy is None else decode(as_type(batch.column(1), images.noisy.type), images.noisy)
     good = clean.bad == 0 if noisy is None else (clean.bad == 0) & (noisy.bad == 0)
     upright = _upright(clean.pixels[good], images.polarity)
+    upright = without_background(upright, Polarity.LIGHT_ON_DARK, images.background)
     if upright.dtype != np.uint8:
         upright = upright.clip(0.0, 1.0)
     other = None if noisy is None else _upright(noisy.pixels[good], images.polarity).reshape(-1, SIDE, SIDE)
