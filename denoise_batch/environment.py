@@ -28,6 +28,15 @@ def refuse_unsafe_switches() -> None:
             )
 
 
+def refuse_old_ray_train() -> None:
+    """Raises FlagError where the environment chooses Ray Train's first version, whose interface is another."""
+    name = "RAY_TRAIN_V2_ENABLED"
+    if os.environ.get(name, "1").lower() not in {"1", "true"}:  # as Ray reads it
+        raise FlagError(
+            f"{name} is {os.environ[name]!r}: training needs Ray Train V2", hint=f"unset {name}, then run again"
+        )
+
+
 @contextlib.contextmanager
 def environment(names: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables that are not set, for as long as it lasts."""

@@ -7,6 +7,7 @@ with Progress() as progress:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _TERMINAL_SECONDS = 0.1
 _LOG_SECONDS = 5.0
 _BAR_CELLS = 20
+_LONG_SECONDS = 1800.0
 
 
 class Progress:
@@ -133,6 +135,20 @@ def training_line(now: TrainProgress) -> tuple[str, float]:
         parts.append(f"{duration(now.seconds_left)} left")
     share = now.images / now.total_images if now.total_images else 0.0
     return ", ".join(parts), 1.0 if now.trained else share  # which a training that stops early does not come to
+
+
+def epoch_note(now: TrainProgress, minutes: float | None) -> str | None:
+    """What to know of a training that keeps nothing for more than half an hour; None of others, or if not known yet.
+
+    Args:
+        minutes: that the training takes, where the clock ends it.
+    """
+    if now.epoch_seconds is None or min(now.epoch_seconds, 60.0 * (minutes or math.inf)) <= _LONG_SECONDS:
+        return None
+    takes = f"note: an epoch takes about {duration(now.epoch_seconds)} here"
+    if now.epoch == 1 and minutes is not None and now.epoch_seconds > 60.0 * minutes:
+        return f"{takes}, longer than --minutes: nothing is kept before the end"
+    return f"{takes}, and nothing is kept before its end"
 
 
 def duration(seconds: float) -> str:

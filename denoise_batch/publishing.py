@@ -204,9 +204,17 @@ def _swap(built: Path, out: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, if there is one."""
+    """Deletes a file or a folder, if there is one.
+
+    A file that is still open keeps a name on NFS (`.nfs…`), and its folder with it: that is no fault.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            names = [name for _, _, names in os.walk(path) for name in names]
+            if error.errno not in {errno.ENOTEMPTY, errno.EBUSY} or not all(name.startswith(".nfs") for name in names):
+                raise
     else:
         path.unlink(missing_ok=True)
 
@@ -286,6 +294,9 @@ def exclusive(folder: Path) -> Iterator[None]:
                 return
         finally:
             os.close(descriptor)
+            if not path.exists():  # the folder was removed while its lock was open, which NFS does only now
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _check_own(folder: Path) -> None:

@@ -7,15 +7,19 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training_data import digits, numbers, opened, write
+from test_training_data import binary, digits, numbers, opened, write
 
 from denoise_batch.errors import ParquetError
+from denoise_batch.listing import stat_input
 from denoise_batch.models import build
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.training import batches
 from denoise_batch.training.batches import (
     Batch,
     ResidentBatches,
@@ -379,22 +383,60 @@ def test_bad_rows_are_replaced_by_good_ones(tmp_path: Path) -> None:
     assert not set(seen) & set(bad)
 
 
-def test_streamed_pairs_stay_paired(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def test_a_worker_whose_stretch_holds_no_image_takes_others_rows(tmp_path: Path) -> None:
+    images = opened(write(tmp_path, count=2000, groups=500, bad=tuple(range(1000, 2000)), files=2))
+    starved = 0
+    for epoch in range(1, 9):
+        parts = [_streamed(images, rank, 8) for rank in range(8)]
+        seen = [[n for batch in part.epoch(epoch) for n in _numbers(batch)] for part in parts]
+        assert all(
+            len(set(numbers)) == len(numbers) == part._rows_of_rank(rank)
+            for rank, (part, numbers) in enumerate(zip(parts, seen, strict=True))
+        )
+        assert {n for numbers in seen for n in numbers} == set(range(1000))
+        assert sum(part.left_out for part in parts) == 1000
+        starved += sum(part.left_out == len(numbers) for part, numbers in zip(parts, seen, strict=True))
+        assert seen[3] == [n for batch in _streamed(images, 3, 8).epoch(epoch) for n in _numbers(batch)]
+    assert starved > 8
 
+
+def test_a_stretch_with_images_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = opened(write(tmp_path, count=1000, groups=100, bad=(1, 2, 3)))
+    read: list[int] = []
+    real = batches.read_rows
+
+    def counted(parquet: Any, pieces: Any) -> Any:
+        read.append(sum(piece.rows for piece in pieces))
+        return real(parquet, pieces)
+
+    monkeypatch.setattr(batches, "read_rows", counted)
+    for rank in (0, 1):
+        list(_streamed(images, rank, 2).epoch(1))
+    assert read == [500, 500]
+
+
+def test_no_image_in_any_stretch_ends_the_training(tmp_path: Path) -> None:
+    images = opened(write(tmp_path, count=100, groups=50))
+    for file in tmp_path.iterdir():  # the sample of a training has images; what it goes on with may have none
+        pq.write_table(pa.table({"image": binary(digits(50), tuple(range(50)))}), file)
+    files = tuple((path, *stat_input(path)) for path, *_ in images.files)
+    with pytest.raises(ParquetError, match="none of the rows"):
+        list(_streamed(replace(images, files=files), 1, 2).epoch(1))
+
+
+def test_streamed_pairs_stay_paired(tmp_path: Path) -> None:
     clean = digits(600)
-    noisy = pa.array(list(clean.astype(np.float32) / 255 - 0.5), pa.list_(pa.float32()))
+    noisy = pa.array(list(clean.astype(np.float32) / 510), pa.list_(pa.float32()))
     column = pa.array([image.tobytes() for image in clean], pa.binary(784))
     pq.write_table(pa.table({"clean": column, "noisy": noisy}), tmp_path / "a.parquet", row_group_size=100)
     images = opened(tmp_path, column="clean", noisy_column="noisy")
     for batch in _streamed(images, 1, 2).epoch(1):
         assert batch.noisy is not None
-        assert torch.allclose(batch.noisy, batch.clean - 0.5, atol=1e-6)
+        assert torch.allclose(batch.noisy, batch.clean / 2, atol=1e-6)
 
 
 def test_no_good_row_at_all() -> None:
-    with pytest.raises(ParquetError, match="none of 7 rows"):
+    with pytest.raises(ParquetError, match="none of the rows to train on"):
         list(mix(iter([]), 10, 7, np.random.default_rng(0)))
     assert list(mix(iter([]), 10, 0, np.random.default_rng(0))) == []
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from denoise_batch import bundle as bundle_module
+from denoise_batch import publishing
 from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, find_bundle, read_bundle, save_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.errors import ModelError, OutputError
@@ -113,6 +114,23 @@ def test_an_existing_folder_is_kept_unless_told(folder: Path) -> None:
     save_bundle(folder, build("seed"), CARD, overwrite=True)
     assert read_bundle(folder).sha256 != before
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_it_is_built_where_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what a death leaves of it would stay beside the model for good."""
+    (tmp_path / "work").mkdir()
+    built: list[Path] = []
+    real = publishing.publish
+
+    def publish(source: Path, out: Path, *, overwrite: bool) -> None:
+        built.append(source)
+        real(source, out, overwrite=overwrite)
+
+    monkeypatch.setattr(publishing, "publish", publish)
+    save_bundle(folder, build("seed"), CARD, overwrite=True, build_in=tmp_path / "work")
+    assert [path.parent for path in built] == [tmp_path / "work"]
+    assert not any((tmp_path / "work").iterdir())
+    assert read_bundle(folder)
 
 
 def _change_model(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:

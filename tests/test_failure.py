@@ -67,4 +67,7 @@ def test_a_training_whose_loss_is_absurd_has_diverged(loss: float, val_loss: flo
     check_loss(row)
     with pytest.raises(JobFailed, match="diverged in epoch 7") as failed:
         check_loss(replace(row, loss=loss, val_loss=val_loss))
+    assert failed.value.hint.startswith("lower --lr and give --overwrite")  # another --lr alone would be refused
+    with pytest.raises(JobFailed, match="diverged in epoch 1:") as failed:
+        check_loss(replace(row, epoch=1, loss=loss, val_loss=val_loss))
     assert failed.value.hint == "lower --lr"

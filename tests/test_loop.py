@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +20,12 @@ from torch import distributed
 from denoise_batch.bundle.history import read_history
 from denoise_batch.training import loop
 from denoise_batch.training.batches import ResidentBatches, StreamedBatches
+from denoise_batch.training.checkpoint import read_finished
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 
@@ -66,6 +72,67 @@ def test_a_step_is_taken_however_few_minutes_there_are(worker: Any, tmp_path: Pa
     (row,) = read_history(tmp_path / "history.csv")
     assert (row.epoch, row.images) == (1, 64)
     assert (tmp_path / "finished" / "weights.safetensors").is_file()
+
+
+def test_a_checkpoint_is_made_in_the_trainings_folder(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk that an error names must be the one that is full."""
+    made: list[Path] = []
+
+    def report(_: Any, checkpoint: Any) -> None:
+        made.append(Path(checkpoint.path))
+        assert (made[-1] / "state.json").is_file()
+        assert not (made[-1] / "left").exists()
+
+    monkeypatch.setattr("ray.train.report", report)
+    left = tmp_path / "checkpoint.writing"
+    left.mkdir()
+    (left / "left").write_bytes(b"by a dead attempt")
+    worker(epochs=2).run()
+    assert made == [left, left]
+    assert not left.exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_its_room(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, *_: Any) -> None:
+        (folder / "weights.safetensors").write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space"):
+        worker(epochs=1).run()
+    assert not (tmp_path / "checkpoint.writing").exists()
+
+
+def test_workers_and_device_are_those_of_the_last_epoch(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    monkeypatch.setattr("ray.train.report", lambda _, checkpoint: shutil.copytree(checkpoint.path, kept))
+    worker(epochs=1).run()
+    state, _ = read_finished(tmp_path / "finished")
+    assert (state.workers, state.device) == (1, "cpu")
+    (kept / "state.json").write_text(json.dumps(asdict(replace(state, workers=4, device="H200"))))
+    checkpoint = SimpleNamespace(as_directory=lambda: contextlib.nullcontext(str(kept)))
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: checkpoint)
+    worker(epochs=1).run()  # which finds all epochs done, and finishes the model
+    state, _ = read_finished(tmp_path / "finished")
+    assert (state.epoch, state.workers, state.device) == (1, 4, "H200")
+
+
+def test_an_epochs_time_is_told_once_the_speed_is_known(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> Any:
+        worker(epochs=1).run()
+        return json.loads((tmp_path / "progress.json").read_text())["epoch_seconds"]
+
+    assert told() is None
+    monkeypatch.setattr(loop, "_SPEED_SECONDS", 0.0)
+    assert 0.0 < told() < 60.0
 
 
 @pytest.fixture

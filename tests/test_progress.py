@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from denoise_batch.inference.report import InferProgress
-from denoise_batch.progress import Progress, duration, infer_line, training_line
+from denoise_batch.progress import Progress, duration, epoch_note, infer_line, training_line
 from denoise_batch.training.progress import TrainProgress
 
 
@@ -106,6 +106,20 @@ def test_a_closed_stream_does_not_stop_a_job() -> None:
     stream.close()
     progress.update("line")
     progress.close()
+
+
+def test_long_epochs_are_noted() -> None:
+    now = TrainProgress(1, 10, 500, 1000, 0.1, None, None, 10.0, 75.0, 1, "cpu")
+    assert epoch_note(now, None) is None
+    assert epoch_note(replace(now, epoch_seconds=1800.0), None) is None
+    long = replace(now, epoch_seconds=28800.0)
+    kept = "note: an epoch takes about 8 h 00 min here, and nothing is kept before its end"
+    assert epoch_note(long, None) == epoch_note(long, 600.0) == kept
+    assert epoch_note(long, 20.0) is None
+    assert epoch_note(long, 60.0) == (
+        "note: an epoch takes about 8 h 00 min here, longer than --minutes: nothing is kept before the end"
+    )
+    assert epoch_note(replace(long, epoch=2), 60.0) == kept
 
 
 def test_lines_for_training_and_denoising() -> None:

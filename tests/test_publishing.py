@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,3 +177,31 @@ def test_several_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
             assert path.read_bytes() in contents
         assert [one.result() for one in writing] == [None] * len(contents)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_lock_that_is_open_is_removed_on_nfs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file that is open is renamed when it is deleted, until it is closed."""
+    kept = ".nfs000000000a1b2c3d00000001"
+    unlink = os.unlink
+
+    def unlink_on_nfs(name: Any, *, dir_fd: int | None = None) -> None:
+        if os.fsdecode(name).endswith("lock"):
+            os.rename(name, Path(name).with_name(kept), src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        else:
+            unlink(name, dir_fd=dir_fd)
+
+    folder = tmp_path / ".out.training"
+    with publishing.exclusive(folder):
+        (folder / "ray").mkdir()
+        (folder / "ray" / "checkpoint").write_bytes(b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", unlink_on_nfs)
+            publishing.remove(folder)
+        assert [path.name for path in folder.iterdir()] == [kept]
+        (folder / kept).unlink()  # as closing it does
+    assert not folder.exists()
+    (folder / "sub").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError(errno.ENOTEMPTY, "not empty")))
+    (folder / "sub" / "other").write_bytes(b"x")
+    with pytest.raises(OSError, match="not empty"):
+        publishing.remove(folder)

@@ -15,9 +15,12 @@ import torch
 from denoise_batch import cli, models, publishing
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
-from denoise_batch.errors import ModelError, OutputError, OutputExists, RequestError, ResumeError
+from denoise_batch.errors import FlagError, ModelError, OutputError, OutputExists, RequestError, ResumeError
 from denoise_batch.training import request
+from denoise_batch.training import train as train_module
+from denoise_batch.training.checkpoint import TrainingState, weights_of, write_finished
 from denoise_batch.training.data import open_parquet
+from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import TrainSettings
 from denoise_batch.training.train import train
 
@@ -165,6 +168,50 @@ def test_the_command_says_so(settings: TrainSettings, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.splitlines()[-2].startswith(f"error: {settings.output} exists, made with other")
 
 
+def test_the_model_is_built_in_the_trainings_folder(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a death leaves of it goes with that folder."""
+    shutil.rmtree(settings.output)
+    folder = _begun(settings, _epoch(1, 2.5), _epoch(2, 5.0))
+    state = TrainingState(2, 4, [_epoch(1, 2.5), _epoch(2, 5.0)], 2)
+    write_finished(folder / "finished", state, weights_of(models.build("seed")))
+    shown: list[tuple[Path, Path]] = []
+    real = publishing.publish
+
+    def publish(built: Path, out: Path, *, overwrite: bool) -> None:
+        shown.append((built.parent, out))
+        real(built, out, overwrite=overwrite)
+
+    monkeypatch.setattr(publishing, "publish", publish)
+    assert _again(settings) == []
+    assert shown == [(folder, settings.output)]
+    assert not folder.exists()
+
+
+def test_the_first_version_of_ray_train_is_refused_before_ray_starts(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    with pytest.raises(FlagError, match="RAY_TRAIN_V2_ENABLED is '0'"):
+        _again(replace(settings, output=tmp_path / "new"))
+    assert not training_folder(tmp_path / "new").exists()
+
+
+def test_the_command_notes_long_epochs_once(
+    settings: TrainSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(_: TrainSettings, progress: Any, **__: Any) -> Any:
+        now = TrainProgress(1, 10, 500, 1000, 0.1, None, None, 10.0, 75.0, 1, "cpu")
+        for epoch_seconds in (None, 7200.0, 7300.0):
+            progress(replace(now, epoch_seconds=epoch_seconds))
+        return read_bundle(settings.output)
+
+    monkeypatch.setattr(train_module, "train", trained)
+    assert cli.run(["train", "--data", str(settings.data), "--out", str(settings.output)]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == [
+        "note: an epoch takes about 2 h 00 min here, and nothing is kept before its end"
+    ]
+
+
 def test_what_is_no_model_folder_is_refused_before_the_data_are_read(settings: TrainSettings, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(RequestError, match="folder exists"):
@@ -194,7 +241,9 @@ def test_a_half_written_checkpoint_goes_when_a_training_goes_on(settings: TrainS
     assert len(list(ray.iterdir())) == 2
     notes = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1", "metrics": {}}]}
     (ray / "checkpoint_manager_snapshot.json").write_text(json.dumps(notes))
+    (folder / request.CHECKPOINT_FOLDER).mkdir()
     request.enter(folder, settings, identity)
+    assert not (folder / request.CHECKPOINT_FOLDER).exists()
     assert {path.name for path in ray.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json"}
 
 

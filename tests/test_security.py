@@ -31,7 +31,7 @@ from denoise_batch import cluster, console, environment, publishing, quiet_ray, 
 from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
 from denoise_batch.cli import run
 from denoise_batch.digits import Split, load_mnist, mnist
-from denoise_batch.environment import refuse_unsafe_switches
+from denoise_batch.environment import refuse_old_ray_train, refuse_unsafe_switches
 from denoise_batch.errors import (
     ColumnError,
     DenoiseBatchError,
@@ -905,6 +905,18 @@ def test_unsafe_switches_of_ray_are_refused(name: str, value: str, monkeypatch: 
     monkeypatch.setenv(name, value)
     with pytest.raises(FlagError, match=name):
         refuse_unsafe_switches()
+
+
+def test_the_first_version_of_ray_train_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("1", "true", "True"):
+        monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", value)
+        refuse_old_ray_train()
+    for value in ("0", "false", ""):
+        monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", value)
+        with pytest.raises(FlagError, match="RAY_TRAIN_V2_ENABLED"):
+            refuse_old_ray_train()
+    monkeypatch.delenv("RAY_TRAIN_V2_ENABLED")
+    refuse_old_ray_train()
 
 
 def test_ray_has_no_unsafe_switch_that_we_do_not_know() -> None:

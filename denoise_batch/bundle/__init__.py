@@ -198,9 +198,15 @@ class Bundle:
 
 
 def save_bundle(
-    folder: Path, network: nn.Module, card: BundleCard, *, overwrite: bool = False, tensorboard: Path | None = None
+    folder: Path,
+    network: nn.Module,
+    card: BundleCard,
+    *,
+    overwrite: bool = False,
+    tensorboard: Path | None = None,
+    build_in: Path | None = None,
 ) -> None:
-    """Writes a model folder: all of it in a hidden folder beside it, then one rename.
+    """Writes a model folder: all of it in a hidden folder, then one rename.
 
     Args:
         folder: the folder to make.
@@ -208,6 +214,7 @@ def save_bundle(
         card: what is said about them.
         overwrite: replace an existing folder; a reader sees the old one or the new one.
         tensorboard: a folder of TensorBoard files to put in.
+        build_in: where the hidden folder is made, on the same file system; None for beside `folder`.
 
     Raises:
         OutputError: it exists and `overwrite` is off, or cannot be written.
@@ -242,7 +249,7 @@ def save_bundle(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        built = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=folder.parent))
+        built = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=build_in or folder.parent))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}", hint="give another --out") from error
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,9 +20,12 @@ from denoise_batch.cli.options import (
     model_folder,
 )
 from denoise_batch.console import PROGRAM, print_result, session
-from denoise_batch.progress import Progress, training_line
+from denoise_batch.progress import Progress, epoch_note, training_line
 from denoise_batch.storage import local_path
 from denoise_batch.worker_count import parse_workers
+
+if TYPE_CHECKING:
+    from denoise_batch.training.progress import TrainProgress
 
 app = typer.Typer()
 
@@ -166,15 +169,23 @@ def train(
 
     notes: list[str] = []
     before: list[bool] = []
+    warned: list[str] = []
     with Progress() as progress:
 
         def noted(note: str) -> None:
             progress.note(note)  # before minutes or hours of training, which one may want to stop
             notes.append(note)
 
+        def show(now: TrainProgress) -> None:
+            note = None if warned else epoch_note(now, minutes)
+            if note is not None:
+                progress.note(note)
+                warned.append(note)
+            progress.update(*training_line(now))
+
         bundle = run(
             settings,
-            lambda now: progress.update(*training_line(now)),
+            show,
             noted=noted,
             starting=lambda: progress.note("train: starting Ray and the workers"),
             waiting=lambda missing: progress.update(f"train: waiting for {missing}"),

@@ -241,7 +241,8 @@ class StreamedBatches:
     """A training set that is read from Parquet at every epoch, because it does not fit into memory.
 
     The row groups are put into a random order, the same on all workers, and laid end to end; each worker reads one
-    stretch of them, so that no two read the same rows, and mixes them in a buffer.
+    stretch of them, so that no two read the same rows, and mixes them in a buffer. Where a stretch holds no usable
+    image, its worker reads on after it: all take the same steps.
 
     Args:
         images: the dataset.
@@ -271,24 +272,33 @@ class StreamedBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         shares = [self._rows_of_rank(rank) for rank in range(self._workers)]
-        start = sum(shares[: self._rank])
+        start, mine = sum(shares[: self._rank]), shares[self._rank]
         order = np.random.default_rng(seed_of(self._seed, _ORDER, epoch)).permutation(len(self._pieces))
-        mine = cut([self._pieces[index] for index in order], start, start + shares[self._rank])
+        pieces = [self._pieces[index] for index in order]
         generator = np.random.default_rng(seed_of(self._seed, _BUFFER, epoch, self._rank))
-        read = self._counted(read_rows(self._parquet, mine), shares[self._rank])
-        rows = _Rows(ahead(mix(read, self._buffer_rows, shares[self._rank], generator)))
+        rows = _Rows(ahead(mix(self._read(pieces, start, mine), self._buffer_rows, mine, generator)))
         for position in range(0, self.images, self._batch):
             total = min(self._batch, self.images - position)
             part = share(total, self._rank, self._workers)
             clean, noisy = rows.take(part.stop - part.start)
             yield Batch(self._place(clean), None if noisy is None else self._place(noisy), part, total)
 
-    def _counted(self, chunks: Iterator[Chunk], rows: int) -> Iterator[Chunk]:
+    def _read(self, pieces: Sequence[Piece], start: int, rows: int) -> Iterator[Chunk]:
+        """The stretch of `rows` at `start`; if it holds no usable image, as many after it, round to `start`."""
         used = 0
-        for chunk in chunks:
+        for chunk in read_rows(self._parquet, cut(pieces, start, start + rows)):
             used += len(chunk[0])
             yield chunk
         self.left_out = rows - used
+        if used:
+            return
+        others = cut(pieces, start + rows, self.images) + cut(pieces, 0, start)
+        for clean, noisy in read_rows(self._parquet, others):
+            chunk = clean[: rows - used], None if noisy is None else noisy[: rows - used]
+            used += len(chunk[0])
+            yield chunk
+            if used == rows:
+                return
 
     def _rows_of_rank(self, rank: int) -> int:
         full, rest = divmod(self.images, self._batch)
@@ -334,7 +344,7 @@ def mix(chunks: Iterator[Chunk], capacity: int, rows: int, generator: np.random.
     missing = rows - given
     if missing > 0 and not held:
         raise ParquetError(
-            f"none of {rows} rows that a worker reads holds a usable image",
+            "none of the rows to train on holds a usable image",
             hint="`denoise-batch inspect` shows what the column holds",
         )
     order = generator.permutation(held)

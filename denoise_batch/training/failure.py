@@ -68,5 +68,5 @@ def check_loss(row: EpochRow) -> None:
         raise errors.JobFailed(
             f"the training diverged in epoch {row.epoch}: its loss is {row.loss:.3g}, on validation images "
             f"{row.val_loss:.3g}",
-            hint="lower --lr",
+            hint="lower --lr" if row.epoch == 1 else "lower --lr and give --overwrite: the epochs before are then lost",
         )

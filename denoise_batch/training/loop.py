@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -21,19 +20,14 @@ import numpy as np
 import torch
 from torch import distributed
 
-from denoise_batch import models
+from denoise_batch import models, publishing
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
 from denoise_batch.cores import threads_here
 from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ran_out
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.training.batches import (
-    ResidentBatches,
-    StreamedBatches,
-    noised_copies,
-    seed_of,
-)
+from denoise_batch.training.batches import ResidentBatches, StreamedBatches, noised_copies, seed_of
 from denoise_batch.training.checkpoint import (
     TrainingState,
     load_checkpoint,
@@ -48,6 +42,7 @@ from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.place import quarter_of_memory
 from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Recipe
+from denoise_batch.training.request import CHECKPOINT_FOLDER
 from denoise_batch.training.step import TrainingStep
 from denoise_batch.training.validation import Validation
 
@@ -59,6 +54,7 @@ if TYPE_CHECKING:
 PROGRESS_FILE = "progress.json"
 FINISHED_FOLDER = "finished"
 _PROGRESS_SECONDS = 0.5
+_SPEED_SECONDS = 20.0  # until the speed says how long an epoch takes: first steps are slow
 _GPU_CLOCK_STEPS = 10  # between two looks at the clock, which all workers wait for; a CPU's steps are long
 _GPU_CHECKPOINT_SECONDS = 10.0  # between two: an epoch takes a GPU less time than its checkpoint
 
@@ -147,8 +143,7 @@ class _Worker:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 self.state, self.best = load_checkpoint(Path(folder), self.network, self.average, self.optimiser)
-        self.state.workers = self.workers
-        self.state.device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         self.step = TrainingStep(
             self.network, self.average, self.optimiser, self.recipe, seed=config.seed, workers=self.workers
         )
@@ -262,7 +257,7 @@ class _Worker:
         state = self.state
         best = state.best
         state.history.append(row)
-        state.epoch = row.epoch
+        state.epoch, state.workers, state.device = row.epoch, self.workers, self.device_name
         if best is None or row.score > best.score:
             state.best_epoch = row.epoch
             self.best = weights_of(self.average or self.network)
@@ -287,9 +282,14 @@ class _Worker:
             return
         self.writer.flush()
         (self.folder / HISTORY_FILE).write_text(history_csv(self.state.history), encoding="utf-8")
-        with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
-            save_checkpoint(Path(folder), self.state, self.network, self.average, self.best, self.optimiser)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        building = self.folder / CHECKPOINT_FOLDER  # not in TMPDIR: if a disk is full, it is the one that is named
+        publishing.remove(building)  # what a dead attempt has left
+        building.mkdir()
+        try:
+            save_checkpoint(building, self.state, self.network, self.average, self.best, self.optimiser)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(building)))
+        finally:
+            publishing.remove(building)
 
     def _tensorboard(self, row: EpochRow) -> None:
         from tensorboardX import SummaryWriter
@@ -321,6 +321,7 @@ class _Worker:
             # At first the clock tells nothing.
             total = round(images / min(self.time_share, 1.0)) if self.time_share > 0.002 else None
             left = 60.0 * minutes * max(0.0, 1.0 - self.time_share)
+        known = self.images_here > 0 and elapsed >= _SPEED_SECONDS
         last, best = self.state.history[-1] if self.state.history else None, self.state.best
         shown = TrainProgress(
             epoch=epoch,
@@ -333,7 +334,8 @@ class _Worker:
             images_per_second=self.images_here / elapsed if elapsed > 0 else 0.0,
             seconds_left=left,
             workers=self.workers,
-            device=self.state.device,
+            device=self.device_name,
+            epoch_seconds=elapsed * self.batches.images / self.images_here if known else None,
             trained=trained,
         )
         temporary = self.folder / f".{PROGRESS_FILE}"

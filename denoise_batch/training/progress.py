@@ -22,6 +22,7 @@ class TrainProgress:
         seconds_left: estimate, or None where there is none yet.
         workers: training processes.
         device: `cpu` or the GPU's name.
+        epoch_seconds: estimate for a whole epoch, or None before the speed is known.
         trained: whether all epochs are over: what 8-bit integers stand for is chosen then.
     """
 
@@ -36,6 +37,7 @@ class TrainProgress:
     seconds_left: float | None
     workers: int
     device: str
+    epoch_seconds: float | None = None
     trained: bool = False
 
     def to_json(self) -> dict[str, Any]:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 RAY_FOLDER = "ray"
 """What of an unfinished training's folder is Ray Train's."""
 
+CHECKPOINT_FOLDER = "checkpoint.writing"
+"""In it a checkpoint is made before Ray Train takes it."""
+
 _SETTINGS_FILE = "settings.json"
 _FREE = {"workers", "device", "resident_limit", "overwrite", "command", "address", "verbose", "output", "mnist"}
 """Settings that may change between an interrupted run and the one that goes on from it."""
@@ -126,6 +129,7 @@ def enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> No
                 publishing.remove(entry)
         publishing.write_file(folder / _SETTINGS_FILE, json.dumps(identity, indent=1).encode())
     (folder / "progress.json").unlink(missing_ok=True)
+    publishing.remove(folder / CHECKPOINT_FOLDER)
     make_room(folder)
 
 

@@ -21,7 +21,7 @@ from denoise_batch import capacity, errors, publishing, storage
 from denoise_batch.bundle import MODEL_FILE, Bundle, find_bundle, read_bundle, save_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE
 from denoise_batch.cluster import connect
-from denoise_batch.environment import environment
+from denoise_batch.environment import environment, refuse_old_ray_train
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError
 from denoise_batch.shared_files import check_seen_by_nodes
 from denoise_batch.training.card import card_of
@@ -59,6 +59,7 @@ _RAY_TRAIN = {
     # A worker's report waits until the controller asks for it, every 2 s by default: an epoch may take less.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_START_SECONDS),
+    "RAY_TRAIN_V2_ENABLED": "1",  # whatever a node's environment says
 }
 _WORKER_ENVIRONMENT = {
     # Threads that spin while they wait slow each other down up to tenfold as soon as anything else wants a core.
@@ -112,6 +113,7 @@ def train(
         remove_left_over(folder, identity, bundle)
         finished()
         return bundle
+    refuse_old_ray_train()
     mnist = None if parquet is not None else _find_mnist(settings.mnist)
     weights = None if initial is None else _weights(initial, recipe)
     with publishing.exclusive(folder):
@@ -142,7 +144,8 @@ def train(
         load_weights(network, weights)
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
         card = replace(card, request=digest_of(identity))
-        save_bundle(output, network, card, tensorboard=folder / "tensorboard", overwrite=settings.overwrite)
+        board = folder / "tensorboard"
+        save_bundle(output, network, card, tensorboard=board, overwrite=settings.overwrite, build_in=folder)
         publishing.remove(folder)
     return read_bundle(output)
 
