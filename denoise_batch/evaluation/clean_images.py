@@ -134,7 +134,7 @@ def _load_dataset(
     names = [each.name for each in columns]
     bad = {name: ~rows for name, rows in zip(names, sample.good, strict=True)}
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
-    background = find_background(pixels[0], polarity) if len(columns) == 1 else 0.0
+    background = find_background(pixels[0], polarity) if len(columns) == 1 else None
     notes += background_lines(background)
     upright = [
         without_background(to_model_input(part, polarity), Polarity.LIGHT_ON_DARK, background).reshape(-1, 28, 28)

@@ -61,7 +61,7 @@ class UnitOptions:
         output: the column to add.
         compression: of the output's pages.
         extras: columns to add beside the image.
-        background: of the images, which is taken off before the model sees them.
+        background: of the set, which is taken off before the model sees the images; None: there is none.
     """
 
     staging: str
@@ -71,7 +71,7 @@ class UnitOptions:
     on_bad_row: OnBadRow
     compression: str
     extras: ExtraColumns = NO_EXTRAS
-    background: float = 0.0
+    background: float | None = None
 
     @property
     def pixel_dtypes(self) -> tuple[str, str]:

@@ -96,7 +96,7 @@ class DryRun:
     types_changed: tuple[str, ...]
     image_column: dict[str, str]
     polarity: str
-    background: float
+    background: float | None
     output_column: dict[str, str]
     extra_columns: dict[str, str]
     complete: bool

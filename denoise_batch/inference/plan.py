@@ -114,7 +114,7 @@ class Plan:
         changes: columns whose Parquet type Arrow cannot carry, and what they become.
         column: the image column.
         polarity: what was asked for or found; never `auto`.
-        background: how much ink the background has, of full ink (`find_background`).
+        background: how much ink it has, of full ink; None: none (`find_background`).
     """
 
     files: tuple[PlannedFile, ...]
@@ -123,7 +123,7 @@ class Plan:
     column: ImageColumn
     polarity: Polarity
     changes: tuple[str, ...] = ()
-    background: float = 0.0
+    background: float | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -172,7 +172,7 @@ class Plan:
             image_column(schema.field(content["column"]), Layout(content["layout"])),
             Polarity(content["polarity"]),
             tuple(content["changes"]),
-            float(content.get("background", 0.0)),
+            content.get("background"),
         )
 
 
@@ -339,7 +339,7 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[
 
 def _look(
     samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int, *, own_noise: bool
-) -> tuple[Polarity, float]:
+) -> tuple[Polarity, float | None]:
     rows = pa.chunked_array([chunk for table in samples for chunk in table[column.name].chunks], column.type)
     check_float_range(rows, column, own_noise=own_noise)
     good = decode(rows, column).good_pixels
@@ -350,7 +350,7 @@ def _look(
                 hint="say it with --polarity light-on-dark, dark-on-light or each",
             )
         polarity = find_polarity(good)
-    return polarity, 0.0 if own_noise else find_background(good, polarity)
+    return polarity, None if own_noise else find_background(good, polarity)
 
 
 def _cut(read: Sequence[Footer], most_pieces: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:

@@ -53,7 +53,7 @@ class InferReport:
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         metadata_of_first: columns and keys whose metadata differs between files that were joined into one, which has
             the first one's.
-        background: how much ink the images' background had, of full ink, which was taken off.
+        background: how much ink the set's background had, of full ink, which was taken off; None: none.
         dark_on_light: good rows that look so, whatever they were taken for.
         poor: good rows whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         skipped_files: files in the input's folders that were left out because of their names.
@@ -82,7 +82,7 @@ class InferReport:
     denoising_seconds: float
     rate: float
     output_bytes: int
-    background: float = 0.0
+    background: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
     metadata_of_first: list[str] = field(default_factory=list)

@@ -135,10 +135,10 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     decoded = [decode(table.column(image.name), image) for table in samples]
     found = [part.good_pixels for part in decoded]
     pixels = np.concatenate(found) if found else np.zeros((0, PIXELS), np.uint8)
-    background = 0.0
+    background = None
     try:
         polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
-        background = find_background(pixels, Polarity(polarity)) if len(pixels) else 0.0
+        background = find_background(pixels, Polarity(polarity)) if len(pixels) else None
     except ColumnError as error:
         polarity = f"{error.message.removeprefix('polarity is ')}; {error.hint}"
     facts["image_column"] = {
@@ -146,7 +146,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         "layout": image.layout.value,
         "dtype": image.dtype,
         "polarity": polarity,
-        **({"background": background} if background else {}),
+        **({} if background is None else {"background": background}),
         "sampled": {
             "rows": sum(len(part.bad) for part in decoded),
             "bad": sum(int(np.count_nonzero(part.bad)) for part in decoded),

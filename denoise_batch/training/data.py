@@ -126,7 +126,7 @@ class ParquetImages:
     noisy: ImageColumn | None
     polarity: Polarity
     notes: tuple[str, ...] = ()
-    background: float = 0.0
+    background: float | None = None
 
     @property
     def rows(self) -> int:
@@ -147,7 +147,7 @@ class ParquetImages:
             "column": self.clean.name,
             "noisy_column": self.noisy.name if self.noisy else None,
             "polarity": self.polarity.value,
-            **({"background": self.background} if self.background else {}),
+            **({} if self.background is None else {"background": self.background}),
         }
 
 
@@ -193,7 +193,7 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
 
 def _look(
     samples: Sequence[pa.Table], sources: Sequence[str], columns: Sequence[ImageColumn], polarity: Polarity
-) -> tuple[Polarity, float, list[str]]:
+) -> tuple[Polarity, float | None, list[str]]:
     """The polarity, the background and what is odd, of samples of the columns.
 
     Args:
@@ -227,7 +227,7 @@ def _look(
             good = (part[clean].bad == 0) & (part[noisy].bad == 0)
             if sure > 2 * PAIRED > PAIRED > pairs_belong_together(part[noisy].pixels[good], part[clean].pixels[good]):
                 raise unpaired(f"{source}: the images of column {noisy!r}", clean, int(np.count_nonzero(good)))
-    background = find_background(pixels[names[0]], found) if len(names) == 1 else 0.0
+    background = find_background(pixels[names[0]], found) if len(names) == 1 else None
     return found, background, [*notes, *background_lines(background)]
 
 
