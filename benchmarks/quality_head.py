@@ -24,10 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from denoise_batch import models
-from denoise_batch.bundle import MODEL_FILE, WEIGHTS_FILE, as_json, read_bundle
+from denoise_batch.bundle import MODEL_FILE, WEIGHTS_FILE, read_bundle
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import read_tensors
 from denoise_batch.bundle.history import read_history
+from denoise_batch.bundle.saving import as_json
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import ResidentBatches, noise_generator

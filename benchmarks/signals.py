@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from denoise_batch import models
-from denoise_batch.bundle import BundleCard, save_bundle
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.digits import draw_digits
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column

@@ -127,7 +127,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from denoise_batch import models
-    from denoise_batch.bundle import BundleCard, save_bundle
+    from denoise_batch.bundle.saving import BundleCard, save_bundle
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "untrained"

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.history import EpochRow
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.errors import FlagError, JobFailed
 from denoise_batch.models import build
 from denoise_batch.training.checkpoint import (

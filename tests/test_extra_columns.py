@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from denoise_batch import models
-from denoise_batch.bundle import CODE_SIZES, BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import CODE_SIZES, read_bundle
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import ColumnError, DenoiseBatchError, FlagError, ResumeError
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns, poor_lines

@@ -12,7 +12,8 @@ import torch
 from scipy.stats import spearmanr
 
 from denoise_batch import models
-from denoise_batch.bundle import SHIPPED_FOLDER, BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.evaluate import evaluate

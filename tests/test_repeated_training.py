@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from denoise_batch import cli, models, publishing
-from denoise_batch.bundle import BundleCard, read_bundle, save_bundle, training_folder
+from denoise_batch.bundle import read_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.errors import FlagError, ModelError, OutputError, OutputExists, RequestError, ResumeError
 from denoise_batch.training import request
 from denoise_batch.training import train as train_module

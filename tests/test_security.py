@@ -28,7 +28,8 @@ from PIL import Image
 
 import denoise_batch
 from denoise_batch import cluster, console, environment, publishing, quiet_ray, redaction, storage
-from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.cli import run
 from denoise_batch.digits import Split, load_mnist, mnist
 from denoise_batch.environment import refuse_old_ray_train, refuse_unsafe_switches

@@ -6,10 +6,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import publishing
-from denoise_batch.bundle import MODEL_FILE, as_json, read_bundle
+from denoise_batch.bundle import MODEL_FILE, read_bundle
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import RETRAIN
 from denoise_batch.bundle.history import HISTORY_FILE, read_history
+from denoise_batch.bundle.saving import as_json
 from denoise_batch.errors import ModelError, OutputError
 
 if TYPE_CHECKING:

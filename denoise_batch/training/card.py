@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.bundle import BundleCard
+from denoise_batch.bundle.saving import BundleCard
 
 if TYPE_CHECKING:
     from denoise_batch.bundle import Bundle

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise_batch import capacity, errors, publishing, storage
-from denoise_batch.bundle import MODEL_FILE, Bundle, find_bundle, read_bundle, save_bundle, training_folder
+from denoise_batch.bundle import MODEL_FILE, Bundle, find_bundle, read_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE
+from denoise_batch.bundle.saving import save_bundle
 from denoise_batch.cluster import connect
 from denoise_batch.environment import environment, refuse_old_ray_train
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError

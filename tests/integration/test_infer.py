@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import models
-from denoise_batch.bundle import BundleCard, read_bundle, save_bundle
+from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import JobFailed, OutputError, ResumeError
 from denoise_batch.extra_columns import ExtraColumns

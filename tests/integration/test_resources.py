@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import models
-from denoise_batch.bundle import BundleCard, save_bundle
+from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.extra_columns import Denoised
