@@ -160,7 +160,7 @@ class Place:
 
         def work() -> dict[str, Any]:
             planned = plan.Plan.load(self.plans)
-            request.make_plan = lambda *_: planned
+            request.make_plan = lambda *_, **__: planned
             if self.no_swap:
                 publishing._rename_with = _cannot
             if self.scenario.copied:
