@@ -190,7 +190,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         rows=plan.rows,
         units=len(plan),
         columns={field.name: str(field.type) for field in plan.schema},
-        partition_keys=() if request.single else _partition_keys(plan),
+        partition_keys=tuple(request.listing.keys),  # one file cannot keep them, and is refused
         types_changed=plan.changes,
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
@@ -203,11 +203,6 @@ def dry_run(settings: InferSettings) -> DryRun:
         estimate=estimate,
         sample_failed=failed,
     )
-
-
-def _partition_keys(plan: Plan) -> tuple[str, ...]:
-    parts = (part for file in plan.files for part in file.folder.split("/") if part)
-    return tuple(dict.fromkeys(part.partition("=")[0] for part in parts))
 
 
 def _would_stop(settings: InferSettings, sample: Estimate) -> str:
