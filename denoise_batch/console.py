@@ -217,6 +217,8 @@ def parse_command(app: typer.Typer, arguments: Sequence[str]) -> ParsedCommand:
     Raises:
         Exception: whatever `run_command` turns into a usage error.
     """
+    if not arguments or arguments[0].startswith("-"):  # of no command
+        return ParsedCommand(tuple(arguments), (), None)
     top: Any = typer.main.get_command(app)
     with top.make_context(PROGRAM, list(arguments)) as context:
         name, command, rest = top.resolve_command(context, list(arguments))
@@ -280,7 +282,8 @@ def _after_interruption() -> str:
     if session.command == "demo":
         overwrite = "" if "--overwrite" in session.arguments else " --overwrite"
         return f"what it made so far is left in its folder; begin anew with: {session.again()}{overwrite}"
-    return f"no output was written; start again with: {session.again()}"
+    nothing = "" if session.command == "evaluate" else "no output was written; "  # it may have drawn some pictures
+    return f"{nothing}start again with: {session.again()}"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Each step is the same call as the command of that name, and `report.md` says whi
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import publishing
-from denoise_batch.errors import NetworkError, OutputError
+from denoise_batch.errors import FlagError, NetworkError, OutputError
 from denoise_batch.progress import infer_line, training_line
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from denoise_batch.progress import Progress
     from denoise_batch.training.progress import TrainProgress
 
-TRAINING_IMAGES = 20_000
+TRAINING_IMAGES, TEST_IMAGES = 20_000, 10_000
 EPOCHS = 5
 BATCH = 128
 """100,000 images in 780 steps: a minute or two on two cores, and well past every classical filter."""
@@ -153,8 +154,9 @@ def run_demo(settings: DemoSettings, progress: Progress) -> DemoReport:
 
 
 def _check_folder(out: Path, *, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file", hint="give the name of a folder with --out")
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"{out} is no folder", hint="give the name of a folder with --out")
+    publishing.check_parent(out / _MADE[0])
     found = [path.name for path in (*(out / name for name in _MADE), *_unfinished(out)) if path.exists()]
     if found and not overwrite:
         raise OutputError(
@@ -190,6 +192,11 @@ def _choose_digits(settings: DemoSettings, progress: Progress) -> tuple[Source, 
                 raise
             progress.note(f"note: drawn digits instead of MNIST, because {error.message}")
         else:
+            if settings.rows > TEST_IMAGES:
+                raise FlagError(
+                    f"--rows {settings.rows}: MNIST has {TEST_IMAGES:,} test images",
+                    hint="give fewer, or --source synthetic, which draws as many as one likes",
+                )
             return Source.MNIST, folder, f"MNIST from {folder}"
     return Source.SYNTHETIC, None, f"drawn digits (seed {settings.seed})"
 
@@ -217,9 +224,6 @@ class _Steps:
         from denoise_batch.digits import make_digits
 
         path = self.out / name
-        # MNIST has 60,000 and 10,000; of drawn digits there are as many as one likes.
-        most = {"train": 60_000, "test": 10_000}[split.value]
-        count = min(count, most) if source is Sources.MNIST else count
 
         def work() -> str:
             made: DigitsReport = make_digits(
@@ -227,8 +231,10 @@ class _Steps:
             )
             return f"{made.rows:,} clean digits in {path}"
 
-        drawn = ["--source", "synthetic", "--seed", str(self.settings.seed)] if source is Sources.SYNTHETIC else []
-        self._do("digits", [str(path), *drawn, "--split", split.value, "--count", str(count)], work)
+        given = ["--mnist", str(self.settings.mnist)] if self.settings.mnist is not None else []
+        if source is Sources.SYNTHETIC:
+            given = ["--source", "synthetic", "--seed", str(self.settings.seed)]
+        self._do("digits", [str(path), *given, "--split", split.value, "--count", str(count)], work)
 
     def train(self) -> None:
         from denoise_batch.training.recipes import TrainSettings

@@ -119,7 +119,9 @@ class _Marked:
     def __init__(self, stream: TextIO, mark: str) -> None:
         self._stream, self._mark, self._begun = stream, mark, False
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:
+        if isinstance(text, bytes):  # click's way with help, where a stream passes for a binary one
+            text = text.decode(errors="replace")
         for line in text.splitlines(keepends=True):
             self._stream.write(line if self._begun else self._mark + line)
             self._begun = not line.endswith("\n")

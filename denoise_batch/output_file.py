@@ -87,7 +87,7 @@ class DigestSink:
         os.fsync(self._file.fileno())
         self._file.close()
         digest = self.digest.hexdigest()
-        with pq.ParquetFile(self._path) as file:
+        with pq.ParquetFile(self._path.absolute()) as file:  # or PyArrow takes a folder ~ for the home
             found = file.metadata.num_rows
         size = self._path.stat().st_size
         if found != rows or size != self.size or file_digest(self._path) != digest:

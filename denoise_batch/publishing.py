@@ -93,14 +93,26 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
     """Refuses an output file that cannot be written; missing folders above it are no reason.
 
     Raises:
-        OutputError: it is a folder, exists without `overwrite`, or its folder is a file or not writable.
+        OutputError: it is a folder or a device, exists without `overwrite`, or has a name that cannot be; or its folder
+            is a file or not writable.
     """
     if is_uri(str(output)):
         raise OutputError(f"{redact(str(output))} is not a local path", hint="write a local file, then copy it")
     if output.is_dir():
         raise OutputError(f"{output} is a folder", hint="give the name of a file")
-    if output.exists() and not overwrite:
+    # A rename would put a file in the place of /dev/stdout, for all programs.
+    standard = output.is_symlink() and output.parent == Path("/dev")
+    if standard or (output.exists() and not output.is_file()) or _nearest(output).resolve().is_relative_to("/proc"):
+        raise OutputError(f"{output} is no file that could be replaced", hint="give the name of a file")
+    if os.path.lexists(output) and not overwrite:
         raise output_exists(output)
+    try:
+        str(output).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"output {redact(str(output))}: its path is not UTF-8, and PyArrow opens no other", hint="give another name"
+        ) from error
+    check_name(output, [output.with_name(f".{output.name}.{'x' * 8}")])
     check_parent(output)
 
 

@@ -244,7 +244,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["preview", "absent.parquet", "OUT"], r"absent\.parquet does not exist"),
     (["preview", "good.parquet", "OUT", "--rows", "0"], r"--rows 0"),
     (["inspect", "absent"], r"absent does not exist"),
-    (["demo", "--out", "good.parquet"], r"is a file"),
+    (["demo", "--out", "good.parquet"], r"is no folder"),
     (["infer", "good.parquet"], r"missing argument: give IN and OUT"),
     (["infer", "good.parquet", "OUT", "--nope"], r"no such option: --nope"),
     (["nope"], r"no such command 'nope'"),

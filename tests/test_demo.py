@@ -12,7 +12,7 @@ import pytest
 from denoise_batch import cli, demo, publishing
 from denoise_batch.bundle import training_folder
 from denoise_batch.demo import DemoSettings, run_demo
-from denoise_batch.errors import Interrupted, OutputError
+from denoise_batch.errors import FlagError, Interrupted, OutputError
 from denoise_batch.inference.run_folder import work_folder
 from denoise_batch.progress import Progress
 
@@ -84,3 +84,12 @@ def test_ctrl_c_says_what_is_left_and_how_to_begin_anew(
         "hint: what it made so far is left in its folder; begin anew with: "
         "denoise-batch demo --out 'some folder' --overwrite"
     )
+
+
+def test_a_demo_is_not_given_fewer_rows_in_silence(settings: DemoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("denoise_batch.digits.find_mnist", lambda *_, **__: settings.out)
+    with pytest.raises(FlagError, match="MNIST has 10,000 test images"):
+        run(replace(settings, source="mnist", rows=20_000))
+    settings.out.symlink_to(settings.out / "nowhere")
+    with pytest.raises(OutputError, match="is no folder"):
+        run(settings)

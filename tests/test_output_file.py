@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from denoise_batch.output_file import OutputFile, file_digest, without_dictionar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 COLUMN = output_column(None, "image", Layout.BINARY, "uint8")
 
@@ -242,3 +242,12 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
             file.write(batch)
             digests.add(file.finish().digest)
     assert len(digests) == 1
+
+
+def test_a_folder_that_is_called_like_the_home_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    batch = _batch(10)
+    with OutputFile(Path("~/out.parquet"), batch.schema, (), compression="zstd") as file:
+        file.write(batch)
+        assert file.finish().rows == 10

@@ -252,3 +252,21 @@ def test_a_sheet_of_many_rows_is_no_strip(tmp_path: Path, columns: dict[str, pa.
         preview(_write(tmp_path / "a.parquet", table), tmp_path / "a.png", count=count)
         with Image.open(tmp_path / "a.png") as image:
             assert 0.5 <= image.width / image.height <= 2.0
+
+
+def test_a_picture_does_not_replace_the_data(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    """Hive's files have no suffix, as a picture may."""
+    folder = tmp_path / "hive"
+    folder.mkdir()
+    data = _write(folder / "000000_0", columns)
+    before = (folder / "000000_0").read_bytes()
+    (tmp_path / "link.png").symlink_to(data)
+    for path, picture in (
+        (data, folder / "000000_0"),
+        (str(folder), folder / "000000_0"),
+        (data, tmp_path / "link.png"),
+    ):
+        with pytest.raises(OutputError, match="is a file of the data"):
+            preview(path, picture)
+    assert (folder / "000000_0").read_bytes() == before
+    preview(str(folder), folder / "sheet.png")

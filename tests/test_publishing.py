@@ -205,3 +205,27 @@ def test_a_lock_that_is_open_is_removed_on_nfs_too(tmp_path: Path, monkeypatch: 
     (folder / "sub" / "other").write_bytes(b"x")
     with pytest.raises(OSError, match="not empty"):
         publishing.remove(folder)
+
+
+def test_only_files_are_replaced_by_a_file(tmp_path: Path) -> None:
+    """A rename in the place of a FIFO or of /dev/stdout would take it away from every program."""
+    fifo, nowhere, plain = tmp_path / "fifo", tmp_path / "link.parquet", tmp_path / "plain.parquet"
+    os.mkfifo(fifo)
+    for output in (fifo, Path("/dev/stdout"), Path("/dev/null"), Path("/dev/fd/1"), Path("/proc/self/new")):
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match="no file that could be replaced"):
+                publishing.check_output_file(output, overwrite=overwrite)
+    nowhere.symlink_to(tmp_path / "missing")
+    with pytest.raises(OutputExists):
+        publishing.check_output_file(nowhere, overwrite=False)
+    publishing.check_output_file(nowhere, overwrite=True)
+    plain.touch()
+    publishing.check_output_file(plain, overwrite=True)
+
+
+def test_names_that_no_output_can_have_are_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="not UTF-8"):
+        publishing.check_output_file(tmp_path / os.fsdecode(b"bad\xff.parquet"), overwrite=False)
+    with pytest.raises(OutputError, match="too long: 255 bytes"):
+        publishing.check_output_file(tmp_path / ("x" * 255), overwrite=False)
+    publishing.check_output_file(tmp_path / ("x" * 245), overwrite=False)

@@ -238,14 +238,52 @@ def test_a_half_written_checkpoint_goes_when_a_training_goes_on(settings: TrainS
     request.enter(folder, settings, identity)
     for name in ("checkpoint_1", "checkpoint_2"):
         (ray / name).mkdir(parents=True)
-    request.enter(folder, settings, identity)  # without Ray's notes nothing is known of any
-    assert len(list(ray.iterdir())) == 2
+    request.enter(folder, settings, identity)  # the first was being written: Ray has no notes yet
+    assert not list(ray.iterdir())
+    for name in ("checkpoint_1", "checkpoint_2"):
+        (ray / name).mkdir()
     notes = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1", "metrics": {}}]}
     (ray / "checkpoint_manager_snapshot.json").write_text(json.dumps(notes))
     (folder / request.CHECKPOINT_FOLDER).mkdir()
     request.enter(folder, settings, identity)
     assert not (folder / request.CHECKPOINT_FOLDER).exists()
     assert {path.name for path in ray.iterdir()} == {"checkpoint_1", "checkpoint_manager_snapshot.json"}
+
+
+def test_notes_of_ray_that_are_cut_off_or_name_what_is_gone_are_said_to_be(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    """Its controller dies over them, in words that help nobody."""
+    folder, ray = tmp_path / "folder", tmp_path / "folder" / "ray"
+    folder.mkdir()
+    request.enter(folder, settings, {"recipe": {}})
+    (ray / "checkpoint_1").mkdir(parents=True)
+    notes = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1", "metrics": {}}]})
+    for written in ("", notes[:40]):
+        (ray / "checkpoint_manager_snapshot.json").write_text(written)
+        with pytest.raises(ResumeError, match="is damaged") as caught:
+            request.enter(folder, settings, {"recipe": {}})
+        assert str(folder) in caught.value.hint
+    (ray / "checkpoint_manager_snapshot.json").write_text(notes)
+    (ray / "checkpoint_1").rmdir()
+    with pytest.raises(ResumeError, match="gone: checkpoint_1"):
+        request.enter(folder, settings, {"recipe": {}})
+
+
+def test_other_files_are_named_by_their_folders_where_their_names_are_the_same(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    def of(*files: list[Any]) -> dict[str, Any]:
+        return {"data": {"files": files}}
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    request.enter(folder, settings, of(["/a/clean.parquet", 1, 1]))
+    (folder / HISTORY_FILE).write_text(history_csv([_epoch(1, 2.5)]))
+    with pytest.raises(ResumeError, match=r"the data were /a/clean.parquet, now /b/clean.parquet"):
+        request.enter(folder, settings, of(["/b/clean.parquet", 1, 1]))
+    with pytest.raises(ResumeError, match=r"/a/clean.parquet has changed"):
+        request.enter(folder, settings, of(["/a/clean.parquet", 2, 1]))
 
 
 def test_settings_are_kept_to_once_an_epoch_is_done(settings: TrainSettings, tmp_path: Path) -> None:
@@ -257,5 +295,8 @@ def test_settings_are_kept_to_once_an_epoch_is_done(settings: TrainSettings, tmp
     (folder / HISTORY_FILE).write_text(history_csv([_epoch(1, 2.5)]))
     with pytest.raises(ResumeError, match="epochs was 6, now 7"):
         request.enter(folder, settings, {"epochs": 7})
+    (folder / "settings.json").write_text("")
+    with pytest.raises(ResumeError, match=r"settings.json cannot be read"):
+        request.enter(folder, settings, {"epochs": 6})
     request.enter(folder, replace(settings, overwrite=True), {"epochs": 7})
     assert sorted(path.name for path in folder.iterdir()) == ["failure.room", "settings.json"]

@@ -703,6 +703,7 @@ def test_a_training_that_names_another_folder_is_refused(tmp_path: Path) -> None
     from denoise_batch.training.request import _check_snapshot
 
     path = tmp_path / "checkpoint_manager_snapshot.json"
+    (tmp_path / "checkpoint_2026").mkdir()
     good = {"checkpoint_dir_name": "checkpoint_2026", "metrics": {}}
     for name in ("../../elsewhere", "/etc", "..", ""):
         bad = {"checkpoint_dir_name": name, "metrics": {}}

@@ -573,3 +573,15 @@ def test_a_machine_without_the_packages_is_told_apart(
     monkeypatch.setattr(job, "_OLDEST_PYTHON", (9, 9))
     assert job.run(["inspect", "/x"]) == 2
     assert "the cluster runs Python" in capsys.readouterr().err
+
+
+def test_help_comes_out_of_a_job_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Click writes bytes to a stream that is not the interpreter's own."""
+    stream = job._Marked(sys.stdout, job.RESULT)
+    assert stream.write(b"one\ntwo \xc3\xa9\n") == 10
+    assert capsys.readouterr().out == f"{job.RESULT}one\n{job.RESULT}two é\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"], ["--help"]])
+def test_what_is_no_command_has_no_paths(arguments: list[str]) -> None:
+    assert parse(*arguments).paths == ()

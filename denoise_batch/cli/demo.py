@@ -25,7 +25,7 @@ def demo(
         Literal["auto", "mnist", "synthetic"],
         typer.Option(help="Digits to use; auto takes MNIST where it can be had, else drawn digits."),
     ] = "auto",
-    rows: Annotated[int, typer.Option(min=100, metavar="N", help="Images to denoise.")] = 10_000,
+    rows: Annotated[int, typer.Option(min=100, metavar="N", help="Images to denoise; MNIST has 10,000.")] = 10_000,
     epochs: Annotated[
         int, typer.Option(min=1, metavar="N", help="Passes over 20,000 training images; more make a better model.")
     ] = 5,

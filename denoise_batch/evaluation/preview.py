@@ -10,13 +10,13 @@ that the worst of a large output are found. No torch, no Ray.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from denoise_batch import publishing, storage
-from denoise_batch.errors import ColumnError, FlagError, RequestError
+from denoise_batch.errors import ColumnError, FlagError, OutputError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet, range_of
 from denoise_batch.evaluation.sampling import Dataset, Sample, lowest_rows, open_dataset, rows_at, sample_rows
@@ -31,8 +31,6 @@ from denoise_batch.images import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
 SEARCHED_ROWS: Final = 20_000
@@ -154,6 +152,8 @@ def preview(
     _check_named_once({"--column": column, "--denoised": denoised, "--clean": clean})
     publishing.check_output_file(picture, overwrite=True)
     dataset = open_dataset(path)
+    if any(not storage.is_uri(file) and Path(file).resolve() == picture.resolve() for file in dataset.files):
+        raise OutputError(f"{picture} is a file of the data", hint="give the picture another name")
     columns, left_out = _columns(dataset, column, denoised, clean)
     told = _told_by_the_model(dataset, columns)
     expected_worst = None

@@ -281,7 +281,6 @@ class _Worker:
             ray.train.report(metrics)
             return
         self.writer.flush()
-        (self.folder / HISTORY_FILE).write_text(history_csv(self.state.history), encoding="utf-8")
         building = self.folder / CHECKPOINT_FOLDER  # not in TMPDIR: if a disk is full, it is the one that is named
         publishing.remove(building)  # what a dead attempt has left
         building.mkdir()
@@ -290,6 +289,8 @@ class _Worker:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(building)))
         finally:
             publishing.remove(building)
+        # Last: it says that an epoch is kept, to which the settings are held.
+        (self.folder / HISTORY_FILE).write_text(history_csv(self.state.history), encoding="utf-8")
 
     def _tensorboard(self, row: EpochRow) -> None:
         from tensorboardX import SummaryWriter

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import __version__, errors, publishing, storage
 from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.history import HISTORY_FILE
-from denoise_batch.errors import OutputError, ResumeError
+from denoise_batch.errors import OutputError, ResumeError, first_line
 from denoise_batch.training.failure import make_room
 from denoise_batch.training.recipes import Recipe
 
@@ -111,18 +111,23 @@ def enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> No
     before = begun(folder)
     if before is not None and before != identity:
         if not settings.overwrite and (folder / HISTORY_FILE).exists():  # or nothing is lost: not an epoch was done
-            differing = "; ".join(_differences(before, identity)) or "its settings cannot be read"
+            if not before:
+                raise ResumeError(
+                    f"{folder / _SETTINGS_FILE} cannot be read: of what settings the unfinished training was",
+                    hint="give --overwrite to begin again",
+                )
             raise ResumeError(
-                f"an unfinished training of {settings.output} has other settings: {differing}",
+                f"an unfinished training of {settings.output} has other settings: "
+                + "; ".join(_differences(before, identity)),
                 hint="repeat its settings to go on with it, or give --overwrite to begin again",
             )
         before = None
     if before is not None:
         named = _check_snapshot(folder / RAY_FOLDER / "checkpoint_manager_snapshot.json")
-        if named is not None:  # of others one was being written when the run ended, of a full disk perhaps
-            for checkpoint in (folder / RAY_FOLDER).glob("checkpoint_*"):
-                if checkpoint.is_dir() and checkpoint.name not in named:
-                    publishing.remove(checkpoint)
+        # Of others one was being written when the run ended, of a full disk perhaps.
+        for checkpoint in (folder / RAY_FOLDER).glob("checkpoint_*"):
+            if checkpoint.is_dir() and checkpoint.name not in named:
+                publishing.remove(checkpoint)
     if before is None:
         for entry in folder.iterdir():
             if entry.name != "lock":
@@ -133,12 +138,15 @@ def enter(folder: Path, settings: TrainSettings, identity: dict[str, Any]) -> No
     make_room(folder)
 
 
-def _check_snapshot(path: Path) -> set[str] | None:
-    """The checkpoints that Ray Train's own notes name; None where these cannot be read, and it says so itself.
+def _check_snapshot(path: Path) -> set[str]:
+    """The checkpoints that Ray Train's own notes name; none where there are no notes yet.
+
+    Ray writes them in place: a kill or a full disk may leave half of them, over which its controller would die.
 
     Raises:
-        ResumeError: one lies outside of the training's folder.
+        ResumeError: they cannot be read, or name what is not there or lies outside of the training's folder.
     """
+    hint = f"remove {path.parents[1]} to begin again"
 
     def names(value: Any) -> Iterator[Any]:
         if isinstance(value, dict):
@@ -149,14 +157,16 @@ def _check_snapshot(path: Path) -> set[str] | None:
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"{path} is damaged: {first_line(error)}", hint=hint) from error
     named = list(names(content))
     for name in named:
         if not (isinstance(name, str) and storage.stays_inside(name)):
-            raise ResumeError(
-                f"{path} names a checkpoint elsewhere: {name!r}", hint=f"remove {path.parents[1]} to begin again"
-            )
+            raise ResumeError(f"{path} names a checkpoint elsewhere: {name!r}", hint=hint)
+        if not (path.parent / name).is_dir():
+            raise ResumeError(f"{path} names a checkpoint that is gone: {name}", hint=hint)
     return set(named)
 
 
@@ -167,6 +177,8 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now and name == "data.files" and before and now:
         names, there = ([PurePath(file[0]).name for file in files] for files in (before, now))
+        if names == there:
+            names, there = ([file[0] for file in files] for files in (before, now))
         if names != there:
             before, now = (
                 f"{files[0]}{f' and {len(files) - 1:,} more' if files[1:] else ''}" for files in (names, there)

@@ -278,6 +278,11 @@ def _fit(
         except ray.train.ControllerError as error:
             raise _not_started(error, place) from error
         except ray.train.TrainingFailedError as error:
+            if not folder.is_dir():
+                raise JobFailed(
+                    f"{folder} was removed while a training was at work in it",
+                    hint="run the same command again: it begins anew",
+                ) from error
             raise left_failure(folder) or _failed(error) from error
     failure = left_failure(folder)
     if failure is not None:
