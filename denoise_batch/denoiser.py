@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 from denoise_batch.cores import threads_here
 from denoise_batch.cuda_pass import FINITE, CudaPass
-from denoise_batch.errors import FlagError, ResourceExhausted
+from denoise_batch.errors import FlagError, ResourceExhausted, first_line
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
 from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
@@ -39,6 +39,19 @@ INTEGER_BATCH = 1024  # whose activations take a quarter of the bytes
 CUDA_BATCH = MOST_ROWS  # fills a GPU
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
+
+
+_GPU: Final = threading.Lock()
+"""A pass's buffers are one thread's at a time, and of a process only one thread may record a graph."""
+
+_FULL: Final = (
+    "CUDA error: out of memory",
+    "[CUDA]: out of memory",  # Triton's
+    "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",  # of cuDNN from 9 on
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its own memory could not be had; a broken driver says the same at batch 1
+    "CUDNN_STATUS_NOT_INITIALIZED",
+)
 
 
 class Denoiser:
@@ -81,17 +94,25 @@ class Denoiser:
         keep_freed_memory()  # pixels alone, which a GPU's worker takes and frees, cost 0.2 µs a row without
         # Channels last is the order that both oneDNN and cuDNN compute in; it halves the time of small networks.
         try:
+            if self.device.type == "cuda":  # by number: which is the current one, each thread says for itself
+                self.device = torch.device("cuda", torch.cuda.current_device())
             model = bundle.load(str(self.device)).eval()
             lower_precision(model, precision, self.device)
             self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except RuntimeError as error:
-            if not _gpu_is_full(error):
-                raise
-            raise _no_memory() from error
+            if gpu_is_full(error):
+                raise _no_memory() from error
+            if self.device.type == "cuda" and "CUDA error" in str(
+                error
+            ):  # of a GPU that this PyTorch has nothing for, or another has
+                raise FlagError(
+                    f"the GPU cannot be used: {first_line(error)}",
+                    hint="give --device cpu, or install the PyTorch for this GPU and its driver",
+                ) from error
+            raise
         on_cpu = INTEGER_BATCH if self.model.computes_in_integers else CPU_BATCH
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else on_cpu)
         self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
-        self._gpu = threading.Lock()  # a pass's buffers are one thread's at a time
 
     @property
     def fingerprint(self) -> str:
@@ -167,7 +188,7 @@ class Denoiser:
             pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
         made: dict[str, NDArray[Any]] = {}
         on_gpu = self.device.type == "cuda"
-        alone = self._gpu if on_gpu else contextlib.nullcontext()
+        alone = _GPU if on_gpu else contextlib.nullcontext()
         # What a caller has set for arithmetic of its own would change pixels.
         with alone, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             while start < len(pixels):
@@ -184,7 +205,7 @@ class Denoiser:
                     start += len(part)
                     continue
                 except RuntimeError as error:
-                    if not _gpu_is_full(error):
+                    if not gpu_is_full(error):
                         raise
                     tried = self.batch if on_gpu else len(part)
                     if tried <= 1:
@@ -255,15 +276,14 @@ def lower_precision(model: DenoisingNetwork, precision: Precision, device: torch
         model.to_int8()
     if precision.bfloat16(device):
         model.to_bfloat16()
-    elif device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # or convolutions would have 10 bits of float32's 23
+    if device.type == "cuda":
+        # Or convolutions in float32, all of the seed's among them, would have 10 of its 23 bits.
+        torch.backends.cudnn.allow_tf32 = False
 
 
-def _gpu_is_full(error: RuntimeError) -> bool:
+def gpu_is_full(error: RuntimeError) -> bool:
     """Whether it is for want of a GPU's memory, or of pinned memory; libraries beside PyTorch have no class for it."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        said in str(error) for said in ("CUDA error: out of memory", "_ALLOC_FAILED")
-    )
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in str(error) for said in _FULL)
 
 
 def _no_memory() -> ResourceExhausted:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,12 +17,13 @@ import torch
 from denoise_batch import models
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.saving import BundleCard, save_bundle
-from denoise_batch.denoiser import Denoiser
-from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
+from denoise_batch.denoiser import Denoiser, lower_precision
+from denoise_batch.errors import DenoiseBatchError, FlagError, ResourceExhausted
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
+from denoise_batch.models import fused_layers
 from denoise_batch.models.fused_layers import FUSED_BFLOAT16
 from denoise_batch.models.int8 import INT8, sums_exactly
 from denoise_batch.models.network import DenoisingNetwork
@@ -114,6 +118,9 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so(model_folder: Path) -> N
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
     ],
 )
 def test_what_libraries_call_a_full_gpu_halves_the_batch_too(model_folder: Path, said: str) -> None:
@@ -248,3 +255,64 @@ def test_what_a_caller_has_set_for_its_own_arithmetic_changes_nothing(name: str,
         torch.set_default_dtype(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(Denoiser(bundle, device="cpu", precision=precision)(noisy), expected)
+
+
+def test_a_gpu_that_cannot_be_used_is_no_bug_of_ours(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is too old for this PyTorch, or that another process has for itself."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", fails)
+    with pytest.raises(FlagError, match="the GPU cannot be used: CUDA error: no kernel image") as caught:
+        Denoiser(read_bundle(model_folder))
+    assert "--device cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_convolutions_in_float32_keep_its_bits_on_every_gpu(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    """The seed's network has no other precision: TensorFloat-32 would round its products to 10 bits."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    lower_precision(read_bundle(SHIPPED_FOLDER.parent / "seed").load(), precision, torch.device("cuda"))
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_one_denoiser_at_a_time_is_on_the_gpu(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA records one graph at a time in a process."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def compute(_: Denoiser, *__: Any) -> Any:
+        def answer(pixels: Any) -> dict[str, Any]:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+            return {"pixels": pixels.astype(np.float32), "finite": np.ones(len(pixels), np.bool_)}
+
+        return answer
+
+    monkeypatch.setattr(Denoiser, "_pass", compute)
+    both = [Denoiser(read_bundle(model_folder), device="cpu", threads=1) for _ in range(2)]
+    for denoiser in both:
+        denoiser.device = torch.device("cuda", 0)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda denoiser: denoiser(np.zeros((3, 784), np.uint8)), both * 2))
+    assert most == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_cudnn_fuses_in_every_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """PyTorch's own `cudnn.is_acceptable` knows no bfloat16, the one that a GPU's pass is in."""
+    monkeypatch.setattr(fused_layers, "FUSED_CUDNN", True)
+    monkeypatch.setattr(torch._C, "_has_cudnn", True)
+    assert torch.backends.cudnn.is_available()
+    image = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0), dtype=dtype)
+    layer = SimpleNamespace(weight=SimpleNamespace(dtype=dtype))
+    with torch.inference_mode():
+        assert fused_layers._by_cudnn(image, layer)
+    assert not fused_layers._by_cudnn(image, layer)  # what a gradient is to go back through

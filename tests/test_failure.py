@@ -9,11 +9,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from denoise_batch import publishing
 from denoise_batch.bundle.history import EpochRow
 from denoise_batch.errors import JobFailed, ResourceExhausted
-from denoise_batch.training.failure import check_loss, has_failed, leave_failure, left_failure, make_room
+from denoise_batch.training.failure import (
+    check_loss,
+    final_failure,
+    has_failed,
+    leave_failure,
+    left_failure,
+    make_room,
+)
 from denoise_batch.training.place import Place
 from denoise_batch.training.train import _failed, _not_started
 
@@ -52,6 +60,7 @@ NO_MODULE = "in the worker\nModuleNotFoundError: No module named 'x'\n\nSee the 
         (_not_started(RuntimeError("so:\nno room"), PLACE), "Ray cannot start 2 workers of .*: no room", "lower"),
         (_not_started(RuntimeError(NO_MODULE), PLACE), "cannot import .*: ModuleNotFoundError.* 'x'$", "same versions"),
         (_not_started(RuntimeError(), PLACE), "Ray cannot start 2 workers of .*: RuntimeError", "lower"),
+        (_not_started(RuntimeError("so:\nno NCCL built in"), PLACE), "PyTorch cannot use it: no NCCL", "--device cpu"),
         (_failed(RuntimeError("so:\nit died")), "workers failed 6 times: it died", "same command again"),
         (_failed(RuntimeError(NO_MODULE)), "cannot import .*: ModuleNotFoundError.* 'x'$", "same versions"),
     ],
@@ -71,3 +80,14 @@ def test_a_training_whose_loss_is_absurd_has_diverged(loss: float, val_loss: flo
     with pytest.raises(JobFailed, match="diverged in epoch 1:") as failed:
         check_loss(replace(row, epoch=1, loss=loss, val_loss=val_loss))
     assert failed.value.hint == "lower --lr"
+
+
+def test_what_would_only_come_again_is_final(tmp_path: Path) -> None:
+    final = JobFailed("no", hint="")
+    assert final_failure(final, tmp_path) is final
+    assert isinstance(final_failure(OSError(errno.ENOSPC, "No space left on device"), tmp_path), ResourceExhausted)
+    full = final_failure(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), tmp_path)
+    assert isinstance(full, ResourceExhausted)
+    assert "--batch" in full.hint
+    for other in (RuntimeError("a worker is gone"), OSError(errno.EIO, "Input/output error"), ValueError("x")):
+        assert final_failure(other, tmp_path) is None

@@ -46,7 +46,9 @@ def _by_cudnn(x: Tensor, layer: nn.Conv2d) -> bool:
     return (
         FUSED_CUDNN
         and x.is_cuda
-        and torch.backends.cudnn.is_acceptable(x)  # type: ignore[no-untyped-call]
+        # Not `is_acceptable`: it knows no bfloat16.
+        and torch.backends.cudnn.enabled
+        and torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
         and x.dtype == layer.weight.dtype
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cuda")

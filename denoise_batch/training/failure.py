@@ -29,6 +29,26 @@ def make_room(folder: Path) -> None:
     publishing.write_file(folder / _ROOM_FILE, bytes(_ROOM))
 
 
+def final_failure(error: Exception, folder: Path) -> errors.DenoiseBatchError | None:
+    """An error of a worker as one that would only come again; None where it need not.
+
+    Args:
+        folder: the training's, whose disk may be the one that is full.
+    """
+    from denoise_batch.denoiser import gpu_is_full
+
+    if isinstance(error, errors.DenoiseBatchError):
+        return error
+    if isinstance(error, OSError):
+        return errors.ran_out(error, folder)
+    if isinstance(error, RuntimeError) and gpu_is_full(error):
+        return errors.ResourceExhausted(
+            f"the GPU is too full to train in: {errors.first_line(error)}",
+            hint="stop what else uses the GPU, or give a smaller --batch, then run the same command again",
+        )
+    return None
+
+
 def leave_failure(folder: Path, error: errors.DenoiseBatchError) -> None:
     """Leaves an error for the driver."""
     fields = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}

@@ -24,7 +24,7 @@ from denoise_batch import models, publishing
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
 from denoise_batch.cores import threads_here
 from denoise_batch.environment import refuse_unsafe_switches
-from denoise_batch.errors import DenoiseBatchError, JobFailed, ran_out
+from denoise_batch.errors import DenoiseBatchError, JobFailed
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import ResidentBatches, StreamedBatches, noised_copies, seed_of
@@ -37,7 +37,7 @@ from denoise_batch.training.checkpoint import (
     write_finished,
 )
 from denoise_batch.training.data import ParquetImages, held_out_count, load_rows, split
-from denoise_batch.training.failure import check_loss, has_failed, leave_failure
+from denoise_batch.training.failure import check_loss, final_failure, has_failed, leave_failure
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.place import quarter_of_memory
 from denoise_batch.training.progress import TrainProgress
@@ -101,8 +101,8 @@ def train_worker(arguments: dict[str, LoopConfig]) -> None:
     try:
         refuse_unsafe_switches()  # a node's environment may be another than the driver's
         _Worker(config).run()
-    except (DenoiseBatchError, OSError) as error:
-        final = ran_out(error, folder) if isinstance(error, OSError) else error
+    except (DenoiseBatchError, OSError, RuntimeError) as error:
+        final = final_failure(error, folder)
         if final is None:
             raise
         leave_failure(folder, final)

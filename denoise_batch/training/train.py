@@ -290,6 +290,11 @@ def _fit(
 
 
 def _not_started(error: Exception, place: Place) -> JobFailed:
+    if "NCCL" in str(error):  # Ray counts GPUs without PyTorch
+        return JobFailed(
+            f"there is a GPU, but PyTorch cannot use it: {_lines(error)[-1]}",
+            hint="give --device cpu, or install PyTorch's CUDA build and a driver that it knows",
+        )
     return _import_failed(error) or JobFailed(
         f"Ray cannot start {place.workers[0]} workers of {place.resources}: {_lines(error)[-1]}",
         hint="lower --workers; -v shows Ray's log",
