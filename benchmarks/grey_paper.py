@@ -18,7 +18,8 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
 from denoise_batch.extra_columns import ExtraColumns
-from denoise_batch.images import Polarity, find_background, without_background
+from denoise_batch.images import Polarity
+from denoise_batch.images.background import find_background, without_background
 
 PAPERS = (0.0, 0.02, 0.04, 0.08, 0.12, 0.2, 0.3)
 VARIED = (0.0, 0.3)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch.errors import DenoiseBatchError, FlagError
+from denoise_batch.images.ink import with_ink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from denoise_batch.bundle import Bundle
+    from denoise_batch.images import Polarity
+
+_HIGHEST_PSNR: Final = 45.0
 
 
 POOR_PSNR: Final = 10.0
@@ -54,6 +58,17 @@ class Denoised:
     psnr: NDArray[np.float32] | None = None
     noise_level: NDArray[np.float32] | None = None
     code: NDArray[np.float32] | None = None
+
+    def in_ink(self, levels: NDArray[np.float32], polarity: Polarity) -> Denoised:
+        """The same of images whose ink was brought to full before: as pale as it had been.
+
+        Args:
+            levels: (n,) of full ink; errors and noise shrink with it.
+            polarity: of the pixels.
+        """
+        psnr = None if self.psnr is None else np.minimum(self.psnr - 20 * np.log10(levels), _HIGHEST_PSNR)
+        noise_level = None if self.noise_level is None else self.noise_level * levels
+        return Denoised(with_ink(self.pixels, polarity, levels), psnr, noise_level, self.code)
 
 
 @dataclass(frozen=True)

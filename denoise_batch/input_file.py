@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _MAGIC = (b"PAR1", b"PARE")  # at both ends of a file; the latter where the footer is encrypted
+_ARROW_SCHEMA = b"ARROW:schema"  # the key under which Arrow's writers keep the schema; they write it anew
 _INT96_ROWS = 8192  # a footer tells lists' mean length alone: fewer rows bound what a run of longer ones takes
 _INT96_BYTES = 16 << 20
 _INT96_VALUE_BYTES = 80  # read in both units, with levels and 96 bits that pyarrow holds meanwhile (measured)
@@ -43,6 +44,17 @@ def open_parquet(path: str, buffer: int = 8 << 20, *, int96: str = "us") -> pq.P
         page_checksum_verification=True,
         coerce_int96_timestamp_unit=int96,
     )
+
+
+def full_schema(file: pq.ParquetFile) -> pa.Schema:
+    """The file's Arrow schema, with all key-value metadata of its footer.
+
+    Where a writer left its Arrow schema in the footer (`ARROW:schema`), `file.schema_arrow` has the metadata of that
+    alone: Polars' `write_parquet(metadata=…)` and `ParquetWriter.add_key_value_metadata` put theirs beside it.
+    """
+    schema = file.schema_arrow
+    beside = {key: value for key, value in (file.metadata.metadata or {}).items() if key != _ARROW_SCHEMA}
+    return schema.with_metadata(beside | (schema.metadata or {}) or None)
 
 
 def fault_of_ends(path: str) -> str | None:

@@ -158,6 +158,12 @@ def footers_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("denoise_batch.inference.footers._ask", _answers)
 
 
+@pytest.fixture
+def ink_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ink is pale: for tests whose images are numbers in the guise of digits."""
+    monkeypatch.setattr("denoise_batch.images.tone.find_ink", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def denoise_file() -> DenoiseFile:
     """Plans a file and runs all its units in this process, without Ray.

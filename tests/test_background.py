@@ -7,8 +7,8 @@ import pytest
 
 from denoise_batch.digits import draw_digits
 from denoise_batch.evaluation.protocol import CONDITIONS, degrade_images
-from denoise_batch.images import Polarity, find_background, from_model_output, to_model_input, without_background
-from denoise_batch.images.background import background_lines
+from denoise_batch.images import Polarity, from_model_output, to_model_input
+from denoise_batch.images.background import background_lines, find_background, without_background
 
 INK = draw_digits(64, seed=4)[0].reshape(-1, 784).astype(np.float32) / np.float32(255)
 

@@ -44,7 +44,7 @@ from denoise_batch.training.validation import Validation
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("footers_read_here")
+pytestmark = pytest.mark.usefixtures("footers_read_here", "ink_as_it_is")
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))

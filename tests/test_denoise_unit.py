@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import errno
+import json
 import resource
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch import output_file
+from denoise_batch.digits import draw_digits
 from denoise_batch.forward import in_float32
-from denoise_batch.images import Polarity, decode, encode
+from denoise_batch.images import BadReason, Polarity, decode, encode, from_model_output, to_model_input
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import denoise_unit as module
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
@@ -99,6 +101,26 @@ def test_every_other_column_comes_back_unchanged(tmp_path: Path) -> None:
             assert out[name].equals(source[name]), name
 
 
+def test_metadata_beside_arrows_schema_are_kept(tmp_path: Path) -> None:
+    """As Polars' `write_parquet(metadata=…)` leaves them; pandas' note among them tells of the new column."""
+    paths = [tmp_path / f"{name}.parquet" for name in ("first", "second")]
+    pandas = json.dumps({"index_columns": [], "columns": [], "column_indexes": []})
+    table = pa.table({"image": images(20)}).replace_schema_metadata({"who": "me", "both": "schema"})
+    for path in paths:
+        with pq.ParquetWriter(path, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"note": path.stem, "both": "footer", "pandas": pandas})
+    receipt, target, plan = run(paths[0])
+    assert isinstance(receipt, Receipt), receipt
+    assert plan.schema.metadata[b"note"] == b"first"
+    found = pq.read_schema(target).metadata
+    assert [entry["name"] for entry in json.loads(found.pop(b"pandas"))["columns"]] == ["denoised"]
+    assert found == {b"who": b"me", b"both": b"schema", b"note": b"first"}
+    assert pq.read_metadata(target).metadata[b"note"] == b"first"
+    both = make_plan(list_inputs([str(path) for path in paths]).files, None, Polarity.AUTO, "denoised")
+    assert len(both.files) == 2
+
+
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [(Layout.BINARY, "uint8"), (Layout.LIST, "uint8"), (Layout.LIST, "float32"), (Layout.TENSOR, "float32")],
@@ -124,6 +146,37 @@ def test_dark_on_light_goes_in_and_comes_out_dark_on_light(tmp_path: Path) -> No
     assert isinstance(receipt, Receipt), receipt
     out = decode(pq.read_table(target)["denoised"], output_column(plan.column, "denoised")).pixels
     assert np.abs((255.0 - out) - (255.0 - pixels) / 2).max() <= 1.0
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_pale_ink_is_shown_as_full_and_comes_out_as_pale(tmp_path: Path, dtype: str) -> None:
+    """Of two pens in one set, a row that holds no image among them."""
+    digits = draw_digits(400, seed=3)[0].reshape(-1, 784).astype(np.float32) / 255
+    pens = np.where(np.arange(400) % 2 == 0, 1.0, 0.5)[:, None]
+    noisy = pens * digits + np.random.default_rng(0).normal(0, 0.03, digits.shape)
+    column = output_column(None, "image", Layout.LIST, dtype)
+    bad = np.zeros(400, np.uint8)
+    bad[7] = BadReason.NULL.code
+    image = encode(from_model_output(noisy.astype(np.float32), Polarity.DARK_ON_LIGHT, dtype), bad, column)
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    shown: list[Any] = []
+
+    def halve_what_is_shown(pixels: Any) -> Any:
+        shown.append(pixels.copy())
+        return halve(pixels)
+
+    plan = make_plan(list_inputs([str(tmp_path)]).files, None, Polarity.AUTO, "denoised")
+    assert plan.tone.ink is not None
+    receipt, target, _ = run(tmp_path / "a.parquet", halve_what_is_shown, plan, tone=plan.tone)
+    assert isinstance(receipt, Receipt), receipt
+    darkest = np.quantile(np.concatenate(shown), 0.98, axis=1)
+    assert np.median(darkest[0::2]) == pytest.approx(1.0, abs=0.06)
+    assert np.median(darkest[1::2]) == pytest.approx(1.0, abs=0.06)
+    out = pq.read_table(target)["denoised"]
+    assert [i for i, value in enumerate(out.is_null().to_pylist()) if value] == [7]
+    made = to_model_input(decode(out, output_column(plan.column, "denoised")).pixels, Polarity.DARK_ON_LIGHT)[bad == 0]
+    given = noisy[bad == 0]
+    assert np.abs(made - given.clip(0, 1) / 2 if dtype == "uint8" else made - given / 2).mean() < 0.01
 
 
 def _with_bad_rows(path: Path) -> list[tuple[int, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -79,6 +80,22 @@ def test_partition_folders_are_named(tmp_path: Path, source: Path, model_folder:
     found = dry_run(settings)
     assert found.to_json()["partition_keys"] == ("year", "m")
     assert "partition folders, made again: year=…, m=…" in found.lines()
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_names_of_columns_and_folders_forge_no_lines(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    inner = "q\n  fake: int64\x1b"
+    for name in ("a", "b"):
+        (source / "y\nabout 1 s=1").mkdir(exist_ok=True)
+        table = pq.read_table(source / f"{name}.parquet").append_column("größe in cm", pa.nulls(300, pa.int8()))
+        table = table.append_column("x\nabout 1 s", pa.array([{inner: 1}] * 300))
+        pq.write_table(table, source / "y\nabout 1 s=1" / f"{name}.parquet")
+        (source / f"{name}.parquet").unlink()
+    lines = dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)).lines()
+    assert r"partition folders, made again: 'y\nabout 1 s'=…" in lines
+    assert "  größe in cm: int8" in lines
+    assert r"  'x\nabout 1 s': struct<q fake: int64\x1b: int64>" in lines
+    assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.usefixtures("footers_read_here")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     import torch
 
-pytestmark = pytest.mark.usefixtures("footers_read_here")
+pytestmark = pytest.mark.usefixtures("footers_read_here", "ink_as_it_is")
 
 
 class _Clamp(DenoisingNetwork):

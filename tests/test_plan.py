@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from denoise_batch.errors import ColumnError, ParquetError
-from denoise_batch.images import Polarity, encode
+from denoise_batch.images import Polarity, Tone, encode
+from denoise_batch.images.ink import Ink
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import footers, plan
 from denoise_batch.inference.footers import Footer
@@ -67,9 +69,11 @@ def test_a_plan_says_what_was_found_and_survives_its_file(tmp_path: Path) -> Non
     write(tmp_path / "in" / "k=v" / "b.parquet", 50)
     made = planned(tmp_path / "in")
     assert (made.rows, len(made), made.column.layout, made.polarity) == (350, 2, Layout.BINARY, Polarity.LIGHT_ON_DARK)
+    made = replace(made, tone=Tone(0.1, Ink(tuple(np.full(25, 1 / 25)))))
     made.save(tmp_path)
     again = Plan.load(tmp_path)
     assert (again.files, again.column, again.polarity) == (made.files, made.column, made.polarity)
+    assert again.tone == made.tone
     assert again.schema.equals(made.schema, check_metadata=True)
     assert [again.unit(i) for i in range(2)] == [made.unit(i) for i in range(2)]
 
@@ -293,6 +297,25 @@ def test_columns_that_are_missing_taken_or_unclear_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize(
+    "type_",
+    [
+        pa.list_(pa.int8(), 0),
+        pa.struct([("a", pa.int8()), ("b", pa.large_list(pa.list_(pa.string(), 0)))]),
+        pa.map_(pa.string(), pa.list_(pa.int8(), 0)),
+        pa.fixed_shape_tensor(pa.int8(), (3, 0)),
+    ],
+)
+def test_lists_of_the_fixed_size_0_are_refused(type_: pa.DataType, tmp_path: Path) -> None:
+    storage = type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
+    empty = pa.array([None] * 10, storage)
+    path = write(tmp_path / "a.parquet", 10, none=empty if storage is type_ else type_.wrap_array(empty))
+    with pytest.raises(ColumnError, match=r"^column 'none' is .* lists of the fixed size 0: ") as caught:
+        planned(path)
+    assert "drop the column" in caught.value.hint
+
+
+@pytest.mark.usefixtures("footers_read_here")
 def test_floats_that_look_like_bytes_are_refused(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 784)).astype(np.float32)
     image = encode(pixels, None, output_column(None, "image", Layout.LIST, "float32"))
@@ -312,7 +335,7 @@ def test_dark_digits_on_light_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("footers_read_here")
 def test_polarity_is_not_guessed_where_no_image_was_seen(tmp_path: Path) -> None:
-    image = pa.concat_arrays([pa.nulls(64, pa.binary(784)), digits(1000)])
+    image = pa.concat_arrays([pa.nulls(1024, pa.binary(784)), digits(1000)])
     pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
     with pytest.raises(ColumnError, match="polarity is not known"):
         planned(tmp_path / "a.parquet")

@@ -183,7 +183,7 @@ def test_images_that_look_the_other_way_round_are_counted(
 
 def _summary(polarity: Polarity, light: int, **changes: Any) -> str:
     numbers = dict.fromkeys(field.name for field in fields(InferReport)) | dict.fromkeys(NUMBERS, 0)
-    told = {"rows_in": 1000, "rows_out": 1000, "bad_rows": {"null": 10}, "types_changed": [], "skipped": []}
+    told = {"rows_in": 1000, "rows_out": 1000, "bad_rows": {"null": 10}, "types_changed": [], "tone": [], "skipped": []}
     report = InferReport(**numbers | told | {"polarity": polarity.value, "dark_on_light": light} | changes)  # type: ignore[arg-type]
     return "\n".join(report.summary_lines())
 

@@ -29,7 +29,7 @@ from denoise_batch.training.data import (
 from denoise_batch.training.recipes import TrainSettings
 from denoise_batch.training.request import _differences
 
-pytestmark = pytest.mark.usefixtures("footers_read_here")
+pytestmark = pytest.mark.usefixtures("footers_read_here", "ink_as_it_is")
 
 
 def digits(count: int, seed: int = 0) -> np.ndarray[Any, Any]:

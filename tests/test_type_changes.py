@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,11 +17,20 @@ from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.row_groups import Part, join_row_groups
 from denoise_batch.inference.thrift import BYTE, STRUCT, read_fields, written_fields
-from denoise_batch.inference.type_changes import common_schema, common_type, type_changes, widen, widened
+from denoise_batch.inference.type_changes import (
+    as_type,
+    common_schema,
+    common_type,
+    difference,
+    type_changes,
+    widen,
+    widened,
+)
 from denoise_batch.listing import list_inputs
 from denoise_batch.output_file import file_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import DenoiseFile
@@ -101,7 +111,13 @@ _HF_LARGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())
             pa.dictionary(pa.int8(), pa.large_string(), True),
             pa.dictionary(pa.int8(), pa.large_string(), True),
         ),
-        (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int16(), pa.string()), None),
+        *(
+            (pa.dictionary(small, pa.string()), pa.dictionary(wide, large), pa.dictionary(wide, large))
+            for small, wide in ((pa.int8(), pa.int16()), (pa.int8(), pa.uint8()), (pa.uint8(), pa.int16()))
+            for large in (pa.string(), pa.large_string())
+        ),
+        (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int16(), pa.string(), True), None),
+        (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int16(), pa.binary()), None),
         (pa.dictionary(pa.int8(), pa.string()), pa.string(), None),
         (pa.string(), pa.binary(), None),
         (pa.int32(), pa.int64(), None),
@@ -148,14 +164,15 @@ def _array(type_: pa.DataType) -> pa.Array:
         pa.list_(pa.string()),
         pa.list_(pa.struct([("a", pa.string_view())])),
         pa.dictionary(pa.int8(), pa.string()),
+        pa.struct([("a", pa.dictionary(pa.int8(), pa.string()))]),
     ],
 )
 def test_slices_are_widened_without_loss(small: pa.DataType) -> None:
     def large(type_: pa.DataType) -> pa.DataType:
         if pa.types.is_dictionary(type_):
-            return pa.dictionary(type_.index_type, pa.large_string())
+            return pa.dictionary(pa.int16(), pa.large_string())
         if pa.types.is_struct(type_):
-            return pa.struct([("a", pa.large_string())])
+            return pa.struct([("a", large(type_.field("a").type))])
         return pa.large_list(large(type_.value_type)) if pa.types.is_list(type_) else pa.large_string()
 
     values = pa.array([[{"a": "z"}, None], None, [{"a": "y"}]], small) if "view>" in str(small) else _array(small)
@@ -199,6 +216,45 @@ def test_units_of_files_that_differ_in_arrows_types_alone(tmp_path: Path, denois
     done.plan.save(tmp_path)
     assert Plan.load(tmp_path).files == done.plan.files
     assert [bool(file.schema) for file in done.plan.files] == [True, False, True]
+
+
+def test_pandas_categories_of_any_number_are_one_input(tmp_path: Path, denoise_file: DenoiseFile) -> None:
+    """pandas' indices are as wide as the number of categories needs."""
+    words = {"a": [f"w{row % 100}" for row in range(300)], "b": [f"w{row % 200}" for row in range(300)]}
+    (tmp_path / "in").mkdir()
+    for name, column in words.items():
+        frame = pd.DataFrame({"image": [b"x" * 784] * 300, "word": pd.Categorical(column)})
+        frame.to_parquet(tmp_path / "in" / f"{name}.parquet")
+    done = denoise_file(tmp_path / "in", tmp_path, lambda pixels: pixels)
+    for file, column in zip(done.files, words.values(), strict=True):
+        found = pq.read_table(file)
+        assert found.schema.field("word").type.index_type == pa.int16()
+        assert found["word"].to_pylist() == column
+    join_row_groups([Part(file, file_digest(file)) for file in done.files], tmp_path / "joined.parquet")
+    assert pq.read_table(tmp_path / "joined.parquet")["word"].to_pylist() == [*words["a"], *words["b"]]
+
+
+def test_of_a_dictionary_wider_indices_stay() -> None:
+    """A training or an evaluation reads all files as the first one's type, whose indices may be too narrow."""
+    values = pa.array([f"{row}" for row in range(300)]).dictionary_encode().cast(pa.dictionary(pa.int16(), pa.string()))
+    found = as_type(values, pa.dictionary(pa.int8(), pa.large_string()))
+    assert found.type == pa.dictionary(pa.int16(), pa.large_string())
+    assert found.to_pylist() == values.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda type_: type_, "extension<arrow.json> over {}"),
+        (
+            lambda type_: pa.struct([("a", pa.int8()), ("j", type_)]),
+            "struct<a: int8, j: extension<arrow.json>> ('j': extension<arrow.json> over {})",
+        ),
+    ],
+)
+def test_types_of_the_same_text_are_told_apart(wrap: Callable[[pa.DataType], pa.DataType], said: str) -> None:
+    first, other = (pa.schema([("c", wrap(pa.json_(kind)))]) for kind in (pa.string(), pa.large_string()))
+    assert difference(first, other) == f"column 'c' is {said.format('large_string')}, not {said.format('string')}"
 
 
 def test_the_schema_of_most_files_counts_whatever_their_types(tmp_path: Path) -> None:

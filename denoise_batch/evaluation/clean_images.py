@@ -17,14 +17,14 @@ from denoise_batch import storage
 from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation.sampling import open_dataset, sample_rows
 from denoise_batch.images import (
+    WHITE_AND_BLACK,
     Polarity,
-    background_lines,
     check_float_range,
-    find_background,
     find_clean_columns,
+    find_tone,
     look_at_sample,
     to_model_input,
-    without_background,
+    upright,
 )
 
 if TYPE_CHECKING:
@@ -134,12 +134,11 @@ def _load_dataset(
     names = [each.name for each in columns]
     bad = {name: ~rows for name, rows in zip(names, sample.good, strict=True)}
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
-    background = find_background(pixels[0], polarity) if len(columns) == 1 else None
-    notes += background_lines(background)
-    upright = [
-        without_background(to_model_input(part, polarity), Polarity.LIGHT_ON_DARK, background).reshape(-1, 28, 28)
-        for part in pixels
-    ]
+    tone = find_tone(pixels[0], polarity) if len(columns) == 1 else WHITE_AND_BLACK
+    notes += tone.lines()
+    light = Polarity.LIGHT_ON_DARK
+    even = [to_model_input(tone.even(upright(part, polarity), light)[0], light) for part in pixels]
+    clean, *noisy = (part.reshape(-1, 28, 28) for part in even)
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
     if len(sample) < dataset.rows:
         description += ", a sample"
@@ -151,8 +150,8 @@ def _load_dataset(
         labels = numbers.astype(np.uint8)
     elif _LABEL in dataset.schema.names:
         notes.append(f"note: column {_LABEL!r} is not used: it does not hold a digit, 0 to 9, for each image")
-    images = np.rint(upright[0].clip(0.0, 1.0) * 255.0).astype(np.uint8)
-    return CleanImages(images, labels, description, tuple(notes), None if len(columns) == 1 else upright[1])
+    images = np.rint(clean.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    return CleanImages(images, labels, description, tuple(notes), noisy[0] if noisy else None)
 
 
 def trained_on(bundle: Bundle, files: Sequence[InputFile]) -> str | None:

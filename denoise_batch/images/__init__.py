@@ -10,7 +10,8 @@
     encode(shown, decoded.bad, output_column(column, "denoised"))
 
 How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`, which end of the
-grey scale is ink in `polarity`, what a sample says of data to learn from in `clean_columns`.
+grey scale is ink in `polarity`, how grey paper and ink are in `tone`, `background` and `ink`, what a sample says of
+data to learn from in `clean_columns`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from denoise_batch.errors import ColumnError, FlagError
-from denoise_batch.images.background import background_lines, find_background, without_background
 from denoise_batch.images.buffers import (
     FAR_OUTSIDE,
     BadReason,
@@ -53,27 +53,30 @@ from denoise_batch.images.polarity import (
     taken_the_other_way,
     to_model_input,
     turned,
+    upright,
 )
+from denoise_batch.images.tone import WHITE_AND_BLACK, Tone, find_tone
 
 __all__ = [
     "FAR_OUTSIDE",
     "PAIRED",
     "PIXELS",
     "SIDE",
+    "WHITE_AND_BLACK",
     "BadReason",
     "Decoded",
     "ImageColumn",
     "Layout",
     "Polarity",
-    "background_lines",
+    "Tone",
     "check_float_range",
     "dark_on_light",
     "decode",
     "encode",
-    "find_background",
     "find_clean_columns",
     "find_image_column",
     "find_polarity",
+    "find_tone",
     "from_model_output",
     "image_candidates",
     "image_column",
@@ -85,7 +88,7 @@ __all__ = [
     "to_model_input",
     "turned",
     "unpaired",
-    "without_background",
+    "upright",
 ]
 
 if TYPE_CHECKING:

@@ -106,6 +106,13 @@ def turned(pixels: Pixels, rows: Bools) -> Pixels:
     return out
 
 
+def upright(pixels: Pixels, polarity: Polarity) -> Pixels:
+    """Pixels of any polarity but AUTO as light on dark, of the type they have; themselves where nothing is to do."""
+    if polarity is Polarity.EACH:
+        return turned(pixels, dark_on_light(pixels))
+    return turned(pixels, np.full(len(pixels), polarity is Polarity.DARK_ON_LIGHT))
+
+
 def taken_the_other_way(polarity: str, light: int, rows: int, what: str = "rows") -> list[str]:
     """The note of images that look the other way round than they are taken; none where there are none.
 

@@ -219,7 +219,7 @@ def describe(
         "digest": DIGEST,
         **{key: value for key, value in run.identity.items() if key != "format"},
         "polarity_found": run.plan.polarity.value,
-        "background_found": run.plan.background,
+        **{f"{name}_found": value for name, value in run.plan.tone.facts().items()},
         "rows_dark_on_light": run.ledger.dark_on_light,
         **({"rows_poor": run.ledger.poor} if run.identity.get("quality") else {}),
         "image_column": run.plan.column.name,

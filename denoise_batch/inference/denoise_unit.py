@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 from denoise_batch import publishing, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, first_line, ran_out
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
-from denoise_batch.images import BadReason, Polarity, dark_on_light, decode, encode, turned, without_background
+from denoise_batch.images import WHITE_AND_BLACK, BadReason, Polarity, Tone, dark_on_light, decode, encode, turned
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.type_changes import widen
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
-from denoise_batch.input_file import open_parquet
+from denoise_batch.input_file import full_schema, open_parquet
 from denoise_batch.listing import stat_input
 from denoise_batch.output_file import OutputFile, Written, file_digest
 from denoise_batch.store_prefix import StorePrefix
@@ -61,7 +61,7 @@ class UnitOptions:
         output: the column to add.
         compression: of the output's pages.
         extras: columns to add beside the image.
-        background: of the set, which is taken off before the model sees the images; None: there is none.
+        tone: of the set: the model is shown white paper and full ink.
     """
 
     staging: str
@@ -71,7 +71,7 @@ class UnitOptions:
     on_bad_row: OnBadRow
     compression: str
     extras: ExtraColumns = NO_EXTRAS
-    background: float | None = None
+    tone: Tone = WHITE_AND_BLACK
 
     @property
     def pixel_dtypes(self) -> tuple[str, str]:
@@ -189,7 +189,7 @@ def _denoise(
     target = Path(options.staging, assignment.name)
     with open_parquet(assignment.file.path) as source:
         added = (options.output.field, *options.extras.fields(options.output.name))
-        given = assignment.file.widened(source.schema_arrow)
+        given = assignment.file.widened(full_schema(source))
         schema = output_schema(given, *added, image=options.column.name)
         rows = chunk_rows(assignment.file.row_bytes)
         images = (options.column, options.output)
@@ -271,10 +271,12 @@ def _denoise_batch(
         decoded = decode(batch.column(options.column.name), options.column)
         light = dark_on_light(decoded.pixels) & (decoded.bad == 0)
         pixels = turned(decoded.pixels, light) if each else decoded.pixels
-        pixels = without_background(pixels, options.model_polarity, options.background)
+        pixels, ink = options.tone.even(pixels, options.model_polarity)
     with _timed(clock, "forward"):
         denoised = forward(pixels, options.model_polarity, options.pixel_dtypes[1])
     with _timed(clock, "encode"):
+        if ink is not None:
+            denoised = denoised.in_ink(ink, options.model_polarity)
         shown = turned(denoised.pixels, light) if each else denoised.pixels
         column = encode(shown, decoded.bad, options.output)
         columns = [column, *options.extras.arrays(denoised, decoded.bad)]

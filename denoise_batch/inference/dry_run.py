@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.extra_columns import poor_lines
-from denoise_batch.images import Polarity, background_lines, taken_the_other_way
+from denoise_batch.images import Polarity, Tone, taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
@@ -96,7 +96,7 @@ class DryRun:
     types_changed: tuple[str, ...]
     image_column: dict[str, str]
     polarity: str
-    background: float | None
+    tone: Tone
     output_column: dict[str, str]
     extra_columns: dict[str, str]
     complete: bool
@@ -106,11 +106,13 @@ class DryRun:
     sample_failed: str
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        del fields["tone"]
+        return fields | {"background": None, "ink": None} | self.tone.facts()
 
     def lines(self) -> list[str]:
         image, added = self.image_column, self.output_column
-        keys = [f"{key}=…" for key in self.partition_keys]
+        keys = [f"{_one_line_name(key)}=…" for key in self.partition_keys]
         shown = [
             f"would write {self.output}: one file" if self.single_file else f"would write {self.output}: a folder",
             f"model {self.model} ({self.architecture})",
@@ -120,12 +122,12 @@ class DryRun:
         shown += skipped_lines(self.skipped_files, self.skipped)
         shown += [
             "columns:",
-            *(f"  {name}: {kind}" for name, kind in self.columns.items()),
+            *(f"  {_one_line_name(name)}: {_one_line_kind(kind)}" for name, kind in self.columns.items()),
             *([f"partition folders, made again: {', '.join(keys)}"] if keys else []),
             *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
             + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
-            *background_lines(self.background),
+            *self.tone.lines(),
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
             *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]
@@ -151,6 +153,17 @@ class DryRun:
                 f"about {guess.output_bytes / 1e6:,.1f} MB of output",
             ]
         return shown
+
+
+def _one_line_name(name: str) -> str:
+    """The name as it is, or as Python writes it where it holds line ends or the like, which would forge lines."""
+    return name if name.isprintable() else repr(name)
+
+
+def _one_line_kind(kind: str) -> str:
+    """A type, in whose text names of fields stand as they are."""
+    plain = " ".join(kind.split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in plain)
 
 
 def dry_run(settings: InferSettings) -> DryRun:
@@ -194,7 +207,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         types_changed=plan.changes,
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
-        background=plan.background,
+        tone=plan.tone,
         output_column=_described(added),
         extra_columns={field.name: str(field.type) for field in settings.extras.fields(added.name)},
         complete=request.finished is not None,
@@ -259,7 +272,7 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
             on_bad_row,
             settings.compression,
             settings.extras,
-            plan.background,
+            plan.tone,
         )
 
         def forward(pixels: Any, polarity: Polarity, dtype: str) -> Denoised:

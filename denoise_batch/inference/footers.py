@@ -252,6 +252,7 @@ def _last_words(log: IO[bytes]) -> str:
 
 def _read_footer(path: str) -> dict[str, Any]:
     from denoise_batch.inference.type_changes import type_changes
+    from denoise_batch.input_file import full_schema
 
     try:
         file = _open(path)
@@ -279,7 +280,7 @@ def _read_footer(path: str) -> dict[str, Any]:
         schema_id = hashlib.sha256(file.schema_arrow.remove_metadata().serialize()).hexdigest()
         return {
             "schema_id": schema_id,
-            "schema": base64.b64encode(file.schema_arrow.serialize()).decode(),
+            "schema": base64.b64encode(full_schema(file).serialize()).decode(),
             "row_groups": rows,
             "row_bytes": row_bytes,
             "changes": type_changes(file),

@@ -215,7 +215,7 @@ class _Job:
             settings.on_bad_row,
             settings.compression,
             settings.extras,
-            run.plan.background,
+            run.plan.tone,
         )
         size = self._pool_size()
         device = settings.device if size.gpus else "cpu"
@@ -337,7 +337,9 @@ class _Job:
             model_sha256=self.request.bundle.sha256,
             column=run.plan.column.name,
             polarity=run.plan.polarity.value,
-            background=run.plan.background,
+            tone=run.plan.tone.lines(),
+            background=run.plan.tone.facts().get("background"),
+            ink=run.plan.tone.facts().get("ink"),
             files=len(run.plan.files),
             units=len(run.plan),
             rows_in=run.plan.rows,

@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 from denoise_batch import publishing, storage
 from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import (
+    WHITE_AND_BLACK,
     Polarity,
+    Tone,
     check_float_range,
     decode,
-    find_background,
     find_image_column,
     find_polarity,
+    find_tone,
     image_candidates,
     joined,
 )
@@ -54,8 +56,8 @@ than they save."""
 
 _MOST_PIECES = 16  # of one row group: to read past rows takes 1% of the time that it takes to denoise them,
 _FEW_PIECES = 4  # of one of lists or tensors: 4%
-_SAMPLES = 16  # row groups looked at for layout, float range and polarity
-_SAMPLE_ROWS = 64
+_SAMPLES = 16  # row groups looked at for layout, float range, polarity and tone
+_SAMPLE_ROWS = 1024  # of all together
 _UNIT_FIELDS = ("file", "first_group", "last_group", "skip", "rows", "start")
 _NAMED_AT_MOST = 20  # files in one error message
 
@@ -114,7 +116,7 @@ class Plan:
         changes: columns whose Parquet type Arrow cannot carry, and what they become.
         column: the image column.
         polarity: what was asked for or found; never `auto`.
-        background: how much ink it has, of full ink; None: none (`find_background`).
+        tone: how grey paper and ink are (`find_tone`).
     """
 
     files: tuple[PlannedFile, ...]
@@ -123,7 +125,7 @@ class Plan:
     column: ImageColumn
     polarity: Polarity
     changes: tuple[str, ...] = ()
-    background: float | None = None
+    tone: Tone = WHITE_AND_BLACK
 
     @cached_property
     def rows(self) -> int:
@@ -150,7 +152,7 @@ class Plan:
             "layout": self.column.layout.value,
             "polarity": self.polarity.value,
             "changes": self.changes,
-            "background": self.background,
+            "tone": self.tone.to_json(),
         }
         publishing.write_file(folder / "plan.json", json.dumps(content).encode(), private=True)  # URIs may hold secrets
 
@@ -172,7 +174,7 @@ class Plan:
             image_column(schema.field(content["column"]), Layout(content["layout"])),
             Polarity(content["polarity"]),
             tuple(content["changes"]),
-            content.get("background"),
+            Tone.from_json(content["tone"]),
         )
 
 
@@ -195,7 +197,7 @@ def make_plan(
 
     Args:
         added: names of the columns that the output will have beside the input's.
-        own_noise: as in `check_float_range`; no background is looked for either.
+        own_noise: as in `check_float_range`; nor is the tone looked at.
 
     Raises:
         ParquetError: files are damaged, not Parquet, or differ in their schema; all are named.
@@ -215,7 +217,7 @@ def make_plan(
         PlannedFile(f.path, f.folder, f.size, f.mtime_ns, r.rows, max(r.row_bytes, measured), wide.get(r.schema, ""))
         for f, r in zip(files, read, strict=True)
     )
-    found_polarity, background = _look(samples, image, polarity, sum(f.rows for f in read), own_noise=own_noise)
+    found_polarity, tone = _look(samples, image, polarity, sum(f.rows for f in read), own_noise=own_noise)
     return Plan(
         planned,
         _cut(read, _MOST_PIECES if image.layout in (Layout.BINARY, Layout.ENCODED) else _FEW_PIECES),
@@ -223,7 +225,7 @@ def make_plan(
         image,
         found_polarity,
         tuple(dict.fromkeys(change for footer in read for change in footer.changes)),
-        background,
+        tone,
     )
 
 
@@ -297,6 +299,13 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
             f"{storage.redact(file.path)}: column names stand more than once: {', '.join(sorted(duplicates))}",
             hint="rename them",
         )
+    for field in schema:
+        if _has_lists_of_size_0(field.type):
+            raise ColumnError(
+                f"column {field.name!r} is {field.type}, with lists of the fixed size 0: PyArrow cannot read what it "
+                "writes of these",
+                hint="drop the column, or write it as lists of any length",
+            )
     if column is not None and column not in schema.names:
         raise ColumnError(f"no column {column!r} in the input", hint=f"there are: {', '.join(schema.names)}")
     partitions = {part.partition("=")[0] for folder in {file.folder for file in files} for part in folder.split("/")}
@@ -315,6 +324,17 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
             )
 
 
+def _has_lists_of_size_0(type_: pa.DataType) -> bool:
+    """Whether there is a `fixed_size_list` of size 0 in it, at any depth."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return _has_lists_of_size_0(type_.storage_type)
+    if not pa.types.is_nested(type_):
+        return False
+    if pa.types.is_fixed_size_list(type_) and not type_.list_size:
+        return True
+    return any(_has_lists_of_size_0(type_.field(index).type) for index in range(type_.num_fields))
+
+
 def _like(name: str, others: Iterable[str]) -> str | None:
     return next((other for other in others if other.casefold() == name.casefold()), None)
 
@@ -324,7 +344,7 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[
     places = [(i, g) for i, footer in enumerate(read) for g, rows in enumerate(footer.row_groups) if rows]
     places = [places[index] for index in footers.spread_over(len(places), _SAMPLES)]
     requests = [(files[i].path, group, tuple(names)) for i, group in places]
-    answers = footers.read_samples(requests, _SAMPLE_ROWS)
+    answers = footers.read_samples(requests, _SAMPLE_ROWS // max(1, len(requests)))
     samples = [sample for sample in answers if isinstance(sample, footers.Sample)]
     if answers and not samples:
         # Nothing is known of the images then: not their layout, their polarity or their range.
@@ -339,7 +359,7 @@ def _sample(files: Sequence[InputFile], read: Sequence[Footer], names: Sequence[
 
 def _look(
     samples: Sequence[pa.Table], column: ImageColumn, polarity: Polarity, total: int, *, own_noise: bool
-) -> tuple[Polarity, float | None]:
+) -> tuple[Polarity, Tone]:
     rows = pa.chunked_array([chunk for table in samples for chunk in table[column.name].chunks], column.type)
     check_float_range(rows, column, own_noise=own_noise)
     good = decode(rows, column).good_pixels
@@ -350,7 +370,7 @@ def _look(
                 hint="say it with --polarity light-on-dark, dark-on-light or each",
             )
         polarity = find_polarity(good)
-    return polarity, None if own_noise else find_background(good, polarity)
+    return polarity, WHITE_AND_BLACK if own_noise else find_tone(good, polarity)
 
 
 def _cut(read: Sequence[Footer], most_pieces: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from denoise_batch.extra_columns import poor_lines
-from denoise_batch.images import Polarity, background_lines, taken_the_other_way
+from denoise_batch.images import Polarity, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
 from denoise_batch.listing import skipped_lines
 
@@ -53,7 +53,9 @@ class InferReport:
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         metadata_of_first: columns and keys whose metadata differs between files that were joined into one, which has
             the first one's.
-        background: how much ink the set's background had, of full ink, which was taken off; None: none.
+        background: how much ink the set's paper had, of full ink, which was taken off; None: none.
+        ink: how dark its ink was, of full ink, in the geometric mean; None: full.
+        tone: what is said of both.
         dark_on_light: good rows that look so, whatever they were taken for.
         poor: good rows whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         skipped_files: files in the input's folders that were left out because of their names.
@@ -83,6 +85,8 @@ class InferReport:
     rate: float
     output_bytes: int
     background: float | None = None
+    ink: float | None = None
+    tone: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
     metadata_of_first: list[str] = field(default_factory=list)
@@ -110,7 +114,7 @@ class InferReport:
         if self.quarantined:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
         lines += skipped_lines(self.skipped_files, self.skipped)
-        lines += background_lines(self.background)
+        lines += self.tone
         lines += taken_the_other_way(self.polarity, self.dark_on_light, self.rows_in - bad)
         lines += poor_lines(self.poor, self.rows_in - bad)
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]

@@ -2,7 +2,8 @@
 
 Parquet types that Arrow does not carry: which of a file's columns come out as another type (`type_changes`). And Arrow
 types that Parquet does not tell apart, which writers choose among as they like: pandas 2 `string`, pandas 3 and Polars
-`large_string`. Files that differ in no more than these have a `common_schema`, which holds the rows of all.
+`large_string`, pandas' categories indices as wide as their number needs. Files that differ in no more than these have a
+`common_schema`, which holds the rows of all.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _ALIKE = (
 def common_schema(first: pa.Schema, other: pa.Schema) -> pa.Schema | None:
     """The schema that has the rows of both unchanged, `first` itself where it does; None: they differ in more.
 
-    The types are those with the larger offsets; nullable wins. Metadata are those of `first`.
+    The types are those with the larger offsets and indices; nullable wins. Metadata are those of `first`.
     """
     if first.equals(other):
         return first
@@ -84,8 +85,15 @@ def widen(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.RecordBatch 
 
 
 def as_type(array: pa.Array | pa.ChunkedArray, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """The same values as a type that has a `common_type` with their own; not copied where it is that type."""
-    return array if array.type.equals(type_) else array.cast(type_)
+    """The same values as a type that has a `common_type` with their own; not copied where it is that type.
+
+    Of a dictionary wider indices stay: narrower ones may not reach all of its values.
+    """
+    if array.type.equals(type_):
+        return array
+    if pa.types.is_dictionary(type_):
+        type_ = pa.dictionary(_wider_index(array.type, type_), type_.value_type, type_.ordered)
+    return array.cast(type_)
 
 
 def _common_field(ours: pa.Field, theirs: pa.Field) -> pa.Field | None:
@@ -105,8 +113,9 @@ def common_type(ours: pa.DataType, theirs: pa.DataType) -> pa.DataType | None:
             return alike[0]
     if pa.types.is_dictionary(ours) and pa.types.is_dictionary(theirs):
         values = common_type(ours.value_type, theirs.value_type)
-        same = ours.index_type.equals(theirs.index_type) and ours.ordered == theirs.ordered
-        return pa.dictionary(ours.index_type, values, ours.ordered) if same and values is not None else None
+        if values is None or ours.ordered != theirs.ordered:
+            return None
+        return pa.dictionary(_wider_index(ours, theirs), values, ours.ordered)
     if pa.types.is_struct(ours) and pa.types.is_struct(theirs):
         inner = common_schema(pa.schema(list(ours)), pa.schema(list(theirs)))
         return None if inner is None else pa.struct(list(inner))
@@ -116,6 +125,12 @@ def common_type(ours: pa.DataType, theirs: pa.DataType) -> pa.DataType | None:
         make = pa.large_list if any(map(pa.types.is_large_list, both)) else pa.list_
         return None if child is None else make(child)
     return None
+
+
+def _wider_index(*types: pa.DataType) -> pa.DataType:
+    """Of dictionaries' index types the one that reaches most values: none is negative, so unsigned before signed."""
+    indices = [type_.index_type for type_ in types]
+    return max(indices, key=lambda index: (index.bit_width, pa.types.is_unsigned_integer(index)))
 
 
 def difference(first: pa.Schema, other: pa.Schema) -> str:
@@ -130,8 +145,28 @@ def difference(first: pa.Schema, other: pa.Schema) -> str:
     for name in ours:
         here, there = first.field(name).type, other.field(name).type
         if common_type(here, there) is None:
-            return f"column {name!r} is {there}, not {here}"
+            ours_said, theirs_said = _told_apart(here, there)
+            return f"column {name!r} is {theirs_said}, not {ours_said}"
     return "its columns stand in another order"
+
+
+def _told_apart(ours: pa.DataType, theirs: pa.DataType) -> tuple[str, str]:
+    """Both types' texts; where these are the same, with what the extension types in them are stored as."""
+    said = str(ours)
+    if said != str(theirs):
+        return said, str(theirs)
+    if all(isinstance(type_, pa.BaseExtensionType) for type_ in (ours, theirs)):
+        first, other = _told_apart(ours.storage_type, theirs.storage_type)
+        return f"{said} over {first}", f"{said} over {other}"
+    for ours_field, theirs_field in zip(_fields(ours), _fields(theirs), strict=True):
+        if common_type(ours_field.type, theirs_field.type) is None:
+            first, other = _told_apart(ours_field.type, theirs_field.type)
+            return f"{said} ({ours_field.name!r}: {first})", f"{said} ({theirs_field.name!r}: {other})"
+    return said, said
+
+
+def _fields(type_: pa.DataType) -> list[pa.Field]:
+    return [type_.field(index) for index in range(type_.num_fields)] if pa.types.is_nested(type_) else []
 
 
 def _annotated_groups(schema: str) -> list[tuple[str, str]]:

@@ -102,12 +102,13 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
 
     from denoise_batch.images import (
         PIXELS,
+        WHITE_AND_BLACK,
         Polarity,
         dark_on_light,
         decode,
-        find_background,
         find_image_column,
         find_polarity,
+        find_tone,
         joined,
     )
     from denoise_batch.inference import footers
@@ -135,10 +136,10 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     decoded = [decode(table.column(image.name), image) for table in samples]
     found = [part.good_pixels for part in decoded]
     pixels = np.concatenate(found) if found else np.zeros((0, PIXELS), np.uint8)
-    background = None
+    tone = WHITE_AND_BLACK
     try:
         polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
-        background = find_background(pixels, Polarity(polarity)) if len(pixels) else None
+        tone = find_tone(pixels, Polarity(polarity)) if len(pixels) else tone
     except ColumnError as error:
         polarity = f"{error.message.removeprefix('polarity is ')}; {error.hint}"
     facts["image_column"] = {
@@ -146,7 +147,7 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         "layout": image.layout.value,
         "dtype": image.dtype,
         "polarity": polarity,
-        **({} if background is None else {"background": background}),
+        **tone.facts(),
         "sampled": {
             "rows": sum(len(part.bad) for part in decoded),
             "bad": sum(int(np.count_nonzero(part.bad)) for part in decoded),

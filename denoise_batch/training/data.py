@@ -19,19 +19,18 @@ from denoise_batch import input_file, storage
 from denoise_batch.errors import DataChanged, MissingFileError, ParquetError, first_line
 from denoise_batch.images import (
     PAIRED,
+    WHITE_AND_BLACK,
     Polarity,
-    background_lines,
+    Tone,
     check_float_range,
-    dark_on_light,
     decode,
-    find_background,
     find_clean_columns,
+    find_tone,
     joined,
     look_at_sample,
     pairs_belong_together,
-    turned,
     unpaired,
-    without_background,
+    upright,
 )
 from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
 from denoise_batch.inference.type_changes import as_type
@@ -116,7 +115,7 @@ class ParquetImages:
         clean: the column of clean images.
         noisy: the column of noisy images of the same digits, or None.
         polarity: of both columns, never `auto`.
-        background: of the clean images without noisy ones, which is taken off them (`find_background`).
+        tone: of the clean images without noisy ones, which are brought to white paper and full ink.
         notes: lines that say what is odd about them, as far as a sample shows it.
     """
 
@@ -126,7 +125,7 @@ class ParquetImages:
     noisy: ImageColumn | None
     polarity: Polarity
     notes: tuple[str, ...] = ()
-    background: float | None = None
+    tone: Tone = WHITE_AND_BLACK
 
     @property
     def rows(self) -> int:
@@ -147,7 +146,7 @@ class ParquetImages:
             "column": self.clean.name,
             "noisy_column": self.noisy.name if self.noisy else None,
             "polarity": self.polarity.value,
-            **({} if self.background is None else {"background": self.background}),
+            **self.tone.facts(),
         }
 
 
@@ -180,7 +179,7 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         for sample in samples:
             check_float_range(sample.column(column.name), column, own_noise=place > 0)
     sources = [storage.redact(paths[piece.file]) for piece in chosen]
-    polarity, background, notes = _look(samples, sources, columns, Polarity(settings.polarity))
+    polarity, tone, notes = _look(samples, sources, columns, Polarity(settings.polarity))
     notes = [*skipped_lines(len(listing.skipped), listing.skipped_shown), *notes]
     files = tuple((file.path, file.size, file.mtime_ns) for file in listing.files)
     held_out = held_out_count(min(rows_of(pieces), settings.max_images or rows_of(pieces)), settings.resolve().held_out)
@@ -188,13 +187,13 @@ def open_parquet(settings: TrainSettings) -> ParquetImages:
         images = "image is" if held_out == 1 else "images are"
         notes.append(f"note: {held_out:,} {images} held out for validation, too few to choose the best epoch by")
     noisy = columns[1] if len(columns) > 1 else None
-    return ParquetImages(files, pieces, columns[0], noisy, polarity, tuple(notes), background)
+    return ParquetImages(files, pieces, columns[0], noisy, polarity, tuple(notes), tone)
 
 
 def _look(
     samples: Sequence[pa.Table], sources: Sequence[str], columns: Sequence[ImageColumn], polarity: Polarity
-) -> tuple[Polarity, float | None, list[str]]:
-    """The polarity, the background and what is odd, of samples of the columns.
+) -> tuple[Polarity, Tone, list[str]]:
+    """The polarity, the tone and what is odd, of samples of the columns.
 
     Args:
         samples: a table for each of the `sources`, files by name.
@@ -227,8 +226,8 @@ def _look(
             good = (part[clean].bad == 0) & (part[noisy].bad == 0)
             if sure > 2 * PAIRED > PAIRED > pairs_belong_together(part[noisy].pixels[good], part[clean].pixels[good]):
                 raise unpaired(f"{source}: the images of column {noisy!r}", clean, int(np.count_nonzero(good)))
-    background = find_background(pixels[names[0]], found) if len(names) == 1 else None
-    return found, background, [*notes, *background_lines(background)]
+    tone = find_tone(pixels[names[0]], found) if len(names) == 1 else WHITE_AND_BLACK
+    return found, tone, [*notes, *tone.lines()]
 
 
 def _readable(paths: Sequence[str], found: Sequence[Footer | Unreadable]) -> list[Footer]:
@@ -322,18 +321,11 @@ def _decoded(images: ParquetImages, batch: pa.RecordBatch) -> tuple[Images, Imag
     clean = decode(as_type(batch.column(0), images.clean.type), images.clean)
     noisy = None if images.noisy is None else decode(as_type(batch.column(1), images.noisy.type), images.noisy)
     good = clean.bad == 0 if noisy is None else (clean.bad == 0) & (noisy.bad == 0)
-    upright = _upright(clean.pixels[good], images.polarity)
-    upright = without_background(upright, Polarity.LIGHT_ON_DARK, images.background)
-    if upright.dtype != np.uint8:
-        upright = upright.clip(0.0, 1.0)
-    other = None if noisy is None else _upright(noisy.pixels[good], images.polarity).reshape(-1, SIDE, SIDE)
-    return upright.reshape(-1, SIDE, SIDE), other
-
-
-def _upright(pixels: Images, polarity: Polarity) -> Images:
-    if polarity is Polarity.EACH:
-        return turned(pixels, dark_on_light(pixels))
-    return turned(pixels, np.full(len(pixels), polarity is Polarity.DARK_ON_LIGHT))
+    even, _ = images.tone.even(upright(clean.pixels[good], images.polarity), Polarity.LIGHT_ON_DARK)
+    if even.dtype != np.uint8:
+        even = even.clip(0.0, 1.0)
+    other = None if noisy is None else upright(noisy.pixels[good], images.polarity).reshape(-1, SIDE, SIDE)
+    return even.reshape(-1, SIDE, SIDE), other
 
 
 def load_rows(images: ParquetImages, pieces: Sequence[Piece]) -> tuple[Images, Images | None]:
