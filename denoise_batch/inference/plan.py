@@ -35,7 +35,7 @@ from denoise_batch.images import (
 )
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
 from denoise_batch.inference import footers
-from denoise_batch.inference.type_changes import common_schema, difference, widen, widened
+from denoise_batch.inference.type_changes import common_schema, difference, has_lists_of_size_0, widen, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -300,7 +300,7 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
             hint="rename them",
         )
     for field in schema:
-        if _has_lists_of_size_0(field.type):
+        if has_lists_of_size_0(field.type):
             raise ColumnError(
                 f"column {field.name!r} is {field.type}, with lists of the fixed size 0: PyArrow cannot read what it "
                 "writes of these",
@@ -322,17 +322,6 @@ def _check_columns(schema: pa.Schema, files: Sequence[InputFile], column: str | 
                 f"the input has a column {present!r} already{case}",
                 hint="give the new one another name (infer: --output-column), or rename or drop that of the input",
             )
-
-
-def _has_lists_of_size_0(type_: pa.DataType) -> bool:
-    """Whether there is a `fixed_size_list` of size 0 in it, at any depth."""
-    if isinstance(type_, pa.BaseExtensionType):
-        return _has_lists_of_size_0(type_.storage_type)
-    if not pa.types.is_nested(type_):
-        return False
-    if pa.types.is_fixed_size_list(type_) and not type_.list_size:
-        return True
-    return any(_has_lists_of_size_0(type_.field(index).type) for index in range(type_.num_fields))
 
 
 def _like(name: str, others: Iterable[str]) -> str | None:

@@ -200,3 +200,14 @@ def _logical(leaf: Any) -> str:
 
 def _physical(leaf: Any) -> str:
     return f"{leaf.length} bytes" if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else str(leaf.physical_type)
+
+
+def has_lists_of_size_0(type_: pa.DataType) -> bool:
+    """Whether there is a `fixed_size_list` of size 0 in it, at any depth: PyArrow writes what it cannot read of it."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return has_lists_of_size_0(type_.storage_type)
+    if not pa.types.is_nested(type_):
+        return False
+    if pa.types.is_fixed_size_list(type_) and not type_.list_size:
+        return True
+    return any(has_lists_of_size_0(type_.field(index).type) for index in range(type_.num_fields))

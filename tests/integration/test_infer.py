@@ -20,6 +20,7 @@ from denoise_batch import models
 from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.denoiser import Denoiser
+from denoise_batch.digits import draw_digits
 from denoise_batch.errors import JobFailed, OutputError, ResumeError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.images import decode, encode
@@ -46,8 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _table(start: int, rows: int) -> pa.Table:
-    pixels = np.zeros((rows, 28, 28), np.uint8)
-    pixels[:, 6:22, 8:20] = np.random.default_rng(start).integers(60, 256, (rows, 16, 12))
+    pixels = draw_digits(rows, seed=0, start=start)[0]
     ids = pa.array(range(start, start + rows))
     return pa.table({"id": ids, "image": encode(pixels.reshape(rows, 784), None, IMAGE)})
 
