@@ -102,9 +102,8 @@ class Denoiser:
         except RuntimeError as error:
             if gpu_is_full(error):
                 raise _no_memory() from error
-            if self.device.type == "cuda" and "CUDA error" in str(
-                error
-            ):  # of a GPU that this PyTorch has nothing for, or another has
+            # Of a GPU that this PyTorch has no kernels for, or that another process has for itself.
+            if self.device.type == "cuda" and "CUDA error" in str(error):
                 raise FlagError(
                     f"the GPU cannot be used: {first_line(error)}",
                     hint="give --device cpu, or install the PyTorch for this GPU and its driver",
