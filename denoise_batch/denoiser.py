@@ -24,7 +24,10 @@ from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.images import FAR_OUTSIDE, Polarity, from_model_output, to_model_input
 from denoise_batch.images.buffers import peaks_of
+from denoise_batch.models.data_consistency import fitted
+from denoise_batch.models.fitted_quality import expected_of
 from denoise_batch.models.quality_head import MOST_PSNR
+from denoise_batch.models.scans import look_at, may_have_little_noise
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -37,9 +40,13 @@ if TYPE_CHECKING:
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
 INTEGER_BATCH = 1024  # whose activations take a quarter of the bytes
 CUDA_BATCH = MOST_ROWS  # fills a GPU
+_MOST_FITTED = 512  # images that are fitted at a time: near a core, and some 100 MB beside a GPU's graphs
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
+
+_MAY_BE_FITTED: Final = "may be fitted"
+"""Name of the mask (n,) of the images that may have little noise."""
 
 _GPU: Final = threading.Lock()
 """A pass's buffers are one thread's at a time, and of a process only one thread may record a graph."""
@@ -67,6 +74,8 @@ class Denoiser:
         batch: images a forward pass, 1 at least; None takes one that suits the device. On a GPU it is halved, and
             stays so, when memory runs out.
         precision: of the arithmetic, in networks that are made for less than float32.
+        fit: whether images with little noise are fitted to their scans (`models.data_consistency`), where the model's
+            are blurred digits.
 
     Raises:
         FlagError: `cuda` was asked for and there is none.
@@ -83,6 +92,7 @@ class Denoiser:
         threads: int | None = None,
         batch: int | None = None,
         precision: Precision = Precision.AUTO,
+        fit: bool = True,
     ) -> None:
         if batch is not None and batch < 1:
             raise ValueError(f"a batch of {batch} images; at least 1")
@@ -110,6 +120,7 @@ class Denoiser:
                 ) from error
             raise
         on_cpu = INTEGER_BATCH if self.model.computes_in_integers else CPU_BATCH
+        self._most_blur = bundle.most_blur if fit else None
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else on_cpu)
         self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
 
@@ -170,7 +181,10 @@ class Denoiser:
             ResourceExhausted: the GPU has no memory for a single image.
         """
         if self.device.type == "cuda":
-            self._run(np.zeros((self.batch, 784), taken), polarity, dtype, extras)
+            line = np.zeros((28, 28), np.float32)
+            line[5:23, 11:16] = (0.1, 0.6, 1.0, 0.6, 0.1)  # which is blurred, so that it is fitted as well
+            lines = np.broadcast_to(line.ravel(), (self.batch, 784))
+            self._run(from_model_output(lines, polarity, taken), polarity, dtype, extras)
 
     def _run(
         self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns
@@ -194,7 +208,7 @@ class Denoiser:
                 part = pixels[start:] if on_gpu else pixels[start : start + self.batch]
                 try:
                     if on_gpu:
-                        answer = self._pass(str(pixels.dtype), dtype, polarity, extras)(part)
+                        answer = self._on_gpu(part, dtype, polarity, extras)
                     else:
                         answer = self._on_cpu(part, dtype, polarity, extras)
                     if len(part) == len(pixels):
@@ -218,23 +232,69 @@ class Denoiser:
     def _on_cpu(
         self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
     ) -> dict[str, NDArray[Any]]:
-        noisy = np.ascontiguousarray(to_model_input(pixels, polarity))
-        images = torch.from_numpy(noisy if noisy.flags.writeable else noisy.copy()).view(-1, 1, 28, 28)
-        made: dict[str, NDArray[Any]] = {
-            name: value.numpy() for name, value in forward_pass(self.model, extras, images).items()
-        }
-        finite = np.isfinite(made["pixels"]).all(axis=1)
-        with np.errstate(invalid="ignore"):  # what is not finite is refused in the end
-            # The column's numbers are made of a batch while it is near the core.
-            shown = from_model_output(made["pixels"], polarity, dtype)
-        return made | {"pixels": shown, FINITE: finite}
+        images = _images(pixels, polarity, self.device)
+        if self._most_blur is None:
+            made = forward_pass(self.model, extras, images)
+        else:
+            made, _ = self._fitted(images, may_have_little_noise(images[:, 0]).nonzero()[:, 0], extras)
+        return _shown(made, polarity, dtype)
+
+    def _on_gpu(
+        self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
+    ) -> dict[str, NDArray[Any]]:
+        made = self._pass(str(pixels.dtype), dtype, polarity, extras)(pixels)
+        may = made.pop(_MAY_BE_FITTED, np.zeros(0, bool)).nonzero()[0]
+        most = min(self.batch, _MOST_FITTED)
+        for start in range(0, len(may), most):  # by themselves: how many there are no graph can know
+            rows = may[start : start + most]
+            with torch.cuda.device(self.device):  # the thread's own may be another
+                # Sizes that come again: libraries choose their ways anew for each.
+                images = _images(pixels[np.resize(rows, power_of_two(len(rows)))], polarity, self.device)
+                fit, done = self._fitted(images, torch.arange(len(rows), device=images.device), extras)
+                kept = done.cpu().numpy()
+                for name, values in _shown({key: of[done] for key, of in fit.items()}, polarity, dtype).items():
+                    made[name][rows[kept]] = values
+        return made
+
+    def _fitted(self, images: Tensor, may: Tensor, extras: ExtraColumns) -> tuple[dict[str, Tensor], Tensor]:
+        """Denoises, and fits images with little noise to their scans.
+
+        Args:
+            images: (n, 1, 28, 28).
+            may: the numbers of those that may have little noise.
+
+        Returns:
+            `Denoised`'s fields, and the numbers of those that were fitted.
+        """
+        assert self._most_blur is not None
+        assert not extras.code  # of no network that says how good its images are
+        made, quality_of = self.model.clean_and_quality(images)
+        clean = made[:, 0]
+        found = {"pixels": clean.reshape(-1, 784)}
+        if extras.quality:
+            found |= _told(quality_of(None))
+        fitted_rows = [may[:0]]
+        for rows in torch.split(may, _MOST_FITTED):
+            scans = look_at(images[rows, 0], clean[rows], self._most_blur)
+            fits = scans.fits
+            rows, scans = rows[fits], scans.rows(fits)
+            if not len(rows):
+                continue
+            expected = found["psnr"][rows] if extras.quality else _told(quality_of(rows))["psnr"]
+            fit = fitted(scans, expected)
+            done, rows = fit.done, rows[fit.done]
+            found["pixels"][rows] = fit.clean[done].reshape(-1, 784)
+            if extras.quality:
+                found["psnr"][rows] = expected_of(scans.mean, fit, expected)[done]
+            fitted_rows.append(rows)
+        return found, torch.cat(fitted_rows)
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
         """The GPU's pass for pixels of this form, made when it is first asked for."""
         form = (taken, given, polarity, extras)
         if form not in self._passes:
             self._passes[form] = CudaPass(
-                partial(forward_pass, self.model, extras),
+                partial(forward_pass, self.model, extras, marks=self._most_blur is not None),
                 self.device,
                 self.batch,
                 taken=getattr(torch, taken),
@@ -244,8 +304,12 @@ class Denoiser:
         return self._passes[form]
 
 
-def forward_pass(model: DenoisingNetwork, extras: ExtraColumns, images: Tensor) -> dict[str, Tensor]:
-    """One pass of (n, 1, 28, 28) float32 images; `Denoised`'s fields."""
+def forward_pass(
+    model: DenoisingNetwork, extras: ExtraColumns, images: Tensor, *, marks: bool = False
+) -> dict[str, Tensor]:
+    """One pass of (n, 1, 28, 28) float32 images; `Denoised`'s fields, and which may be fitted where `marks`."""
+    if marks:
+        return forward_pass(model, extras, images) | {_MAY_BE_FITTED: may_have_little_noise(images[:, 0])}
     if extras.code:
         code = model.code(images)
         clean = torch.sigmoid(model.decode(code).float())
@@ -253,12 +317,34 @@ def forward_pass(model: DenoisingNetwork, extras: ExtraColumns, images: Tensor) 
     if extras.quality:
         outputs = model.outputs(images)
         assert outputs.quality is not None  # `ExtraColumns.check`
-        return {
-            "pixels": outputs.clean.reshape(-1, 784),
-            "psnr": outputs.quality[:, 0].clamp(0.0, MOST_PSNR),
-            "noise_level": outputs.quality[:, 1].clamp_min(0.0),
-        }
+        return {"pixels": outputs.clean.reshape(-1, 784)} | _told(outputs.quality)
     return {"pixels": model(images).reshape(-1, 784)}
+
+
+def _told(quality: Tensor) -> dict[str, Tensor]:
+    """`Outputs.quality` → what `Denoised` has of it."""
+    return {"psnr": quality[:, 0].clamp(0.0, MOST_PSNR), "noise_level": quality[:, 1].clamp_min(0.0)}
+
+
+def power_of_two(count: int) -> int:
+    """The smallest from 64 on that is not below a count."""
+    return max(64, 1 << (count - 1).bit_length())
+
+
+def _images(pixels: NDArray[Any], polarity: Polarity, device: torch.device) -> Tensor:
+    """(n, 784) pixels as they stand in a column → (n, 1, 28, 28) float32 on the device, 0 = background."""
+    noisy = np.ascontiguousarray(to_model_input(pixels, polarity))
+    return torch.from_numpy(noisy if noisy.flags.writeable else noisy.copy()).view(-1, 1, 28, 28).to(device)
+
+
+def _shown(made: dict[str, Tensor], polarity: Polarity, dtype: str) -> dict[str, NDArray[Any]]:
+    """`Denoised`'s fields as a column has them, and FINITE."""
+    arrays: dict[str, NDArray[Any]] = {name: value.cpu().numpy() for name, value in made.items()}
+    finite = np.isfinite(arrays["pixels"]).all(axis=1)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused in the end
+        # The column's numbers are made of a batch while it is near the core.
+        shown = from_model_output(arrays["pixels"], polarity, dtype)
+    return arrays | {"pixels": shown, FINITE: finite}
 
 
 def _fill(whole: dict[str, NDArray[Any]], part: dict[str, NDArray[Any]], start: int, count: int) -> None:

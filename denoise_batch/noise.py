@@ -31,11 +31,13 @@ SEED_LEVELS: tuple[tuple[float, float], ...] = tuple((0.5 * i, 0.4 * i) for i in
 
 
 @cache  # for as long as the program runs: a CUDA graph may hold the place in memory
+@torch.inference_mode(False)
 def _reflection_on_gpu(radius: int, device: torch.device) -> Tensor:
     return _reflection(radius).to(device)
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # it may be wanted for gradients, too
 def _reflection(radius: int) -> Tensor:
     """S[d, i, j] = 1 where pixel i + d of a row, reflected at the edges, is pixel j; d = -radius..radius.
 

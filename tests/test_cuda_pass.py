@@ -14,13 +14,17 @@ import pytest
 import torch
 
 from denoise_batch import cuda_pass, denoiser
-from denoise_batch.bundle import read_bundle
+from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.denoiser import Denoiser
+from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
+from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity
 from denoise_batch.models.network import DenoisingNetwork
+from denoise_batch.noise import NoiseRecipe
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,6 +151,39 @@ def test_a_denoiser_halves_its_batch_and_makes_new_buffers(on_gpu: Denoiser, mon
     with pytest.raises(ResourceExhausted, match="GPU's memory"):
         on_gpu.denoise(pixels, Polarity.DARK_ON_LIGHT, "uint8")
     assert on_gpu.batch == 1
+
+
+@pytest.mark.parametrize("extras", [NO_EXTRAS, ExtraColumns(quality=True)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_images_with_little_noise_are_fitted_on_a_gpu_as_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, extras: ExtraColumns, dtype: str
+) -> None:
+    """Beside others, of which the graph says that they need not be looked at, in more passes than one."""
+    images, cpu = denoiser._images, torch.device("cpu")
+    monkeypatch.setattr(denoiser, "CudaPass", lambda compute, _, batch, **form: CudaPass(compute, CPU, batch, **form))
+    monkeypatch.setattr(denoiser, "_images", lambda pixels, polarity, _: images(pixels, polarity, cpu))
+    bundle = read_bundle(SHIPPED_FOLDER)
+    on_cpu, on_gpu = (Denoiser(bundle, device="cpu", batch=64, precision=Precision.FLOAT32) for _ in range(2))
+    on_gpu.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    clean = torch.from_numpy(draw_digits(150, seed=2)[0]).float() / 255
+    noisy = NoiseRecipe((0.8, 0.8), (0.0, 0.0)).apply(clean, torch.Generator().manual_seed(0))[0]
+    noisy[1::3] += 0.5 * torch.randn(noisy[1::3].shape, generator=torch.Generator().manual_seed(0))
+    pixels = 1.0 - noisy.reshape(-1, 784).numpy()
+    if dtype == "uint8":
+        pixels = np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
+    expected, made = (model.denoise(pixels, Polarity.DARK_ON_LIGHT, dtype, extras) for model in (on_cpu, on_gpu))
+    np.testing.assert_allclose(
+        made.pixels.astype(float), expected.pixels.astype(float), atol=1.0 if dtype == "uint8" else 1e-3
+    )
+    alone = Denoiser(bundle, device="cpu", precision=Precision.FLOAT32, fit=False)
+    changed = (made.pixels != alone.denoise(pixels, Polarity.DARK_ON_LIGHT, dtype).pixels).any(axis=1)
+    assert changed[::3].mean() > 0.9
+    if extras.quality:
+        assert made.psnr is not None
+        assert expected.psnr is not None
+        np.testing.assert_allclose(made.psnr, expected.psnr, atol=0.05)
+    else:
+        assert made.psnr is None
 
 
 def test_a_model_that_gives_no_number_is_an_error_on_a_gpu_too(

@@ -58,6 +58,7 @@ class _ClampBundle:
         self.sha256 = sha256
         self.folder = folder
         self.has_quality = False
+        self.most_blur = None
 
     def load(self, device: str = "cpu") -> torch.nn.Module:
         return _Clamp().to(device)

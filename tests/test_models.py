@@ -246,7 +246,7 @@ def test_the_quality_head_is_told_the_same_in_integers() -> None:
         passed = network._pass(noisy)
         fine, step = passed.fine, passed.fine_step
         as_float = fine.float() * step
-        read, expected = passed.read_fine(), network.quality.feature(as_float)
+        read, expected = passed.read_fine(fine), network.quality.feature(as_float)
         torch.testing.assert_close(_means(fine, step), as_float.mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
     assert fine.dtype == torch.uint8
     assert (read - expected).abs().max() < 1e-3 * expected.abs().max()

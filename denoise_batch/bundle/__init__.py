@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from denoise_batch.bundle.card import of_pairs
 from denoise_batch.bundle.files import (
     MAX_JSON,
     MAX_WEIGHTS,
@@ -54,6 +55,7 @@ PIXELS = {"shape": [28, 28], "dtype": "float32", "background": 0.0, "ink": 1.0, 
 """What goes into the network: floats, light on dark, noise beyond 0..1 kept. What comes out lies in 0..1."""
 
 _MAX_PARAMETER = 1 << 16
+_MOST_BLUR = 3.0  # nothing that could be made more of is left of a digit after a stronger one
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ class Bundle:
     def code_size(self) -> int:
         """Numbers in the network's bottleneck, where it stands for the whole image; else 0."""
         return CODE_SIZES.get(self.architecture, 0)
+
+    @property
+    def most_blur(self) -> float | None:
+        """Deviation in pixels of the strongest blur that it has learnt to undo, beside noise; None where it is not
+        known that its scans are blurred digits with noise, as of pairs it is not, or the network says nothing of how
+        sure it is."""
+        sigma = self.noise.get("sigma")
+        if of_pairs(self.model) or not self.has_quality or not isinstance(sigma, list) or len(sigma) != 2:
+            return None
+        most = sigma[1]
+        said = isinstance(most, int | float) and not isinstance(most, bool) and most >= 0
+        return float(min(most, _MOST_BLUR)) if said else None
 
     def load(self, device: str = "cpu") -> DenoisingNetwork:
         """Makes the network and fills in the weights.

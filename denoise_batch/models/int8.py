@@ -160,8 +160,8 @@ class IntegerPass:
         joined = self._join(up.permute(0, 3, 1, 2), fine_in)
         fine = self._fine_out(joined, _another(joined, fine_in))
         logits = _joined(self._outlet(fine)).permute(0, 2, 3, 1).add_(not_a_number(ends)[:, None, None, None])
-        steps, read_fine = (self._coarse_step, self._fine_step), lambda: _joined(self._feature(fine))
-        return Passed(logits, whole, coarse, fine, pixels, ends, *steps, read_fine)
+        steps = (self._coarse_step, self._fine_step)
+        return Passed(logits, whole, coarse, fine, pixels, ends, *steps, lambda fine: _joined(self._feature(fine)))
 
     def _planes(self, pixels: Tensor, signs: Tensor, *, none_beyond: bool) -> Tensor:
         """(n, 196, 4), (n, 1, 4) → the planes that `TwoScales` has, (n, 16, 14, 14) uint8."""

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -92,6 +94,17 @@ class DenoisingNetwork(nn.Module):
         """All that it gives of (n, 1, 28, 28) float32 noisy images, in one pass."""
         logits = self.logits(noisy)
         return Outputs(logits, torch.sigmoid(logits.float()))
+
+    def clean_and_quality(self, noisy: Tensor) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
+        """What `forward` gives of (n, 1, 28, 28) float32 noisy images, and the way to the `quality` of some of them,
+        by their numbers, or of all, for None: only networks that say have it."""
+        outputs = self.outputs(noisy)
+
+        def quality_of(rows: Tensor | None) -> Tensor:
+            assert outputs.quality is not None
+            return outputs.quality if rows is None else outputs.quality[rows]
+
+        return outputs.clean, quality_of
 
     def code(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → float32, `code_size` numbers an image in any shape (n, …)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,7 @@ class Passed(NamedTuple):
         pixels: the noisy pixels (n, 196, 4).
         ends: their `range_ends`, (n, 8).
         coarse_step, fine_step: what 1 stands for in these features.
-        read_fine: gives what the quality head's `feature` makes of `fine`; None where that takes it as it is.
+        read_fine: `fine` → what the quality head's `feature` makes of it; None where that takes it as it is.
     """
 
     logits: Tensor
@@ -46,7 +46,14 @@ class Passed(NamedTuple):
     ends: Tensor
     coarse_step: float = 1.0
     fine_step: float = 1.0
-    read_fine: Callable[[], Tensor] | None = None
+    read_fine: Callable[[Tensor], Tensor] | None = None
+
+    def rows(self, which: Tensor) -> Passed:
+        """Some of the images, by their numbers."""
+        some: dict[str, Any] = {
+            name: value[which] for name, value in self._asdict().items() if isinstance(value, torch.Tensor)
+        }
+        return self._replace(**some)
 
 
 class TwoScales(DenoisingNetwork):
@@ -68,11 +75,23 @@ class TwoScales(DenoisingNetwork):
         passed = self._pass(noisy)
         logits = ungrouped(passed.logits)
         clean, trust = self._joined(noisy, logits, passed.ends)
+        return Outputs(logits, clean, self._quality(passed, trust), trust)
+
+    def clean_and_quality(self, noisy: Tensor) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
+        passed = self._pass(noisy)
+        clean, trust = self._joined(noisy, ungrouped(passed.logits), passed.ends)
+
+        def quality_of(rows: Tensor | None) -> Tensor:
+            return self._quality(passed, trust) if rows is None else self._quality(passed.rows(rows), trust[rows])
+
+        return clean, quality_of
+
+    def _quality(self, passed: Passed, trust: Tensor) -> Tensor:
         means = [_means(passed.coarse, passed.coarse_step), _means(passed.fine, passed.fine_step)]
         summary = torch.cat([passed.whole.float(), *means, passed.ends], dim=1)
-        read = None if passed.read_fine is None else passed.read_fine()
-        quality = self.quality(passed.pixels, passed.logits.flatten(1, 2), passed.fine, summary, trust, read)
-        return Outputs(logits, clean, quality, trust)
+        read = None if passed.read_fine is None else passed.read_fine(passed.fine)
+        said: Tensor = self.quality(passed.pixels, passed.logits.flatten(1, 2), passed.fine, summary, trust, read)
+        return said
 
     def _joined(self, noisy: Tensor, logits: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """What the gate gives."""

@@ -1,0 +1,292 @@
+"""Makes an image agree with its scan where hardly any noise hides it: blurred again, it must give what was scanned.
+
+    fit = fitted(scans, expected_psnr)     # `scans.Scans` of images with little noise → `Fit`: images, and how it went
+
+A network has one set of weights for all noise, and is far from exact where a scan says nearly everything: of a digit
+that is only blurred, has the little noise of a scanner, or some of whose pixels were struck out. There the way from the
+scan to the digit is no matter of learning. A scan is
+
+    y = K x + n
+
+with K a Gaussian blur of unknown deviations down and across, and n white noise of unknown variance s; in salt and
+pepper what lies at either end of the range says nothing. The network's image m is taken for the mean of what x may be,
+and c m (1 - m) for its pixels' variances: a pixel that was trained on cross-entropy is unsure by a share of that, and c
+makes the mean of all the squared error that the network expects. The mean of x given y is then x = m + e with
+
+    e = argmin |y - K (m + e)|² / s + Σ e² / (c m (1 - m))
+
+(linear Gaussian inverse theory: Tarantola, Inverse Problem Theory, SIAM 2005, section 3.2.2), by conjugate gradients in
+units of each pixel's deviation. Blur, noise and what is lost are read off the same image, in turns with e: the blur by
+Gauss-Newton steps (by the heat equation, the derivative of K by its variance is half a second derivative), s off what e
+leaves. From the third round on what has become of the image is m. Pixels of which the network is sure stay as they are,
+paper among them.
+
+Not every scan is a digit, blurred by a Gaussian, with white noise. The network's image stays where it shows that this
+one is none: where the blur would be as strong as may be; where what is left over lies around the strokes, or more had
+to be changed than the network is wrong; and where there is so much noise that the network knows all this could add.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+
+from denoise_batch.models.scans import (
+    FAR,
+    INK,
+    are_struck,
+    at_an_end,
+    blurred,
+    cosine_transform,
+    matrices_of,
+    noise_of,
+)
+from denoise_batch.noise import SIDE, blur_matrices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from denoise_batch.models.scans import Scans
+
+MOST_NOISE: Final = 0.06
+"""Root mean square of noise from which on the network's image stays, in units of full ink, unless pixels were lost."""
+_LITTLE_NOISE: Final = 0.006  # with less than that, far more can be had, for far more steps
+
+_STEPS = (4, 4, 8, 8, 8)  # of conjugate gradients, in each round
+_ANEW = 2  # from which round on the last one's image stands for the network's
+_MORE_WHERE_LOST = 4.0  # noise at first: what is lost makes m worse
+_FALLS = 0.9
+_TAKEN = 1.3  # e takes a quarter of the noise for signal: so much more than what it leaves there is
+_STEEPEST = 0.4  # the most that a blur's variance changes at a time, in square pixels
+_MOST_LEFT, _LEFT_FROM = 1.12, 0.03  # around the strokes, by what is left everywhere; from so much noise on it is sure
+_MOST_CHANGED, _CHANGED_FROM = 1.6, 0.006  # mean square, by the network's error
+_ONE_SIDED = 0.4  # of blurs whose deviations are so far apart the network expects too much of its own image
+_TINY = 1e-12
+
+
+class Fit(NamedTuple):
+    """What came of n images.
+
+    Attributes:
+        clean: (n, 28, 28) float32, in 0..1.
+        done: (n,) bool; where it is not, `clean` is as it was.
+        noise: (n,) float32, root mean square of the noise that was found, in units of full ink.
+        blur: (n, 2) float32, deviations of the blur that was found, down and across, in pixels.
+        lost: (n,) float32, share of the pixels that say nothing.
+        left: (n,) float32, root mean square of what is left over around the strokes, by that everywhere.
+        scale: (n,) float32, by how much the scan is darker around the strokes than it should be.
+    """
+
+    clean: Tensor
+    done: Tensor
+    noise: Tensor
+    blur: Tensor
+    lost: Tensor
+    left: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def fitted(scans: Scans, expected_psnr: Tensor) -> Fit:
+    """Fits images to their scans.
+
+    Args:
+        scans: of images that all fit.
+        expected_psnr: (n,) float32, which the network expects of each, in dB.
+    """
+    error = torch.pow(10.0, -expected_psnr / 10.0)
+    variance = scans.mean * (1.0 - scans.mean)
+    smooth = blur_matrices(variance.new_ones(1), 1.0)
+    near = (smooth @ variance @ smooth.transpose(1, 2) > INK).float()
+    noise = torch.where(scans.struck, _MORE_WHERE_LOST, 1.0) * scans.noise
+    none = torch.zeros_like(variance)
+    state = _State(
+        scans.given,
+        near,
+        error,
+        *_prior(scans.mean, error),
+        none,
+        scans.shown,
+        scans.blur,
+        noise,
+        scans.lost,
+        torch.ones_like(noise),
+        scans.most_blur,
+    )
+    go = torch.ones_like(scans.struck)
+    for turn, steps in enumerate(_STEPS):
+        before, some = state.noise, state.rows(go)
+        state = state.with_rows(go, _improved(some.anew() if turn >= _ANEW else some, steps))
+        # It pays while the noise turns out to be less and less, and where there is hardly any.
+        go = go & ((state.noise < _FALLS * before) | (state.noise < _LITTLE_NOISE**2)) & (state.noise < scans.limit)
+        if not bool(go.any()):
+            break
+    made = (state.mean + state.change).clamp(0.0, 1.0)
+    done = _trusted(scans, state, (made - scans.mean).square().mean(dim=(1, 2)) / error)
+    done = done & torch.isfinite(made).all(dim=2).all(dim=1)
+    counted = near * ~state.lost
+    scale = (scans.given * state.shown * counted).sum(dim=(1, 2)) / (state.shown.square() * counted).sum(
+        dim=(1, 2)
+    ).clamp_min(_TINY)
+    return Fit(
+        torch.where(done[:, None, None], made, scans.mean),
+        done,
+        state.noise.sqrt(),
+        state.blur.sqrt(),
+        state.lost.float().mean(dim=(1, 2)),
+        state.left,
+        scale,
+    )
+
+
+def _trusted(scans: Scans, state: _State, changed: Tensor) -> Tensor:
+    """(n,) bool: which images are what they are taken for, by what became of them.
+
+    Args:
+        changed: (n,), mean square of what was changed, by the error that the network expects.
+    """
+    noise, blur = state.noise.sqrt(), state.blur.sqrt()
+    possible = blur.amax(dim=1) < scans.believed
+    one_sided = (blur[:, 0] - blur[:, 1]).abs() >= _ONE_SIDED
+    around = (state.left > _MOST_LEFT) & (noise > _LEFT_FROM)
+    too_much = (changed > _MOST_CHANGED) & (noise > _CHANGED_FROM)
+    plain = (noise < MOST_NOISE) & (one_sided | ~(around | too_much))
+    return possible & torch.where(scans.struck, state.noise < scans.limit, plain)
+
+
+def _prior(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 28, 28), (n,) its mean squared error → it, and each pixel's deviation."""
+    variance = mean * (1.0 - mean)
+    scale = error / variance.mean(dim=(1, 2)).clamp_min(_TINY)
+    return mean, (variance * scale[:, None, None]).clamp_max(0.25).sqrt()
+
+
+@dataclass(frozen=True)
+class _State:
+    """How far the fit of n images has come.
+
+    Attributes:
+        given: (n, 28, 28), the scans.
+        near: (n, 28, 28), 1 where strokes' edges are near.
+        error: (n,), mean squared error of the network's images.
+        mean, deviation: (n, 28, 28), of what each pixel may be.
+        change: (n, 28, 28), e.
+        shown, blur, noise, lost: as in `Scans`, by now.
+        left: (n,), as in `Fit`.
+        most_blur: as in `Scans`.
+    """
+
+    given: Tensor
+    near: Tensor
+    error: Tensor
+    mean: Tensor
+    deviation: Tensor
+    change: Tensor
+    shown: Tensor
+    blur: Tensor
+    noise: Tensor
+    lost: Tensor
+    left: Tensor
+    most_blur: float
+
+    def rows(self, which: Tensor) -> _State:
+        """Some of them, (n,) bool."""
+        if bool(which.all()):
+            return self
+        some: dict[str, Any] = {name: value[which] for name, value in self._tensors().items()}
+        return replace(self, **some)
+
+    def with_rows(self, which: Tensor, rows: _State) -> _State:
+        """The same with some of them exchanged."""
+        if bool(which.all()):
+            return rows
+        changed: dict[str, Any] = {}
+        for name, value in rows._tensors().items():
+            changed[name] = getattr(self, name).clone()
+            changed[name][which] = value
+        return replace(self, **changed)
+
+    def anew(self) -> _State:
+        """The same with what the images have become as what they may be: surer than before, of black and of white."""
+        mean, deviation = _prior((self.mean + self.change).clamp(0.0, 1.0), self.error)
+        return replace(self, mean=mean, deviation=deviation, change=torch.zeros_like(mean))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if name != "most_blur"}
+
+
+def _improved(state: _State, steps: int) -> _State:
+    """A round: a better blur, what is lost, a better e, and the noise that is left."""
+    given, mean, ends = state.given, state.mean, at_an_end(state.given)
+    blur = _steeper(state)
+    down, across = matrices_of(blur, state.most_blur)
+    shown = blurred(down, mean + state.change, across)
+    lost = ends & are_struck(given, ends & ((given - shown).abs() > FAR))
+    change = _solved(state, given - shown, down, across, lost, steps)
+    shown = blurred(down, mean + change, across)
+    noise, left = noise_of(given, shown, state.near, lost)
+    return replace(state, blur=blur, lost=lost, change=change, shown=shown, noise=_TAKEN * noise, left=left)
+
+
+def _steeper(state: _State) -> Tensor:
+    """A Gauss-Newton step of the blur's variances: (n, 2)."""
+    second, known = _second_derivative(state.shown.device), (~state.lost).float()
+    off = (state.given - state.shown) * known
+    by_down, by_across = second @ state.shown * known, state.shown @ second * known
+    inner = [(one * other).sum(dim=(1, 2)) for one, other in ((by_down, by_down), (by_down, by_across))]
+    (dd, da), aa = inner, by_across.square().sum(dim=(1, 2))
+    damped = 0.01 * (dd + aa) + 1e-9
+    dd, aa = dd + damped, aa + damped
+    d, a = (by_down * off).sum(dim=(1, 2)), (by_across * off).sum(dim=(1, 2))
+    step = torch.stack([aa * d - da * a, dd * a - da * d], dim=1) / (dd * aa - da * da)[:, None]
+    return (state.blur + step.clamp(-_STEEPEST, _STEEPEST)).clamp(0.0, state.most_blur**2)
+
+
+def _solved(state: _State, off: Tensor, down: Tensor, across: Tensor, lost: Tensor, steps: int) -> Tensor:
+    """e, by so many steps of conjugate gradients from the one before, which leaves `off`."""
+    weight = 1.0 / state.noise[:, None, None]
+    deviation = state.deviation
+    back_down, back_across = down.transpose(1, 2), across.transpose(1, 2)
+    # Buffers: memory takes longer than arithmetic here.
+    half, whole, inner = (torch.empty_like(off) for _ in range(3))
+    some_lost = bool(lost.any())
+    if some_lost:
+        weight = weight * ~lost
+    else:
+        squared_down, squared_across = weight * (back_down @ down), back_across @ across
+    units = state.change / (deviation + _TINY)
+    rest = deviation * (back_down @ (weight * off) @ across) - units
+    direction, square = rest.clone(), _square(rest)
+    for _ in range(steps):
+        torch.mul(deviation, direction, out=inner)
+        if some_lost:
+            torch.bmm(torch.bmm(down, inner, out=half), back_across, out=whole)
+            whole.mul_(weight)
+            torch.bmm(torch.bmm(back_down, whole, out=half), across, out=whole)
+        else:
+            torch.bmm(torch.bmm(squared_down, inner, out=half), squared_across, out=whole)
+        ahead = torch.addcmul(direction, deviation, whole, out=inner)
+        length = square / (torch.mul(direction, ahead, out=half).sum(dim=(1, 2), keepdim=True) + 1e-30)
+        units.addcmul_(length, direction)
+        rest.addcmul_(length, ahead, value=-1.0)
+        before, square = square, _square(rest)
+        direction.mul_(square / (before + 1e-30)).add_(rest)
+    return deviation * units
+
+
+def _square(values: Tensor) -> Tensor:
+    square: Tensor = torch.linalg.vector_norm(values, dim=(1, 2), keepdim=True).square()
+    return square
+
+
+@cache
+@torch.inference_mode(False)
+def _second_derivative(device: torch.device) -> Tensor:
+    """(28, 28), half the second derivative along a line of pixels: what a blur changes by its variance."""
+    cosines = cosine_transform()
+    frequencies = math.pi * torch.arange(SIDE) / SIDE
+    return (-0.5 * (cosines.T * frequencies.square()) @ cosines).to(device)

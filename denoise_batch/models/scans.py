@@ -1,0 +1,258 @@
+"""What a scan looks like beside what a network made of it: how it is blurred, how noisy it is, which pixels are lost.
+
+    rows = may_have_little_noise(noisy).nonzero()[:, 0]      # at next to no cost
+    scans = look_at(noisy[rows], clean[rows], most_blur)     # `Scans`; those that `fits` can be fitted
+
+What the network makes is right in its lowest frequencies, so that the blur can be read off it there. Pixels at the very
+ends of the range may be cut off, or struck out by salt and pepper or dust, and say nothing then.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from denoise_batch.noise import SIDE, blur_matrices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INK: Final = 0.02
+FAR: Final = 0.3
+"""So far from what is expected, a pixel at an end of the range was struck out."""
+
+_MOST_AT_FIRST = 0.07  # root mean square of noise; before anything is fitted, all that is wrong counts as noise
+_MOST_WHERE_LOST = 0.2  # and more is where pixels were lost
+_FAR_AT_FIRST, _STRUCK = 0.5, 3
+_ALONE = 0.5
+_FEW = 60.0
+_LEAST = 1.0 / (12.0 * 255.0**2)  # the variance of rounding to 8 bits
+_NEXT_TO_NONE, _MORE_BY_NOISE = 0.1, 2.0  # of a blur's variance: where none is to be undone, nothing is to be gained
+_EVEN, _EVEN_SHARE, _EVEN_SHARE_CUT_OFF, _DARK = 0.07, 0.42, 0.45, 0.3
+_BEYOND = 1.2
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Scans:
+    """What n scans are taken for before anything is fitted.
+
+    Attributes:
+        given: (n, 28, 28), the scans.
+        mean: (n, 28, 28), what the network has made of them.
+        shown: (n, 28, 28), the same blurred.
+        blur: (n, 2), the blur's variances, down and across, in square pixels.
+        noise: (n,), the noise's variance.
+        lost: (n, 28, 28) bool, pixels that say nothing.
+        most_blur: the largest deviation that a blur may have, a little more than is believed.
+    """
+
+    given: Tensor
+    mean: Tensor
+    shown: Tensor
+    blur: Tensor
+    noise: Tensor
+    lost: Tensor
+    most_blur: float
+
+    @property
+    def struck(self) -> Tensor:
+        """(n,) bool, which have salt and pepper."""
+        return self.lost.flatten(1).any(dim=1)
+
+    @property
+    def limit(self) -> Tensor:
+        """(n,), a variance of noise from which on nothing is fitted."""
+        return torch.where(self.struck, _MOST_WHERE_LOST, _MOST_AT_FIRST) ** 2
+
+    @property
+    def fits(self) -> Tensor:
+        """(n,) bool: where something is to be seen, with a blur to undo or salt and pepper, and little other noise."""
+        seen = self.mean.flatten(1).amax(dim=1) > 0.5
+        is_blurred = self.blur.amax(dim=1) > _NEXT_TO_NONE + _MORE_BY_NOISE * self.noise.sqrt()
+        inner = (~at_an_end(self.given)).flatten(1).sum(dim=1) > _FEW / 2.0
+        return seen & (self.noise < self.limit) & torch.where(self.struck, inner, is_blurred)
+
+    @property
+    def believed(self) -> float:
+        """Deviation of the strongest blur that is believed: what lies at the limit may be beyond it, or none at all."""
+        return 0.99 * self.most_blur
+
+    def rows(self, which: Tensor) -> Scans:
+        """Some of them: (n,) bool, or their numbers."""
+        some: dict[str, Any] = {name: value[which] for name, value in vars(self).items() if name != "most_blur"}
+        return replace(self, **some)
+
+
+def may_have_little_noise(noisy: Tensor) -> Tensor:
+    """Whether images may have little noise, and something to see: they are even in many places, and dark in some.
+
+    Args:
+        noisy: (n, 28, 28) float32.
+
+    Returns:
+        (n,) bool.
+    """
+    rows = noisy[:, ::2]
+    even = ((rows[:, :, 1:] - rows[:, :, :-1]).abs() < _EVEN).flatten(1)
+    # Paper is more even where half of its noise was cut off.
+    share = torch.where(rows.flatten(1).amin(dim=1) < 0.0, _EVEN_SHARE, _EVEN_SHARE_CUT_OFF)
+    return (even.sum(dim=1) > share * even.shape[1]) & (rows.flatten(1).amax(dim=1) > _DARK)
+
+
+@torch.no_grad()
+def look_at(noisy: Tensor, clean: Tensor, most_blur: float) -> Scans:
+    """Blur, noise and what is lost, as the network's image alone has them.
+
+    Args:
+        noisy: (n, 28, 28) float32, 0 = background, 1 = ink, not clipped.
+        clean: (n, 28, 28) float32, in 0..1, what a network has made of them.
+        most_blur: deviation of the strongest blur that the network has learnt to undo, in pixels.
+    """
+    most_blur = _BEYOND * most_blur
+    ends = at_an_end(noisy)
+    far = ends & ((noisy - clean).abs() > _FAR_AT_FIRST)
+    lost = far & are_struck(noisy, far)
+    some_lost, shown = bool(lost.any()), clean
+    for _ in range(1 + some_lost):
+        # All that is known of what is lost is what the blur so far makes of it.
+        known = torch.where(lost, shown, noisy) if some_lost else noisy
+        variances = _coarse_blur(known, clean, lost.flatten(1).any(dim=1), most_blur)
+        down, across = matrices_of(variances, most_blur)
+        shown = blurred(down, clean, across)
+    # What lies at an end may be cut off there, or lost; of images in black and white nothing else is left.
+    inner = (~ends).flatten(1).sum(dim=1) > _FEW
+    noise, _ = noise_of(noisy, shown, None, torch.where(inner[:, None, None], ends | lost, lost))
+    return Scans(noisy, clean, shown, variances, noise, lost, most_blur)
+
+
+def matrices_of(variances: Tensor, most_blur: float) -> tuple[Tensor, Tensor]:
+    """(n, 2) → the blurs down and across, (n, 28, 28) each."""
+    matrices = blur_matrices(variances.sqrt().flatten(), most_blur).view(len(variances), 2, SIDE, SIDE)
+    return matrices[:, 0], matrices[:, 1]
+
+
+def blurred(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
+    """(n, 28, 28) images, blurred down and across by (n, 28, 28) matrices each."""
+    return down @ images @ across.transpose(1, 2)
+
+
+def noise_of(given: Tensor, shown: Tensor, near: Tensor | None, lost: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise of images.
+
+    Args:
+        given, shown: (n, 28, 28), the scans, and what they should be without noise.
+        near: (n, 28, 28), 1 around the strokes; None where that is not known.
+        lost: (n, 28, 28) bool, which do not count, as paper does not that was cut off at 0.
+
+    Returns:
+        Its variance, (n,), the larger of everywhere and around the strokes; and how much the latter's root is larger.
+    """
+    square = (given - shown).square()
+    counted = (((given != 0.0) | (shown > INK)) & ~lost).float()
+    everywhere = _mean_square(square, counted)
+    if near is None:
+        return everywhere, torch.ones_like(everywhere)
+    around = _mean_square(square, counted * near)
+    return torch.maximum(everywhere, around), (around / everywhere).sqrt()
+
+
+def _mean_square(square: Tensor, counted: Tensor) -> Tensor:
+    count = counted.sum(dim=(1, 2)).clamp_min(_FEW / 2.0)
+    return ((square * counted).sum(dim=(1, 2)) / count).clamp_min(_LEAST)
+
+
+def are_struck(given: Tensor, far: Tensor) -> Tensor:
+    """(n, 1, 1) bool: whether pixels that are `far` off are salt and pepper, or dust, and not the lines of a form.
+
+    Lines are all ink, and none of their pixels stands alone.
+
+    Args:
+        far: (n, 28, 28) bool, of pixels at an end of the range.
+    """
+    many = far.flatten(1).sum(dim=1)
+    if not bool((many >= _STRUCK).any()):
+        return torch.zeros_like(many, dtype=torch.bool)[:, None, None]
+    salt = (far & (given == 1.0)).flatten(1).sum(dim=1)
+    beside = torch.zeros_like(far)
+    beside[:, 1:] |= far[:, :-1]
+    beside[:, :-1] |= far[:, 1:]
+    beside[:, :, 1:] |= far[:, :, :-1]
+    beside[:, :, :-1] |= far[:, :, 1:]
+    alone = (far & ~beside).flatten(1).sum(dim=1)
+    both = (salt > 0) & (salt < many)
+    return ((many >= _STRUCK) & (both | (alone >= _ALONE * many)))[:, None, None]
+
+
+def at_an_end(given: Tensor) -> Tensor:
+    """Which pixels lie at exactly 0 or 1, as those do that were cut off or struck out."""
+    return (given == 0.0) | (given == 1.0)
+
+
+_LOWEST = 10  # frequencies, where noise and the network's errors are small
+_BLURS = 27
+_TURNS = 3
+
+
+def _coarse_blur(noisy: Tensor, clean: Tensor, lost: Tensor, most_blur: float) -> Tensor:
+    """The blur's variances down and across, (n, 2), that make the lowest frequencies fit best.
+
+    First one for both ways; then, where nothing is `lost`, (n,) bool, in turns one given the other.
+    """
+    cosines, grid, factors = _blur_grid(most_blur, noisy.device)
+    given, made = cosines @ noisy @ cosines.T, cosines @ clean @ cosines.T
+    # |given - k made|², but for what no k changes.
+    both = (factors[:, :, None] * factors[:, None, :]).flatten(1)
+    square, product = made.square(), given * made
+    sigma = _lowest(square.flatten(1) @ both.square().T - 2.0 * product.flatten(1) @ both.T, grid)
+    sides = [sigma, sigma]
+    for turn in range(_TURNS):
+        other = _factors_at(sides[1 - turn % 2], grid, factors)
+        # Its own frequencies first.
+        one, two = (of if turn % 2 == 0 else of.transpose(1, 2) for of in (square, product))
+        one, two = (one * other.square()[:, None]).sum(dim=2), (two * other[:, None]).sum(dim=2)
+        sides[turn % 2] = _lowest(one @ factors.square().T - 2.0 * two @ factors.T, grid)
+    apart = torch.where(lost[:, None], sigma[:, None], torch.stack(sides, dim=1))
+    return apart.clamp(0.0, most_blur).square()
+
+
+def _lowest(errors: Tensor, grid: Tensor) -> Tensor:
+    """(n, 27) of the deviations of `grid` → (n,), the deviation where a parabola through the least has its bottom."""
+    place = errors.argmin(dim=1).clamp(1, _BLURS - 2)
+    left, here, right = (errors.gather(1, (place + beside)[:, None])[:, 0] for beside in (-1, 0, 1))
+    bend = (left - 2.0 * here + right).clamp_min(_TINY)
+    return grid[place] + (grid[1] - grid[0]) * (0.5 * (left - right) / bend).clamp(-1.0, 1.0)
+
+
+def _factors_at(sigma: Tensor, grid: Tensor, factors: Tensor) -> Tensor:
+    """(n,) deviations → what a blur of such does to each frequency, (n, 10), read off the grid."""
+    place = (sigma / (grid[1] - grid[0])).clamp(0.0, _BLURS - 1.001)
+    below = place.floor()
+    return torch.lerp(factors[below.long()], factors[below.long() + 1], (place - below)[:, None])
+
+
+@cache
+@torch.inference_mode(False)
+def _blur_grid(most_blur: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest rows of the cosine transform, (10, 28), σ, (27,), and what each does to the frequencies, (27, 10).
+
+    Reflection at the edges makes the cosine transform (DCT-II) diagonalise every symmetric blur.
+    """
+    cosines = cosine_transform()[:_LOWEST]
+    grid = torch.linspace(0.0, max(most_blur, 0.1), _BLURS)
+    factors = torch.diagonal(cosines @ blur_matrices(grid) @ cosines.T, dim1=1, dim2=2)
+    return cosines.to(device), grid.to(device), factors.contiguous().to(device)
+
+
+@cache
+@torch.inference_mode(False)
+def cosine_transform() -> Tensor:
+    """(28, 28), the orthonormal DCT-II: a row for each frequency."""
+    places, frequencies = torch.arange(SIDE, dtype=torch.float64), torch.arange(SIDE, dtype=torch.float64)
+    waves = torch.cos(math.pi * (places[None, :] + 0.5) * frequencies[:, None] / SIDE)
+    scale = torch.where(frequencies == 0, math.sqrt(1.0 / SIDE), math.sqrt(2.0 / SIDE))
+    return (waves * scale[:, None]).float()
