@@ -1,10 +1,11 @@
 """What fitting images to their scans is worth (`models/data_consistency.py`), and what it costs.
 
-    python benchmarks/fitted.py --images 10000
+    python benchmarks/fitted.py --images 4000 [--sheet docs/figures/fitted.png]
 
 MNIST's test images, scanned in many ways: with the blurs and noises that the model has learnt, and with such that no
 Gaussian blur explains. Prints the pooled PSNR in dB of what the network makes and of what comes out, what is expected
-of it, how many images were changed, of how many that made worse by a decibel, and what the whole pass takes on a core.
+of it, how many images were changed, how many of all became worse by a decibel, and what the whole pass takes on a core.
+The sheet shows some digits of some of them: scanned, by the network alone and its error, fitted and what is left.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -127,16 +129,29 @@ SCANS: dict[str, Scan] = {
 }
 
 
+SHOWN = (
+    "blur of 0.7, noise 0.02",
+    "blur of 1, noise 0.01",
+    "salt and pepper, blur of 0 to 2, 8 bits",
+    "blur of 1.5 down, 0.5 across",
+    "blur of 0.8, 10 pixels of dust",
+    "blur of 0.7, JPEG of quality 75",
+)
+DIGITS = 2
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument(
         "--mnist", type=Path, default=None, help="the folder of its files; else as denoise-batch finds it"
     )
+    parser.add_argument("--sheet", type=Path, help="a PNG file")
     options = parser.parse_args()
     clean = load_mnist(find_mnist(options.mnist), Split.TEST)[0][: options.images].reshape(-1, 28, 28) / 255
     images = torch.from_numpy(clean.astype(np.float32))
     bundle = read_bundle(SHIPPED_FOLDER)
+    rows: list[np.ndarray] = []
     alone, fitting = (Denoiser(bundle, device="cpu", threads=1, fit=fit) for fit in (False, True))
     print(
         "| scan | network, dB | fitted, dB | expected | changed | worse | µs alone | µs fitted |\n" + "|---" * 8 + "|"
@@ -144,6 +159,11 @@ def main() -> None:
     for name, scan in SCANS.items():
         given = scan(images, torch.Generator().manual_seed(2019)).reshape(-1, 784).numpy()
         (before, without), (after, took) = (timed(denoiser, given) for denoiser in (alone, fitting))
+        if name in SHOWN:
+            truth = images.reshape(-1, 784).numpy()
+            off = [3 * np.abs(made.pixels - truth) for made in (before, after)]
+            shown = np.stack([given, before.pixels, off[0], after.pixels, off[1]])
+            rows.append(shown[:, :DIGITS].clip(0, 1).reshape(5, DIGITS, 28, 28))
         errors = [np.square(made.pixels - images.reshape(-1, 784).numpy()).mean(axis=1) for made in (before, after)]
         changed = (before.pixels != after.pixels).any(axis=1).mean()
         worse = (errors[1] + 1e-6 > 10**0.1 * (errors[0] + 1e-6)).mean()
@@ -154,6 +174,24 @@ def main() -> None:
             f"| {without:.0f} | {took:.0f} |",
             flush=True,
         )
+    if options.sheet is not None:
+        draw(rows, options.sheet)
+
+
+def draw(rows: list[np.ndarray], path: Path) -> None:
+    """A row for each scan, a group of five images for each digit, ink dark; errors are three times as dark."""
+    titles = ("scan", "network", "error × 3", "fitted", "error × 3")
+    figure = Figure(figsize=(11, 1.05 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), 5 * DIGITS, squeeze=False)
+    for line, (name, shown) in enumerate(zip(SHOWN, rows, strict=True)):
+        for place in range(5 * DIGITS):
+            axis = axes[line, place]
+            axis.imshow(1 - shown[place % 5, place // 5], cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            if line == 0:
+                axis.set_title(titles[place % 5], fontsize=8)
+        axes[line, 0].set_ylabel(name.replace(", ", ",\n"), fontsize=7, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=110)
 
 
 def timed(denoiser: Denoiser, given: np.ndarray) -> tuple[Denoised, float]:
