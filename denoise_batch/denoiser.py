@@ -20,14 +20,12 @@ from denoise_batch.cores import threads_here
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.errors import FlagError, ResourceExhausted, first_line
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
+from denoise_batch.fitting import MOST_FITTED, Found, fits, seen, told
 from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.images import FAR_OUTSIDE, Polarity, from_model_output, to_model_input
 from denoise_batch.images.buffers import peaks_of
-from denoise_batch.models.data_consistency import fitted
-from denoise_batch.models.fitted_quality import expected_of
-from denoise_batch.models.quality_head import MOST_PSNR
-from denoise_batch.models.scans import look_at, may_have_little_noise
+from denoise_batch.models.scans import may_have_little_noise
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
 INTEGER_BATCH = 1024  # whose activations take a quarter of the bytes
 CUDA_BATCH = MOST_ROWS  # fills a GPU
-_MOST_FITTED = 512  # images that are fitted at a time: near a core, and some 100 MB beside a GPU's graphs
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -200,6 +197,7 @@ class Denoiser:
         if not count:
             pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
         made: dict[str, NDArray[Any]] = {}
+        found: list[Found] = []
         on_gpu = self.device.type == "cuda"
         alone = _GPU if on_gpu else contextlib.nullcontext()
         # What a caller has set for arithmetic of its own would change pixels.
@@ -210,7 +208,9 @@ class Denoiser:
                     if on_gpu:
                         answer = self._on_gpu(part, dtype, polarity, extras)
                     else:
-                        answer = self._on_cpu(part, dtype, polarity, extras)
+                        some: list[Found] = []
+                        answer = self._on_cpu(part, dtype, polarity, extras, some)
+                        found += [one._replace(rows=one.rows + start) for one in some]
                     if len(part) == len(pixels):
                         made = answer
                     else:
@@ -227,16 +227,20 @@ class Denoiser:
                 self.batch = tried // 2
                 self._passes.clear()
                 torch.cuda.empty_cache()
+            _put(found, made, dtype, polarity)  # those of all batches together, since few are slow
         return {name: value[:count] for name, value in made.items()}
 
     def _on_cpu(
-        self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
+        self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns, found: list[Found]
     ) -> dict[str, NDArray[Any]]:
+        """What the network gives; of the images that are to be fitted, what is known of them is appended to `found`."""
         images = _images(pixels, polarity, self.device)
         if self._most_blur is None:
             made = forward_pass(self.model, extras, images)
         else:
-            made, _ = self._fitted(images, may_have_little_noise(images[:, 0]).nonzero()[:, 0], extras)
+            may = may_have_little_noise(images[:, 0]).nonzero()[:, 0]
+            made, to_fit = seen(self.model, images, may, extras, self._most_blur)
+            found.append(to_fit)
         return _shown(made, polarity, dtype)
 
     def _on_gpu(
@@ -244,50 +248,17 @@ class Denoiser:
     ) -> dict[str, NDArray[Any]]:
         made = self._pass(str(pixels.dtype), dtype, polarity, extras)(pixels)
         may = made.pop(_MAY_BE_FITTED, np.zeros(0, bool)).nonzero()[0]
-        most = min(self.batch, _MOST_FITTED)
+        most = min(self.batch, MOST_FITTED)
         for start in range(0, len(may), most):  # by themselves: how many there are no graph can know
             rows = may[start : start + most]
             with torch.cuda.device(self.device):  # the thread's own may be another
                 # Sizes that come again: libraries choose their ways anew for each.
                 images = _images(pixels[np.resize(rows, power_of_two(len(rows)))], polarity, self.device)
-                fit, done = self._fitted(images, torch.arange(len(rows), device=images.device), extras)
-                kept = done.cpu().numpy()
-                for name, values in _shown({key: of[done] for key, of in fit.items()}, polarity, dtype).items():
-                    made[name][rows[kept]] = values
+                here = torch.arange(len(rows), device=images.device)
+                assert self._most_blur is not None  # nothing is marked else
+                _, found = seen(self.model, images, here, extras, self._most_blur)
+                _put([found._replace(rows=rows[found.rows])], made, dtype, polarity)
         return made
-
-    def _fitted(self, images: Tensor, may: Tensor, extras: ExtraColumns) -> tuple[dict[str, Tensor], Tensor]:
-        """Denoises, and fits images with little noise to their scans.
-
-        Args:
-            images: (n, 1, 28, 28).
-            may: the numbers of those that may have little noise.
-
-        Returns:
-            `Denoised`'s fields, and the numbers of those that were fitted.
-        """
-        assert self._most_blur is not None
-        assert not extras.code  # of no network that says how good its images are
-        made, quality_of = self.model.clean_and_quality(images)
-        clean = made[:, 0]
-        found = {"pixels": clean.reshape(-1, 784)}
-        if extras.quality:
-            found |= _told(quality_of(None))
-        fitted_rows = [may[:0]]
-        for rows in torch.split(may, _MOST_FITTED):
-            scans = look_at(images[rows, 0], clean[rows], self._most_blur)
-            fits = scans.fits
-            rows, scans = rows[fits], scans.rows(fits)
-            if not len(rows):
-                continue
-            expected = found["psnr"][rows] if extras.quality else _told(quality_of(rows))["psnr"]
-            fit = fitted(scans, expected)
-            done, rows = fit.done, rows[fit.done]
-            found["pixels"][rows] = fit.clean[done].reshape(-1, 784)
-            if extras.quality:
-                found["psnr"][rows] = expected_of(scans.mean, fit, expected)[done]
-            fitted_rows.append(rows)
-        return found, torch.cat(fitted_rows)
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
         """The GPU's pass for pixels of this form, made when it is first asked for."""
@@ -317,13 +288,8 @@ def forward_pass(
     if extras.quality:
         outputs = model.outputs(images)
         assert outputs.quality is not None  # `ExtraColumns.check`
-        return {"pixels": outputs.clean.reshape(-1, 784)} | _told(outputs.quality)
+        return {"pixels": outputs.clean.reshape(-1, 784)} | told(outputs.quality)
     return {"pixels": model(images).reshape(-1, 784)}
-
-
-def _told(quality: Tensor) -> dict[str, Tensor]:
-    """`Outputs.quality` → what `Denoised` has of it."""
-    return {"psnr": quality[:, 0].clamp(0.0, MOST_PSNR), "noise_level": quality[:, 1].clamp_min(0.0)}
 
 
 def power_of_two(count: int) -> int:
@@ -345,6 +311,19 @@ def _shown(made: dict[str, Tensor], polarity: Polarity, dtype: str) -> dict[str,
         # The column's numbers are made of a batch while it is near the core.
         shown = from_model_output(arrays["pixels"], polarity, dtype)
     return arrays | {"pixels": shown, FINITE: finite}
+
+
+def _put(found: list[Found], made: dict[str, NDArray[Any]], dtype: str, polarity: Polarity) -> None:
+    """Fits images to their scans, and puts what comes of them where the network's are.
+
+    Args:
+        found: of parts of the images; numbers are those of the rows in `made`.
+        made: `Denoised`'s fields and FINITE.
+    """
+    for rows, values in fits(found):
+        for name, array in _shown(values, polarity, dtype).items():
+            if name in made:
+                made[name][rows] = array
 
 
 def _fill(whole: dict[str, NDArray[Any]], part: dict[str, NDArray[Any]], start: int, count: int) -> None:

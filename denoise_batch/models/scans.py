@@ -82,8 +82,15 @@ class Scans:
         """Deviation of the strongest blur that is believed: what lies at the limit may be beyond it, or none at all."""
         return 0.99 * self.most_blur
 
-    def rows(self, which: Tensor) -> Scans:
-        """Some of them: (n,) bool, or their numbers."""
+    @classmethod
+    def joined(cls, parts: list[Scans]) -> Scans:
+        """Several, one behind the other."""
+        names = [name for name in vars(parts[0]) if name != "most_blur"]
+        whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **whole)
+
+    def rows(self, which: Tensor | slice) -> Scans:
+        """Some of them: (n,) bool, their numbers or a slice."""
         some: dict[str, Any] = {name: value[which] for name, value in vars(self).items() if name != "most_blur"}
         return replace(self, **some)
 
