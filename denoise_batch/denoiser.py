@@ -216,6 +216,9 @@ class Denoiser:
                     else:
                         _fill(made, answer, start, len(pixels))
                     start += len(part)
+                    if sum(len(one.rows) for one in found) >= MOST_FITTED:  # few are slow, and many take memory
+                        _put(found, made, dtype, polarity)
+                        found = []
                     continue
                 except RuntimeError as error:
                     if not gpu_is_full(error):
@@ -227,7 +230,7 @@ class Denoiser:
                 self.batch = tried // 2
                 self._passes.clear()
                 torch.cuda.empty_cache()
-            _put(found, made, dtype, polarity)  # those of all batches together, since few are slow
+            _put(found, made, dtype, polarity)
         return {name: value[:count] for name, value in made.items()}
 
     def _on_cpu(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from denoise_batch import denoiser as module
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.extra_columns import ExtraColumns
+from denoise_batch.fitting import MOST_FITTED, Found
 from denoise_batch.images import Polarity
 from denoise_batch.models.data_consistency import _second_derivative, fitted
 from denoise_batch.models.scans import look_at
@@ -180,6 +182,25 @@ def test_an_image_comes_out_alike_whatever_stands_beside_it(denoiser: Denoiser, 
     np.testing.assert_allclose(
         np.delete(beside, np.s_[::20], axis=0), denoiser(np.delete(mixed, np.s_[::20], axis=0)), atol=1e-5
     )
+
+
+def test_what_waits_to_be_fitted_takes_no_more_memory_for_more_images(
+    clean: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are fitted together, but not all there are."""
+    sizes, put = [], module._put
+
+    def counted(found: list[Found], *where: Any) -> None:
+        sizes.append(sum(len(part.rows) for part in found))
+        put(found, *where)
+
+    monkeypatch.setattr(module, "_put", counted)
+    noisy = np.tile(flat(degraded(clean, NoiseRecipe((1.0, 1.0), (0.02, 0.02)))), (9, 1))
+    small = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision=Precision.FLOAT32, batch=100)
+    made = small(noisy)
+    assert max(sizes) < MOST_FITTED + 100
+    assert sum(sizes) > 0.9 * len(noisy)
+    np.testing.assert_allclose(made[-160:], made[:160], atol=1e-3)
 
 
 def test_dark_on_light_is_fitted_alike(denoiser: Denoiser, clean: Tensor) -> None:
