@@ -90,7 +90,7 @@ def seen(model: nn.Module, clean: Tensor, generator: torch.Generator) -> tuple[T
     noisy, clean = noisy[rows], clean[rows]
     outputs = model.outputs(noisy[:, None])
     scans = look_at(noisy, outputs.clean[:, 0], MOST_BLUR)
-    which = scans.fits
+    which = scans.fits.nonzero()[:, 0]
     scans, clean, before = scans.rows(which), clean[which], scans.mean[which]
     expected = outputs.quality[which, 0].clamp(0.0, MOST_PSNR)
     fit = fitted(scans, expected)

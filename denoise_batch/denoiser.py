@@ -20,7 +20,7 @@ from denoise_batch.cores import threads_here
 from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.errors import FlagError, ResourceExhausted, first_line
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
-from denoise_batch.fitting import MOST_FITTED, Found, fits, seen, told
+from denoise_batch.fitting import AT_A_TIME, AT_A_TIME_ON_GPU, Candidates, fits, seen, told
 from denoise_batch.forward import MOST_ROWS, not_a_number
 from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.images import FAR_OUTSIDE, Polarity, from_model_output, to_model_input
@@ -197,7 +197,7 @@ class Denoiser:
         if not count:
             pixels = np.zeros((1, 784), pixels.dtype)  # for the shapes
         made: dict[str, NDArray[Any]] = {}
-        found: list[Found] = []
+        waiting: list[Candidates] = []
         on_gpu = self.device.type == "cuda"
         alone = _GPU if on_gpu else contextlib.nullcontext()
         # What a caller has set for arithmetic of its own would change pixels.
@@ -208,17 +208,16 @@ class Denoiser:
                     if on_gpu:
                         answer = self._on_gpu(part, dtype, polarity, extras)
                     else:
-                        some: list[Found] = []
-                        answer = self._on_cpu(part, dtype, polarity, extras, some)
-                        found += [one._replace(rows=one.rows + start) for one in some]
+                        answer, may = self._on_cpu(part, dtype, polarity, extras)
+                        waiting += [one._replace(rows=one.rows + start) for one in may]
                     if len(part) == len(pixels):
                         made = answer
                     else:
                         _fill(made, answer, start, len(pixels))
                     start += len(part)
-                    if sum(len(one.rows) for one in found) >= MOST_FITTED:  # few are slow, and many take memory
-                        _put(found, made, dtype, polarity)
-                        found = []
+                    if sum(len(one.rows) for one in waiting) >= AT_A_TIME:  # few are slow, and many take memory
+                        self._fit(waiting, made, dtype, polarity)
+                        waiting = []
                     continue
                 except RuntimeError as error:
                     if not gpu_is_full(error):
@@ -230,38 +229,50 @@ class Denoiser:
                 self.batch = tried // 2
                 self._passes.clear()
                 torch.cuda.empty_cache()
-            _put(found, made, dtype, polarity)
+            self._fit(waiting, made, dtype, polarity)
         return {name: value[:count] for name, value in made.items()}
 
     def _on_cpu(
-        self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns, found: list[Found]
-    ) -> dict[str, NDArray[Any]]:
-        """What the network gives; of the images that are to be fitted, what is known of them is appended to `found`."""
+        self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
+    ) -> tuple[dict[str, NDArray[Any]], list[Candidates]]:
+        """What the network gives, and what it keeps of the images that may be fitted."""
         images = _images(pixels, polarity, self.device)
         if self._most_blur is None:
-            made = forward_pass(self.model, extras, images)
-        else:
-            may = may_have_little_noise(images[:, 0]).nonzero()[:, 0]
-            made, to_fit = seen(self.model, images, may, extras, self._most_blur)
-            found.append(to_fit)
-        return _shown(made, polarity, dtype)
+            return _shown(forward_pass(self.model, extras, images), polarity, dtype), []
+        may = may_have_little_noise(images[:, 0]).nonzero()[:, 0]
+        made, candidates = seen(self.model, images, may, extras)
+        return _shown(made, polarity, dtype), [candidates] if len(may) else []
 
     def _on_gpu(
         self, pixels: NDArray[Any], dtype: str, polarity: Polarity, extras: ExtraColumns
     ) -> dict[str, NDArray[Any]]:
         made = self._pass(str(pixels.dtype), dtype, polarity, extras)(pixels)
         may = made.pop(_MAY_BE_FITTED, np.zeros(0, bool)).nonzero()[0]
-        most = min(self.batch, MOST_FITTED)
+        most = min(self.batch, AT_A_TIME_ON_GPU)
         for start in range(0, len(may), most):  # by themselves: how many there are no graph can know
             rows = may[start : start + most]
             with torch.cuda.device(self.device):  # the thread's own may be another
                 # Sizes that come again: libraries choose their ways anew for each.
                 images = _images(pixels[np.resize(rows, power_of_two(len(rows)))], polarity, self.device)
                 here = torch.arange(len(rows), device=images.device)
-                assert self._most_blur is not None  # nothing is marked else
-                _, found = seen(self.model, images, here, extras, self._most_blur)
-                _put([found._replace(rows=rows[found.rows])], made, dtype, polarity)
+                _, candidates = seen(self.model, images, here, extras)
+                self._fit([candidates._replace(rows=rows)], made, dtype, polarity)
         return made
+
+    def _fit(self, waiting: list[Candidates], made: dict[str, NDArray[Any]], dtype: str, polarity: Polarity) -> None:
+        """Fits images to their scans, and puts what comes of them where the network's are.
+
+        Args:
+            waiting: of parts of the images; numbers are those of the rows in `made`.
+            made: `Denoised`'s fields and FINITE.
+        """
+        if not waiting:
+            return
+        assert self._most_blur is not None  # nothing waits else
+        for rows, values in fits(waiting, self._most_blur):
+            for name, array in _shown(values, polarity, dtype).items():
+                if name in made:
+                    made[name][rows] = array
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
         """The GPU's pass for pixels of this form, made when it is first asked for."""
@@ -314,19 +325,6 @@ def _shown(made: dict[str, Tensor], polarity: Polarity, dtype: str) -> dict[str,
         # The column's numbers are made of a batch while it is near the core.
         shown = from_model_output(arrays["pixels"], polarity, dtype)
     return arrays | {"pixels": shown, FINITE: finite}
-
-
-def _put(found: list[Found], made: dict[str, NDArray[Any]], dtype: str, polarity: Polarity) -> None:
-    """Fits images to their scans, and puts what comes of them where the network's are.
-
-    Args:
-        found: of parts of the images; numbers are those of the rows in `made`.
-        made: `Denoised`'s fields and FINITE.
-    """
-    for rows, values in fits(found):
-        for name, array in _shown(values, polarity, dtype).items():
-            if name in made:
-                made[name][rows] = array
 
 
 def _fill(whole: dict[str, NDArray[Any]], part: dict[str, NDArray[Any]], start: int, count: int) -> None:

@@ -1,7 +1,7 @@
 """A network's pass, and the images with little noise that come of it fitted to their scans, however many there are.
 
-made, found = seen(model, images, may, extras, most_blur)     # of a batch
-for rows, values in fits([found, ...]):                        # of several batches together: few are slow
+made, candidates = seen(model, images, may, extras)          # of a batch
+for rows, values in fits([candidates, ...], most_blur):        # of several batches together: few are slow
     ...
 """
 
@@ -14,8 +14,9 @@ import torch
 
 from denoise_batch.models.data_consistency import fitted
 from denoise_batch.models.fitted_quality import expected_of
+from denoise_batch.models.network import Said
 from denoise_batch.models.quality_head import MOST_PSNR
-from denoise_batch.models.scans import Scans, look_at
+from denoise_batch.models.scans import look_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,68 +25,78 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from denoise_batch.extra_columns import ExtraColumns
-    from denoise_batch.models.network import DenoisingNetwork
+    from denoise_batch.models.network import DenoisingNetwork, Known
 
-MOST_FITTED: Final = 512
-"""Images that are fitted at a time: near a core, and some 100 MB beside a GPU's graphs."""
+AT_A_TIME: Final = 256
+"""Images that are fitted at a time, so that they stay near a core."""
+AT_A_TIME_ON_GPU: Final = 8192
+"""For a GPU, which is idle between few; they take about a gigabyte, and half of it is tried where that is not there."""
 
 
-class Found(NamedTuple):
-    """What is known of images that are to be fitted.
+class Candidates(NamedTuple):
+    """Images that may be fitted.
 
     Attributes:
         rows: (n,), their numbers.
-        scans: their scans.
-        expected: (n,), the PSNR in dB that the network expects.
+        noisy, clean: (n, 28, 28), their scans, and what the network has made of them.
+        known: from which it says how good that is.
     """
 
     rows: NDArray[np.int64]
-    scans: Scans
-    expected: Tensor
+    noisy: Tensor
+    clean: Tensor
+    known: Known
 
 
 def seen(
-    model: DenoisingNetwork, images: Tensor, may: Tensor, extras: ExtraColumns, most_blur: float
-) -> tuple[dict[str, Tensor], Found]:
-    """What a network gives, and what is known of the images that are to be fitted to their scans.
+    model: DenoisingNetwork, images: Tensor, may: Tensor, extras: ExtraColumns
+) -> tuple[dict[str, Tensor], Candidates]:
+    """What a network gives, and what is kept of the images that may be fitted to their scans.
 
     Args:
         model: one that says how good its images are.
         images: (n, 1, 28, 28).
         may: the numbers of those that may have little noise.
-        most_blur: `Bundle.most_blur`.
 
     Returns:
         `Denoised`'s fields, and what `fits` takes.
     """
     assert not extras.code  # of no network that says how good its images are
-    clean, quality_of = model.clean_and_quality(images)
+    clean, known = model.clean_and_known(images)
     made = {"pixels": clean.reshape(-1, 784)}
     if extras.quality:
-        made |= told(quality_of(None))
-    scans = look_at(images[may, 0], clean[may, 0], most_blur)
-    fit = scans.fits
-    rows, scans = may[fit], scans.rows(fit)
-    if not len(rows):
-        return made, Found(rows.cpu().numpy(), scans, scans.noise)
-    expected = made["psnr"][rows] if extras.quality else told(quality_of(rows))["psnr"]
-    return made, Found(rows.cpu().numpy(), scans, expected)
+        said = known.quality()
+        made |= told(said)
+        known = Said(said)
+    noisy, clean = (part[:, 0].index_select(0, may) for part in (images, clean))
+    return made, Candidates(may.cpu().numpy(), noisy, clean, known.rows(may))
 
 
-def fits(found: list[Found]) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
-    """Fits images to their scans: the numbers of those that were, and their `pixels` and `psnr`."""
-    found = [part for part in found if len(part.rows)]
-    if not found:
-        return
-    every = np.concatenate([part.rows for part in found])
-    scans, expected = Scans.joined([part.scans for part in found]), torch.cat([part.expected for part in found])
-    for start in range(0, len(every), MOST_FITTED):
-        chosen = slice(start, start + MOST_FITTED)
-        some = scans.rows(chosen)
-        fit = fitted(some, expected[chosen])
-        psnr = expected_of(some.mean, fit, expected[chosen])
-        values = {"pixels": fit.clean.reshape(-1, 784)[fit.done], "psnr": psnr[fit.done]}
-        yield every[chosen][fit.done.cpu().numpy()], values
+def fits(candidates: list[Candidates], most_blur: float) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
+    """Fits images to their scans: the numbers of those that were, and their `pixels` and `psnr`.
+
+    Args:
+        candidates: of one batch, or more.
+        most_blur: `Bundle.most_blur`.
+    """
+    first, *others = candidates
+    every = np.concatenate([first.rows, *(part.rows for part in others)])
+    noisy, clean = (torch.cat([getattr(part, name) for part in (first, *others)]) for name in ("noisy", "clean"))
+    known = first.known.joined([part.known for part in others])
+    most = AT_A_TIME_ON_GPU if noisy.is_cuda else AT_A_TIME
+    for start in range(0, len(every), most):
+        chosen = torch.arange(start, min(start + most, len(every)), device=noisy.device)
+        scans = look_at(noisy.index_select(0, chosen), clean.index_select(0, chosen), most_blur)
+        which = scans.fits.nonzero()[:, 0]
+        if not len(which):
+            continue
+        scans, chosen = scans.rows(which), chosen[which]
+        expected = told(known.rows(chosen).quality())["psnr"]
+        fit = fitted(scans, expected)
+        done = fit.done.nonzero()[:, 0]
+        values = {"pixels": fit.clean.reshape(-1, 784), "psnr": expected_of(scans.mean, fit, expected)}
+        rows = every[chosen[done].cpu().numpy()]
+        yield rows, {name: value.index_select(0, done) for name, value in values.items()}
 
 
 def told(quality: Tensor) -> dict[str, Tensor]:

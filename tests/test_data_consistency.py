@@ -15,7 +15,7 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.extra_columns import ExtraColumns
-from denoise_batch.fitting import MOST_FITTED, Found
+from denoise_batch.fitting import AT_A_TIME, Candidates
 from denoise_batch.images import Polarity
 from denoise_batch.models.data_consistency import _second_derivative, fitted
 from denoise_batch.models.scans import look_at
@@ -188,17 +188,17 @@ def test_what_waits_to_be_fitted_takes_no_more_memory_for_more_images(
     clean: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches are fitted together, but not all there are."""
-    sizes, put = [], module._put
+    sizes, fits = [], module.fits
 
-    def counted(found: list[Found], *where: Any) -> None:
-        sizes.append(sum(len(part.rows) for part in found))
-        put(found, *where)
+    def counted(waiting: list[Candidates], most_blur: float) -> Any:
+        sizes.append(sum(len(part.rows) for part in waiting))
+        return fits(waiting, most_blur)
 
-    monkeypatch.setattr(module, "_put", counted)
+    monkeypatch.setattr(module, "fits", counted)
     noisy = np.tile(flat(degraded(clean, NoiseRecipe((1.0, 1.0), (0.02, 0.02)))), (9, 1))
     small = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision=Precision.FLOAT32, batch=100)
     made = small(noisy)
-    assert max(sizes) < MOST_FITTED + 100
+    assert max(sizes) < AT_A_TIME + 100
     assert sum(sizes) > 0.9 * len(noisy)
     np.testing.assert_allclose(made[-160:], made[:160], atol=1e-3)
 
@@ -242,7 +242,7 @@ def test_struck_pixels_say_nothing(network_alone: Denoiser, clean: Tensor) -> No
     made = network_made(network_alone, noisy)
     scans = look_at(noisy, made, 2.25)
     assert scans.struck.float().mean() > 0.95
-    scans, truth, made = scans.rows(scans.struck), clean[scans.struck], made[scans.struck]
+    scans, truth, made = scans.rows(scans.struck.nonzero()[:, 0]), clean[scans.struck], made[scans.struck]
     error = (made - truth).square().mean(dim=(1, 2))
     fit = fitted(scans, -10.0 * error.log10())
     assert bool((fit.lost > 0.05).all())

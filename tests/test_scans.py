@@ -50,7 +50,9 @@ def test_salt_pepper_and_dust_are_lost(clean: torch.Tensor, made: torch.Tensor, 
     scans = look_at(torch.where(struck, of, blurred), made, MOST)
     share = 0.5 if value == 0.0 else 0.9  # on paper black on black is not seen
     assert scans.struck.float().mean() > share
-    seen = scans.lost[scans.struck] & struck[scans.struck]
+    assert bool(scans.lost[scans.struck].flatten(1).any(dim=1).all())
+    assert not scans.lost[~scans.struck].any()
+    seen = scans.lost[scans.struck] * struck[scans.struck]
     assert seen.sum() > 0.8 * scans.lost.sum()
     assert not look_at(blurred, made, MOST).lost.any()
 

@@ -38,12 +38,13 @@ import torch
 from denoise_batch.models.scans import (
     FAR,
     INK,
-    are_struck,
-    at_an_end,
+    Struck,
     blurred,
     cosine_transform,
     matrices_of,
     noise_of,
+    numbers,
+    struck_pixels,
 )
 from denoise_batch.noise import SIDE, blur_matrices
 
@@ -100,69 +101,69 @@ def fitted(scans: Scans, expected_psnr: Tensor) -> Fit:
     """
     error = torch.pow(10.0, -expected_psnr / 10.0)
     variance = scans.mean * (1.0 - scans.mean)
-    smooth = blur_matrices(variance.new_ones(1), 1.0)
-    near = (smooth @ variance @ smooth.transpose(1, 2) > INK).float()
+    smooth = _smoothing(variance.device)
+    near = numbers(torch.gt, smooth @ variance @ smooth.T, INK)
     noise = torch.where(scans.struck, _MORE_WHERE_LOST, 1.0) * scans.noise
     none = torch.zeros_like(variance)
     state = _State(
         scans.given,
         near,
         error,
+        scans.limit,
         *_prior(scans.mean, error),
         none,
         scans.shown,
         scans.blur,
         noise,
         scans.lost,
+        scans.struck,
         torch.ones_like(noise),
         scans.most_blur,
     )
-    go = torch.ones_like(scans.struck)
+    went_on, whole = torch.arange(len(noise), device=noise.device), None
     for turn, steps in enumerate(_STEPS):
-        before, some = state.noise, state.rows(go)
-        state = state.with_rows(go, _improved(some.anew() if turn >= _ANEW else some, steps))
+        before = state.noise
+        state = _improved(state.anew() if turn >= _ANEW else state, steps)
         # It pays while the noise turns out to be less and less, and where there is hardly any.
-        go = go & ((state.noise < _FALLS * before) | (state.noise < _LITTLE_NOISE**2)) & (state.noise < scans.limit)
-        if not bool(go.any()):
+        pays = ((state.noise < _FALLS * before) | (state.noise < _LITTLE_NOISE**2)) & (state.noise < state.limit)
+        whole = _Outcome.of(state) if whole is None else whole.with_rows(went_on, _Outcome.of(state))
+        rows = pays.nonzero()[:, 0]
+        if not len(rows):
             break
-    made = (state.mean + state.change).clamp(0.0, 1.0)
-    done = _trusted(scans, state, (made - scans.mean).square().mean(dim=(1, 2)) / error)
-    done = done & torch.isfinite(made).all(dim=2).all(dim=1)
-    counted = near * ~state.lost
-    scale = (scans.given * state.shown * counted).sum(dim=(1, 2)) / (state.shown.square() * counted).sum(
-        dim=(1, 2)
-    ).clamp_min(_TINY)
-    return Fit(
-        torch.where(done[:, None, None], made, scans.mean),
-        done,
-        state.noise.sqrt(),
-        state.blur.sqrt(),
-        state.lost.float().mean(dim=(1, 2)),
-        state.left,
-        scale,
-    )
+        if len(rows) < len(pays):
+            state, went_on = state.rows(rows), went_on[rows]
+    assert whole is not None
+    made = whole.made
+    changed = (made - scans.mean).square_().mean(dim=(1, 2)) / error  # not a number where a pixel is none
+    done = _trusted(scans, whole, changed) & torch.isfinite(changed)
+    left = (~done).nonzero()[:, 0]
+    made.index_copy_(0, left, scans.mean.index_select(0, left))
+    counted = near.sub_(whole.lost).clamp_min_(0.0).mul_(whole.shown)
+    scale = (scans.given * counted).sum(dim=(1, 2)) / counted.mul_(whole.shown).sum(dim=(1, 2)).clamp_min(_TINY)
+    lost = whole.lost.mean(dim=(1, 2))
+    return Fit(made, done, whole.noise.sqrt(), whole.blur.sqrt(), lost, whole.left, scale)
 
 
-def _trusted(scans: Scans, state: _State, changed: Tensor) -> Tensor:
+def _trusted(scans: Scans, whole: _Outcome, changed: Tensor) -> Tensor:
     """(n,) bool: which images are what they are taken for, by what became of them.
 
     Args:
         changed: (n,), mean square of what was changed, by the error that the network expects.
     """
-    noise, blur = state.noise.sqrt(), state.blur.sqrt()
+    noise, blur = whole.noise.sqrt(), whole.blur.sqrt()
     possible = blur.amax(dim=1) < scans.believed
     one_sided = (blur[:, 0] - blur[:, 1]).abs() >= _ONE_SIDED
-    around = (state.left > _MOST_LEFT) & (noise > _LEFT_FROM)
+    around = (whole.left > _MOST_LEFT) & (noise > _LEFT_FROM)
     too_much = (changed > _MOST_CHANGED) & (noise > _CHANGED_FROM)
     plain = (noise < MOST_NOISE) & (one_sided | ~(around | too_much))
-    return possible & torch.where(scans.struck, state.noise < scans.limit, plain)
+    return possible & torch.where(scans.struck, whole.noise < scans.limit, plain)
 
 
 def _prior(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """(n, 28, 28), (n,) its mean squared error → it, and each pixel's deviation."""
     variance = mean * (1.0 - mean)
     scale = error / variance.mean(dim=(1, 2)).clamp_min(_TINY)
-    return mean, (variance * scale[:, None, None]).clamp_max(0.25).sqrt()
+    return mean, variance.mul_(scale[:, None, None]).clamp_max_(0.25).sqrt_()
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,10 @@ class _State:
         given: (n, 28, 28), the scans.
         near: (n, 28, 28), 1 where strokes' edges are near.
         error: (n,), mean squared error of the network's images.
+        limit: as in `Scans`.
         mean, deviation: (n, 28, 28), of what each pixel may be.
-        change: (n, 28, 28), e.
-        shown, blur, noise, lost: as in `Scans`, by now.
+        units: (n, 28, 28), e, in units of the deviation.
+        shown, blur, noise, lost, struck: as in `Scans`, by now.
         left: (n,), as in `Fit`.
         most_blur: as in `Scans`.
     """
@@ -183,87 +185,117 @@ class _State:
     given: Tensor
     near: Tensor
     error: Tensor
+    limit: Tensor
     mean: Tensor
     deviation: Tensor
-    change: Tensor
+    units: Tensor
+    shown: Tensor
+    blur: Tensor
+    noise: Tensor
+    lost: Tensor
+    struck: Tensor
+    left: Tensor
+    most_blur: float
+
+    @property
+    def guess(self) -> Tensor:
+        """(n, 28, 28), what the images have become."""
+        return torch.addcmul(self.mean, self.deviation, self.units)
+
+    def rows(self, which: Tensor) -> _State:
+        """Some of them, by their numbers."""
+        tensors = {name: value for name, value in vars(self).items() if name != "most_blur"}
+        some: dict[str, Any] = {name: value.index_select(0, which) for name, value in tensors.items()}
+        return replace(self, **some)
+
+    def anew(self) -> _State:
+        """The same with what the images have become as what they may be: surer than before, of black and of white."""
+        mean, deviation = _prior(self.guess.clamp_(0.0, 1.0), self.error)
+        return replace(self, mean=mean, deviation=deviation, units=torch.zeros_like(mean))
+
+
+class _Outcome(NamedTuple):
+    """What n images have come to: `made`, (n, 28, 28) in 0..1, and the rest as in `_State`."""
+
+    made: Tensor
     shown: Tensor
     blur: Tensor
     noise: Tensor
     lost: Tensor
     left: Tensor
-    most_blur: float
 
-    def rows(self, which: Tensor) -> _State:
-        """Some of them, (n,) bool."""
-        if bool(which.all()):
-            return self
-        some: dict[str, Any] = {name: value[which] for name, value in self._tensors().items()}
-        return replace(self, **some)
+    @classmethod
+    def of(cls, state: _State) -> _Outcome:
+        return cls(state.guess.clamp_(0.0, 1.0), state.shown, state.blur, state.noise, state.lost, state.left)
 
-    def with_rows(self, which: Tensor, rows: _State) -> _State:
-        """The same with some of them exchanged."""
-        if bool(which.all()):
-            return rows
-        changed: dict[str, Any] = {}
-        for name, value in rows._tensors().items():
-            changed[name] = getattr(self, name).clone()
-            changed[name][which] = value
-        return replace(self, **changed)
-
-    def anew(self) -> _State:
-        """The same with what the images have become as what they may be: surer than before, of black and of white."""
-        mean, deviation = _prior((self.mean + self.change).clamp(0.0, 1.0), self.error)
-        return replace(self, mean=mean, deviation=deviation, change=torch.zeros_like(mean))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if name != "most_blur"}
+    def with_rows(self, which: Tensor, rows: _Outcome) -> _Outcome:
+        """The same with some of them exchanged, by their numbers; the rest of it is no more to be used."""
+        return _Outcome(*(value.index_copy_(0, which, some) for value, some in zip(self, rows, strict=True)))
 
 
 def _improved(state: _State, steps: int) -> _State:
     """A round: a better blur, what is lost, a better e, and the noise that is left."""
-    given, mean, ends = state.given, state.mean, at_an_end(state.given)
+    given = state.given
     blur = _steeper(state)
     down, across = matrices_of(blur, state.most_blur)
-    shown = blurred(down, mean + state.change, across)
-    lost = ends & are_struck(given, ends & ((given - shown).abs() > FAR))
-    change = _solved(state, given - shown, down, across, lost, steps)
-    shown = blurred(down, mean + change, across)
-    noise, left = noise_of(given, shown, state.near, lost)
-    return replace(state, blur=blur, lost=lost, change=change, shown=shown, noise=_TAKEN * noise, left=left)
+    off = given - blurred(down, state.guess, across)
+    lost = struck_pixels(given, off, FAR, all_ends=True)
+    units = _solved(state, off, down, across, lost, steps)
+    shown = blurred(down, torch.addcmul(state.mean, state.deviation, units), across)
+    noise, left = noise_of(given, shown, state.near, lost.lost if lost.any else None)
+    return replace(
+        state,
+        blur=blur,
+        lost=lost.lost,
+        struck=lost.struck,
+        units=units,
+        shown=shown,
+        noise=_TAKEN * noise,
+        left=left,
+    )
 
 
 def _steeper(state: _State) -> Tensor:
     """A Gauss-Newton step of the blur's variances: (n, 2)."""
-    second, known = _second_derivative(state.shown.device), (~state.lost).float()
-    off = (state.given - state.shown) * known
-    by_down, by_across = second @ state.shown * known, state.shown @ second * known
-    inner = [(one * other).sum(dim=(1, 2)) for one, other in ((by_down, by_down), (by_down, by_across))]
-    (dd, da), aa = inner, by_across.square().sum(dim=(1, 2))
+    second = _second_derivative(state.shown.device)
+    by_down, by_across = second @ state.shown, state.shown @ second
+    off = state.given - state.shown
+    if bool(state.struck.any()):
+        known = 1.0 - state.lost
+        by_down, by_across, off = by_down * known, by_across * known, off * known
+    dd, da, aa = _product(by_down, by_down), _product(by_down, by_across), _product(by_across, by_across)
     damped = 0.01 * (dd + aa) + 1e-9
     dd, aa = dd + damped, aa + damped
-    d, a = (by_down * off).sum(dim=(1, 2)), (by_across * off).sum(dim=(1, 2))
+    d, a = _product(by_down, off), _product(by_across, off)
     step = torch.stack([aa * d - da * a, dd * a - da * d], dim=1) / (dd * aa - da * da)[:, None]
-    return (state.blur + step.clamp(-_STEEPEST, _STEEPEST)).clamp(0.0, state.most_blur**2)
+    return (state.blur + step.clamp_(-_STEEPEST, _STEEPEST)).clamp_(0.0, state.most_blur**2)
 
 
-def _solved(state: _State, off: Tensor, down: Tensor, across: Tensor, lost: Tensor, steps: int) -> Tensor:
-    """e, by so many steps of conjugate gradients from the one before, which leaves `off`."""
+def _solved(state: _State, off: Tensor, down: Tensor, across: Tensor, lost: Struck, steps: int) -> Tensor:
+    """e in units of the deviation, by so many steps of conjugate gradients from the one before, which leaves `off`."""
+    if lost.any and not lost.every:  # where nothing is lost it takes half the time
+        units = torch.empty_like(off)
+        for which, every in ((lost.struck, True), (~lost.struck, False)):
+            rows = which.nonzero()[:, 0]
+            some = Struck(lost.lost.index_select(0, rows), which[rows], every, every)
+            here, one, other = (part.index_select(0, rows) for part in (off, down, across))
+            units.index_copy_(0, rows, _solved(state.rows(rows), here, one, other, some, steps))
+        return units
     weight = 1.0 / state.noise[:, None, None]
-    deviation = state.deviation
+    deviation, units = state.deviation, state.units.clone()
     back_down, back_across = down.transpose(1, 2), across.transpose(1, 2)
     # Buffers: memory takes longer than arithmetic here.
     half, whole, inner = (torch.empty_like(off) for _ in range(3))
-    some_lost = bool(lost.any())
-    if some_lost:
-        weight = weight * ~lost
+    if lost.any:
+        weight = weight * (1.0 - lost.lost)
     else:
-        squared_down, squared_across = weight * (back_down @ down), back_across @ across
-    units = state.change / (deviation + _TINY)
-    rest = deviation * (back_down @ (weight * off) @ across) - units
+        squared_down, squared_across = (back_down @ down).mul_(weight), back_across @ across
+    torch.bmm(torch.bmm(back_down, torch.mul(weight, off, out=inner), out=half), across, out=whole)
+    rest = whole.mul(deviation).sub_(units)
     direction, square = rest.clone(), _square(rest)
-    for _ in range(steps):
+    for step in range(steps):
         torch.mul(deviation, direction, out=inner)
-        if some_lost:
+        if lost.any:
             torch.bmm(torch.bmm(down, inner, out=half), back_across, out=whole)
             whole.mul_(weight)
             torch.bmm(torch.bmm(back_down, whole, out=half), across, out=whole)
@@ -272,15 +304,28 @@ def _solved(state: _State, off: Tensor, down: Tensor, across: Tensor, lost: Tens
         ahead = torch.addcmul(direction, deviation, whole, out=inner)
         length = square / (torch.mul(direction, ahead, out=half).sum(dim=(1, 2), keepdim=True) + 1e-30)
         units.addcmul_(length, direction)
-        rest.addcmul_(length, ahead, value=-1.0)
-        before, square = square, _square(rest)
-        direction.mul_(square / (before + 1e-30)).add_(rest)
-    return deviation * units
+        if step + 1 < steps:
+            rest.addcmul_(length, ahead, value=-1.0)
+            before, square = square, _square(rest)
+            direction.mul_(square / (before + 1e-30)).add_(rest)
+    return units
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """(n, 28, 28) each → (n,), the sums of their products."""
+    return (one * other).sum(dim=(1, 2))
 
 
 def _square(values: Tensor) -> Tensor:
     square: Tensor = torch.linalg.vector_norm(values, dim=(1, 2), keepdim=True).square()
     return square
+
+
+@cache
+@torch.inference_mode(False)
+def _smoothing(device: torch.device) -> Tensor:
+    """(28, 28), a blur by one pixel along a line."""
+    return blur_matrices(torch.ones(1), 1.0)[0].to(device)
 
 
 @cache

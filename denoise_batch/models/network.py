@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 
@@ -30,6 +28,34 @@ class Outputs(NamedTuple):
     clean: Tensor
     quality: Tensor | None = None
     trust: Tensor | None = None
+
+
+class Known(Protocol):
+    """What a network knows of n images, from which it can say later how good they are: several batches at a time."""
+
+    def rows(self, which: Tensor) -> Known:
+        """The same of some of them, by their numbers."""
+
+    def joined(self, others: list[Any]) -> Known:
+        """The same of these and of others of the same network, one behind the other."""
+
+    def quality(self) -> Tensor:
+        """`Outputs.quality`."""
+
+
+class Said(NamedTuple):
+    """What it has said already, (n, 2); it is `Known`."""
+
+    said: Tensor
+
+    def rows(self, which: Tensor) -> Said:
+        return Said(self.said.index_select(0, which))
+
+    def joined(self, others: list[Said]) -> Said:
+        return Said(torch.cat([self.said, *(other.said for other in others)]))
+
+    def quality(self) -> Tensor:
+        return self.said
 
 
 class DenoisingNetwork(nn.Module):
@@ -95,16 +121,12 @@ class DenoisingNetwork(nn.Module):
         logits = self.logits(noisy)
         return Outputs(logits, torch.sigmoid(logits.float()))
 
-    def clean_and_quality(self, noisy: Tensor) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
-        """What `forward` gives of (n, 1, 28, 28) float32 noisy images, and the way to the `quality` of some of them,
-        by their numbers, or of all, for None: only networks that say have it."""
+    def clean_and_known(self, noisy: Tensor) -> tuple[Tensor, Known]:
+        """What `forward` gives of (n, 1, 28, 28) float32 noisy images, and the way to their `quality`: only of networks
+        that say how good they are."""
         outputs = self.outputs(noisy)
-
-        def quality_of(rows: Tensor | None) -> Tensor:
-            assert outputs.quality is not None
-            return outputs.quality if rows is None else outputs.quality[rows]
-
-        return outputs.clean, quality_of
+        assert outputs.quality is not None
+        return outputs.clean, Said(outputs.quality)
 
     def code(self, noisy: Tensor) -> Tensor:
         """(n, 1, 28, 28) float32 noisy → float32, `code_size` numbers an image in any shape (n, …)."""

@@ -5,6 +5,8 @@
 
 What the network makes is right in its lowest frequencies, so that the blur can be read off it there. Pixels at the very
 ends of the range may be cut off, or struck out by salt and pepper or dust, and say nothing then.
+
+Which pixels are meant is said in numbers, 1 or 0: PyTorch takes up to thirty times as long over truth values.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from denoise_batch.noise import SIDE, blur_matrices
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 INK: Final = 0.02
@@ -47,7 +51,9 @@ class Scans:
         shown: (n, 28, 28), the same blurred.
         blur: (n, 2), the blur's variances, down and across, in square pixels.
         noise: (n,), the noise's variance.
-        lost: (n, 28, 28) bool, pixels that say nothing.
+        lost: (n, 28, 28), 1 for pixels that say nothing, 0 for the others.
+        struck: (n,) bool, which have salt and pepper.
+        inner: (n,), how many pixels do not lie at an end of the range.
         most_blur: the largest deviation that a blur may have, a little more than is believed.
     """
 
@@ -57,12 +63,9 @@ class Scans:
     blur: Tensor
     noise: Tensor
     lost: Tensor
+    struck: Tensor
+    inner: Tensor
     most_blur: float
-
-    @property
-    def struck(self) -> Tensor:
-        """(n,) bool, which have salt and pepper."""
-        return self.lost.flatten(1).any(dim=1)
 
     @property
     def limit(self) -> Tensor:
@@ -74,8 +77,7 @@ class Scans:
         """(n,) bool: where something is to be seen, with a blur to undo or salt and pepper, and little other noise."""
         seen = self.mean.flatten(1).amax(dim=1) > 0.5
         is_blurred = self.blur.amax(dim=1) > _NEXT_TO_NONE + _MORE_BY_NOISE * self.noise.sqrt()
-        inner = (~at_an_end(self.given)).flatten(1).sum(dim=1) > _FEW / 2.0
-        return seen & (self.noise < self.limit) & torch.where(self.struck, inner, is_blurred)
+        return seen & (self.noise < self.limit) & torch.where(self.struck, self.inner > _FEW / 2.0, is_blurred)
 
     @property
     def believed(self) -> float:
@@ -89,10 +91,25 @@ class Scans:
         whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return replace(parts[0], **whole)
 
-    def rows(self, which: Tensor | slice) -> Scans:
-        """Some of them: (n,) bool, their numbers or a slice."""
-        some: dict[str, Any] = {name: value[which] for name, value in vars(self).items() if name != "most_blur"}
+    def rows(self, which: Tensor) -> Scans:
+        """Some of them, by their numbers."""
+        tensors = {name: value for name, value in vars(self).items() if name != "most_blur"}
+        some: dict[str, Any] = {name: value.index_select(0, which) for name, value in tensors.items()}
         return replace(self, **some)
+
+
+class Struck(NamedTuple):
+    """What was struck out of n images.
+
+    Attributes:
+        lost, struck: as in `Scans`.
+        any, every: whether any of the images has salt and pepper, and whether all have.
+    """
+
+    lost: Tensor
+    struck: Tensor
+    any: bool
+    every: bool
 
 
 def may_have_little_noise(noisy: Tensor) -> Tensor:
@@ -105,10 +122,10 @@ def may_have_little_noise(noisy: Tensor) -> Tensor:
         (n,) bool.
     """
     rows = noisy[:, ::2]
-    even = ((rows[:, :, 1:] - rows[:, :, :-1]).abs() < _EVEN).flatten(1)
+    even = numbers(torch.lt, (rows[:, :, 1:] - rows[:, :, :-1]).abs_(), _EVEN)
     # Paper is more even where half of its noise was cut off.
-    share = torch.where(rows.flatten(1).amin(dim=1) < 0.0, _EVEN_SHARE, _EVEN_SHARE_CUT_OFF)
-    return (even.sum(dim=1) > share * even.shape[1]) & (rows.flatten(1).amax(dim=1) > _DARK)
+    share = torch.where(rows.amin(dim=(1, 2)) < 0.0, _EVEN_SHARE, _EVEN_SHARE_CUT_OFF)
+    return (even.mean(dim=(1, 2)) > share) & (rows.amax(dim=(1, 2)) > _DARK)
 
 
 @torch.no_grad()
@@ -121,20 +138,27 @@ def look_at(noisy: Tensor, clean: Tensor, most_blur: float) -> Scans:
         most_blur: deviation of the strongest blur that the network has learnt to undo, in pixels.
     """
     most_blur = _BEYOND * most_blur
-    ends = at_an_end(noisy)
-    far = ends & ((noisy - clean).abs() > _FAR_AT_FIRST)
-    lost = far & are_struck(noisy, far)
-    some_lost, shown = bool(lost.any()), clean
-    for _ in range(1 + some_lost):
-        # All that is known of what is lost is what the blur so far makes of it.
-        known = torch.where(lost, shown, noisy) if some_lost else noisy
-        variances = _coarse_blur(known, clean, lost.flatten(1).any(dim=1), most_blur)
-        down, across = matrices_of(variances, most_blur)
-        shown = blurred(down, clean, across)
+    variances, shown = _blur_and_shown(noisy, clean, most_blur, apart=True)
+    lost = struck_pixels(noisy, noisy - clean, _FAR_AT_FIRST, all_ends=False)
+    if lost.any:
+        rows = lost.struck.nonzero()[:, 0]
+        here, made, unknown = (images.index_select(0, rows) for images in (noisy, clean, lost.lost))
+        model = made
+        for _ in range(2):
+            # All that is known of what is lost is what the blur so far makes of it.
+            found, model = _blur_and_shown(torch.lerp(here, model, unknown), made, most_blur, apart=False)
+        variances[rows], shown[rows] = found, model
     # What lies at an end may be cut off there, or lost; of images in black and white nothing else is left.
-    inner = (~ends).flatten(1).sum(dim=1) > _FEW
-    noise, _ = noise_of(noisy, shown, None, torch.where(inner[:, None, None], ends | lost, lost))
-    return Scans(noisy, clean, shown, variances, noise, lost, most_blur)
+    ends = at_an_end(noisy)
+    inner = float(SIDE**2) - ends.sum(dim=(1, 2))
+    ends.mul_((inner > _FEW).float()[:, None, None])
+    noise, _ = noise_of(noisy, shown, None, torch.maximum(ends, lost.lost, out=ends))
+    return Scans(noisy, clean, shown, variances, noise, lost.lost, lost.struck, inner, most_blur)
+
+
+def numbers(compare: Callable[..., Tensor], values: Tensor, other: Tensor | float) -> Tensor:
+    """1 where float32 values compare so with others (`torch.gt`, …), 0 elsewhere, float32."""
+    return compare(values, other, out=torch.empty_like(values))
 
 
 def matrices_of(variances: Tensor, most_blur: float) -> tuple[Tensor, Tensor]:
@@ -148,23 +172,26 @@ def blurred(down: Tensor, images: Tensor, across: Tensor) -> Tensor:
     return down @ images @ across.transpose(1, 2)
 
 
-def noise_of(given: Tensor, shown: Tensor, near: Tensor | None, lost: Tensor) -> tuple[Tensor, Tensor]:
+def noise_of(given: Tensor, shown: Tensor, near: Tensor | None, lost: Tensor | None) -> tuple[Tensor, Tensor]:
     """The noise of images.
 
     Args:
         given, shown: (n, 28, 28), the scans, and what they should be without noise.
         near: (n, 28, 28), 1 around the strokes; None where that is not known.
-        lost: (n, 28, 28) bool, which do not count, as paper does not that was cut off at 0.
+        lost: (n, 28, 28), 1 for those that do not count, as paper does not that was cut off at 0; None for none.
 
     Returns:
         Its variance, (n,), the larger of everywhere and around the strokes; and how much the latter's root is larger.
     """
-    square = (given - shown).square()
-    counted = (((given != 0.0) | (shown > INK)) & ~lost).float()
+    square = (given - shown).square_()
+    counted = numbers(torch.gt, shown, INK)
+    torch.maximum(counted, numbers(torch.ne, given, 0.0), out=counted)
+    if lost is not None:
+        counted.sub_(lost).clamp_min_(0.0)
     everywhere = _mean_square(square, counted)
     if near is None:
         return everywhere, torch.ones_like(everywhere)
-    around = _mean_square(square, counted * near)
+    around = _mean_square(square, counted.mul_(near))
     return torch.maximum(everywhere, around), (around / everywhere).sqrt()
 
 
@@ -173,31 +200,55 @@ def _mean_square(square: Tensor, counted: Tensor) -> Tensor:
     return ((square * counted).sum(dim=(1, 2)) / count).clamp_min(_LEAST)
 
 
-def are_struck(given: Tensor, far: Tensor) -> Tensor:
-    """(n, 1, 1) bool: whether pixels that are `far` off are salt and pepper, or dust, and not the lines of a form.
+def struck_pixels(given: Tensor, off: Tensor, far: float, *, all_ends: bool) -> Struck:
+    """Which pixels are lost to salt and pepper, or dust: at an end of the range, and far from what is expected.
 
-    Lines are all ink, and none of their pixels stands alone.
+    Not so the lines of a form, which are all ink, and none of whose pixels stands alone.
 
     Args:
-        far: (n, 28, 28) bool, of pixels at an end of the range.
+        given: (n, 28, 28), the scans.
+        off: (n, 28, 28), by how much they differ from what is expected.
+        far: from so much on it is far.
+        all_ends: whether, where some are, all pixels at an end are lost: salt on ink is not far from what is expected.
     """
-    many = far.flatten(1).sum(dim=1)
-    if not bool((many >= _STRUCK).any()):
-        return torch.zeros_like(many, dtype=torch.bool)[:, None, None]
-    salt = (far & (given == 1.0)).flatten(1).sum(dim=1)
+    lost = numbers(torch.gt, off.abs(), far)
+    struck = lost.sum(dim=(1, 2)) >= _STRUCK
+    rows = struck.nonzero()[:, 0]
+    given = given.index_select(0, rows)
+    ends = at_an_end(given)
+    lost_there = lost.index_select(0, rows).mul_(ends)
+    are = _are_struck(given, lost_there)
+    struck[rows] = are
+    lost_there = ends if all_ends else lost_there
+    lost.zero_().index_copy_(0, rows, lost_there.mul_(are[:, None, None].float()))
+    count = int(are.sum())
+    return Struck(lost, struck, count > 0, count == len(lost))
+
+
+def _are_struck(given: Tensor, far: Tensor) -> Tensor:
+    """(n,) bool: which images have salt and pepper, or dust, in pixels that are `far` off, and at an end."""
+    many, salt = far.sum(dim=(1, 2)), (far * given).sum(dim=(1, 2))  # far ones are 0 or 1
     beside = torch.zeros_like(far)
-    beside[:, 1:] |= far[:, :-1]
-    beside[:, :-1] |= far[:, 1:]
-    beside[:, :, 1:] |= far[:, :, :-1]
-    beside[:, :, :-1] |= far[:, :, 1:]
-    alone = (far & ~beside).flatten(1).sum(dim=1)
-    both = (salt > 0) & (salt < many)
-    return ((many >= _STRUCK) & (both | (alone >= _ALONE * many)))[:, None, None]
+    for one, other in ((beside[:, 1:], far[:, :-1]), (beside[:, :-1], far[:, 1:])):
+        torch.maximum(one, other, out=one)
+    for one, other in ((beside[:, :, 1:], far[:, :, :-1]), (beside[:, :, :-1], far[:, :, 1:])):
+        torch.maximum(one, other, out=one)
+    alone = (far - beside).clamp_min_(0.0).sum(dim=(1, 2))
+    both = (salt > 0.0) & (salt < many)
+    return (many >= _STRUCK) & (both | (alone >= _ALONE * many))
 
 
 def at_an_end(given: Tensor) -> Tensor:
-    """Which pixels lie at exactly 0 or 1, as those do that were cut off or struck out."""
-    return (given == 0.0) | (given == 1.0)
+    """1 for pixels at exactly 0 or 1, as those are that were cut off or struck out, 0 for the others."""
+    ends = numbers(torch.eq, given, 0.0)
+    return torch.maximum(ends, numbers(torch.eq, given, 1.0), out=ends)
+
+
+def _blur_and_shown(given: Tensor, clean: Tensor, most_blur: float, *, apart: bool) -> tuple[Tensor, Tensor]:
+    """The blur's variances, as `_coarse_blur` finds them, and `clean` blurred so."""
+    variances = _coarse_blur(given, clean, most_blur, apart=apart)
+    down, across = matrices_of(variances, most_blur)
+    return variances, blurred(down, clean, across)
 
 
 _LOWEST = 10  # frequencies, where noise and the network's errors are small
@@ -205,10 +256,10 @@ _BLURS = 27
 _TURNS = 3
 
 
-def _coarse_blur(noisy: Tensor, clean: Tensor, lost: Tensor, most_blur: float) -> Tensor:
+def _coarse_blur(noisy: Tensor, clean: Tensor, most_blur: float, *, apart: bool) -> Tensor:
     """The blur's variances down and across, (n, 2), that make the lowest frequencies fit best.
 
-    First one for both ways; then, where nothing is `lost`, (n,) bool, in turns one given the other.
+    First one for both ways; then, if they may be apart, in turns one given the other.
     """
     cosines, grid, factors = _blur_grid(most_blur, noisy.device)
     given, made = cosines @ noisy @ cosines.T, cosines @ clean @ cosines.T
@@ -217,14 +268,13 @@ def _coarse_blur(noisy: Tensor, clean: Tensor, lost: Tensor, most_blur: float) -
     square, product = made.square(), given * made
     sigma = _lowest(square.flatten(1) @ both.square().T - 2.0 * product.flatten(1) @ both.T, grid)
     sides = [sigma, sigma]
-    for turn in range(_TURNS):
+    for turn in range(_TURNS if apart else 0):
         other = _factors_at(sides[1 - turn % 2], grid, factors)
         # Its own frequencies first.
         one, two = (of if turn % 2 == 0 else of.transpose(1, 2) for of in (square, product))
         one, two = (one * other.square()[:, None]).sum(dim=2), (two * other[:, None]).sum(dim=2)
         sides[turn % 2] = _lowest(one @ factors.square().T - 2.0 * two @ factors.T, grid)
-    apart = torch.where(lost[:, None], sigma[:, None], torch.stack(sides, dim=1))
-    return apart.clamp(0.0, most_blur).square()
+    return torch.stack(sides, dim=1).clamp_(0.0, most_blur).square_()
 
 
 def _lowest(errors: Tensor, grid: Tensor) -> Tensor:

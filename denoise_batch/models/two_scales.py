@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from denoise_batch.models.input_gate import InputGate
+    from denoise_batch.models.network import Known
     from denoise_batch.models.quality_head import QualityHead
 
 
@@ -50,10 +51,45 @@ class Passed(NamedTuple):
 
     def rows(self, which: Tensor) -> Passed:
         """Some of the images, by their numbers."""
-        some: dict[str, Any] = {
-            name: value[which] for name, value in self._asdict().items() if isinstance(value, torch.Tensor)
-        }
+        some: dict[str, Any] = {name: _rows(value, which) for name, value in self._tensors().items()}
         return self._replace(**some)
+
+    def joined(self, others: list[Passed]) -> Passed:
+        """These, and others of the same network, one behind the other."""
+        whole: dict[str, Any] = {
+            name: torch.cat([value, *(getattr(other, name) for other in others)])
+            for name, value in self._tensors().items()
+        }
+        return self._replace(**whole)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._asdict().items() if isinstance(value, torch.Tensor)}
+
+
+def _rows(images: Tensor, which: Tensor) -> Tensor:
+    """Some of n, by their numbers. Of (n, channels, height, width) the channels stay the innermost, and whole images
+    are copied: elsewise PyTorch takes them number by number."""
+    if images.ndim < 4:
+        return images.index_select(0, which)
+    return images.permute(0, 2, 3, 1).index_select(0, which).permute(0, 3, 1, 2)
+
+
+class Judged(NamedTuple):
+    """What a pass knows of its images: it is `network.Known`."""
+
+    network: TwoScales
+    passed: Passed
+    trust: Tensor
+
+    def rows(self, which: Tensor) -> Judged:
+        return Judged(self.network, self.passed.rows(which), self.trust.index_select(0, which))
+
+    def joined(self, others: list[Judged]) -> Judged:
+        passed = self.passed.joined([other.passed for other in others])
+        return Judged(self.network, passed, torch.cat([self.trust, *(other.trust for other in others)]))
+
+    def quality(self) -> Tensor:
+        return self.network.quality_of(self.passed, self.trust)
 
 
 class TwoScales(DenoisingNetwork):
@@ -75,18 +111,15 @@ class TwoScales(DenoisingNetwork):
         passed = self._pass(noisy)
         logits = ungrouped(passed.logits)
         clean, trust = self._joined(noisy, logits, passed.ends)
-        return Outputs(logits, clean, self._quality(passed, trust), trust)
+        return Outputs(logits, clean, self.quality_of(passed, trust), trust)
 
-    def clean_and_quality(self, noisy: Tensor) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:
+    def clean_and_known(self, noisy: Tensor) -> tuple[Tensor, Known]:
         passed = self._pass(noisy)
         clean, trust = self._joined(noisy, ungrouped(passed.logits), passed.ends)
+        return clean, Judged(self, passed, trust)
 
-        def quality_of(rows: Tensor | None) -> Tensor:
-            return self._quality(passed, trust) if rows is None else self._quality(passed.rows(rows), trust[rows])
-
-        return clean, quality_of
-
-    def _quality(self, passed: Passed, trust: Tensor) -> Tensor:
+    def quality_of(self, passed: Passed, trust: Tensor) -> Tensor:
+        """(n, 2), `Outputs.quality`, of what a pass has given and `Outputs.trust`."""
         means = [_means(passed.coarse, passed.coarse_step), _means(passed.fine, passed.fine_step)]
         summary = torch.cat([passed.whole.float(), *means, passed.ends], dim=1)
         read = None if passed.read_fine is None else passed.read_fine(passed.fine)
