@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from denoise_batch.cores import limit_threads
-from denoise_batch.errors import CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
+from denoise_batch.errors import LINE_CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
 from denoise_batch.interruption import Insistent
 from denoise_batch.redaction import redact, without_secrets
 
@@ -39,7 +39,8 @@ _PATH_METAVARS = {"IN", "OUT", "PATH", "FOLDER", "PARQUET", "PNG"}
 
 
 def print_result(content: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
-    shown = (line.translate(CONTROLS) for line in lines)
+    """Prints a result as JSON or as lines; what ends a line within one of them is a name's, and escaped."""
+    shown = (line.translate(LINE_CONTROLS) for line in lines)
     print_out(json.dumps(content, indent=2, default=str) if as_json else "\n".join(shown))
 
 

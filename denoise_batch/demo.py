@@ -100,7 +100,7 @@ class DemoReport:
         folder = Path(self.folder)
         width = max(len(method) for method in self.psnr)
         return [
-            self.table.replace("\n\n", "\n", 1),
+            *self.table.replace("\n\n", "\n", 1).split("\n"),
             "",
             f"Done in {self.seconds:.0f} s with {self.digits}. PSNR over the mixture, in dB:",
             *(f"  {method.ljust(width)}  {value:6.2f}" for method, value in self.psnr.items()),

@@ -29,6 +29,9 @@ import errno
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 """Messages name columns and files, whose names may be made to steer a terminal."""
 
+LINE_CONTROLS = CONTROLS | {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+"""The same for what is one line, which such names must not break. Other libraries' messages may have several."""
+
 
 class DenoiseBatchError(Exception):
     """The root of the tree.

@@ -59,7 +59,8 @@ def check_paths(command: ParsedCommand) -> None:
     from denoise_batch.storage import is_uri
 
     for path in command.paths:
-        if path.name in {"--model", "--init"} and shipped_folder(Path(path.value)):
+        # PATH is what `inspect` looks at.
+        if path.name in {"--model", "--init", "PATH"} and shipped_folder(Path(path.value)):
             continue
         if is_uri(path.value) or Path(path.value).is_absolute():
             continue

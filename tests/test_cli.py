@@ -529,6 +529,14 @@ def test_results_go_to_stdout_and_progress_to_stderr(tmp_path: Path, capsys: pyt
     assert shown.err == "digits: 20 of 20 rows\n"
 
 
+def test_names_of_files_break_no_lines(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shutil.copy(files / "good.parquet", tmp_path / "a\nrows: 5\t\r\x1b.parquet")
+    assert cli.run(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0] == rf"{tmp_path}/a\nrows: 5\t\r\x1b.parquet: Parquet"
+    assert lines[1] == "  files: 1"
+
+
 def test_inspect_fails_where_it_sees_a_fault(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(files / "good.parquet", tmp_path / "good.parquet")
     (tmp_path / "truncated.parquet").write_bytes((files / "good.parquet").read_bytes()[:-9])

@@ -153,6 +153,12 @@ def test_impossible_numbers_are_refused(tmp_path: Path, count: int, seed: int) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_mnist_for_drawn_digits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FlagError, match="--mnist /nope, but --source synthetic"):
+        _synthetic(tmp_path / "digits.parquet", mnist_folder=Path("/nope"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_mnist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="train-images"):
         make_digits(tmp_path / "digits.parquet", mnist_folder=tmp_path)

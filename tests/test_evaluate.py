@@ -304,6 +304,7 @@ def test_of_one_image_the_interval_is_not_known(evaluation: Evaluation, model_fo
     scores = _scores(np.full((7, 1), 0.5))
     one = replace(evaluation, images=1, rows=tuple(replace(row, scores=scores) for row in evaluation.rows))
     lines = format_table(one).splitlines()
+    assert lines[0].startswith("1 image: bars")
     place = next(place for place, line in enumerate(lines) if line.startswith("95% interval"))
     assert lines[place + 5].split() == ["clamp", *["–"] * 8]
     content = json.loads(json.dumps(one.to_json(), allow_nan=False))
@@ -313,6 +314,7 @@ def test_of_one_image_the_interval_is_not_known(evaluation: Evaluation, model_fo
     card = (folder / "README.md").read_text()
     rows = re.findall(r"^\| [a-z0-9=]+ \|.* \| – \| [-0-9.]+ \| [0-9.]+% \|$", card, re.MULTILINE)
     assert len(rows) == len(CONDITIONS)
+    assert "On 1 image (bars), " in card
 
 
 @pytest.mark.parametrize(
@@ -376,6 +378,13 @@ def test_the_table_is_aligned_and_says_what_is_extrapolated(evaluation: Evaluati
     assert "24 images: bars; noise seed 2019" in lines[0]
     rows = [line for line in lines if line.startswith(("noisy input", "clamp", "Median"))]
     assert {len(line) for line in rows} == {16 + 8 * 10, 16 + 6 * 10}  # the seed's conditions, other kinds
+
+
+def test_names_forge_no_lines_of_the_table(evaluation: Evaluation) -> None:
+    forged = replace(evaluation, description="column 'image' of a\nb\tc\x1b.parquet")
+    lines = format_table(forged).split("\n")
+    assert len(lines) == len(format_table(evaluation).split("\n"))
+    assert lines[0].startswith(r"24 images: column 'image' of a\nb\tc\x1b.parquet; ")
 
 
 def test_models_are_told_apart_by_their_folders_and_hashes(images: np.ndarray) -> None:

@@ -131,6 +131,17 @@ def test_a_picture_that_is_the_same_all_over_is_shown_as_bright_as_it_is(tmp_pat
     assert found == pytest.approx([0, 128, 255], abs=2)
 
 
+def test_a_picture_that_is_not_there_leaves_its_place_empty(tmp_path: Path) -> None:
+    tile = Tile("row", (np.zeros((28, 28), np.float32), None))
+    contact_sheet(
+        tmp_path / "a.png", [Section("rows", (tile,))], columns=("a", "b"), title="t", own_range=(False, False)
+    )
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert (pixels[145, 200], pixels[145, 300]) == (0, 255)
+    assert (pixels[145, 265:270] < 255).any()  # its frame
+
+
 def test_single_pictures_stand_three_abreast(tmp_path: Path) -> None:
     tiles = tuple(Tile("row", (np.zeros((28, 28), np.float32),)) for _ in range(7))
     contact_sheet(tmp_path / "a.png", [Section("rows", tiles)], columns=("image",), title="x" * 500, own_range=(True,))

@@ -172,15 +172,50 @@ def test_verify_counts_bad_rows(tmp_path: Path, digits: Any, write_images: Any) 
 
 
 def test_verify_finds_a_flipped_bit(tmp_path: Path, digits: Any, write_images: Any) -> None:
-    source = write_images(tmp_path / "in.parquet", digits[0])
+    source = write_images(tmp_path / "in.parquet", np.tile(digits[0], (8, 1, 1)))
     path = tmp_path / "noisy.parquet"
     corrupt(CorruptSettings((str(source),), path))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content, chunk = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(0)
+    content[chunk.data_page_offset + chunk.total_compressed_size - 100] ^= 1  # far behind the rows that are sampled
     path.write_bytes(content)
     assert not inspect(str(path)).problems
     (problem,) = inspect(str(path), verify=True).problems
     assert "noisy.parquet" in problem
+
+
+def test_images_of_which_no_sample_can_be_read_are_a_fault(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    """Once, though `verify` meets it again; what is beside them is told from as before."""
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.parquet"
+        corrupt(CorruptSettings((str(write_images(tmp_path / "in", digits[0])),), path))
+        content, chunk = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(0)
+        if name == "a":
+            content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+            path.write_bytes(content)
+    for verify in (False, True):
+        found = inspect(str(tmp_path / "a.parquet"), verify=verify)
+        (problem,) = found.problems
+        assert problem.startswith(str(tmp_path / "a.parquet"))
+        assert "CRC checksum verification failed" in problem
+        assert found.facts["image_column"]["polarity"] == "no images that could be read"
+        (problem,) = inspect(str(tmp_path / "[ab].parquet"), verify=verify).problems
+        assert problem.startswith(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.usefixtures("footers_read_here")
+def test_a_name_that_stands_twice_is_a_fault_and_hides_no_images(
+    tmp_path: Path, digits: Any, write_images: Any, verify: bool
+) -> None:
+    path = write_images(tmp_path / "in.parquet", digits[0])
+    table = pq.read_table(path)
+    for _ in range(2):
+        table = table.append_column("label", pa.array(range(300)))
+    pq.write_table(table, path)
+    found = inspect(str(path), verify=verify)
+    assert found.facts["image_column"]["sampled"]["rows"] == 64
+    assert found.facts["image_column"]["polarity"] == "light-on-dark"
+    assert found.problems == (f"{path}: column names stand more than once: label",)
 
 
 @pytest.mark.usefixtures("footers_read_here")
@@ -312,6 +347,22 @@ def test_what_is_wrong_with_an_output_is_said_whatever_is_left_of_it(
     (out / "part-0.parquet").unlink()
     assert inspect(str(out), verify=True).problems == (f"{out / 'part-0.parquet'} is missing",)
     assert (inspect(str(out)).facts["ranges"], inspect(str(out)).problems) == ({}, ())
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_a_folder_of_a_manifest_stands_for_its_output(tmp_path: Path, digits: Any, write_images: Any) -> None:
+    out = _quality_output(tmp_path / "out", digits[0][:5], write_images)
+    found = inspect(str(out / "_denoise_batch"), verify=True)
+    assert (found.path, found.facts["rows_out"], found.problems) == (str(out), 5, ())
+    single, beside = tmp_path / "a=1.parquet", tmp_path / "_a=1.parquet.manifest"
+    shutil.move(out / "_denoise_batch", beside)
+    shutil.move(out / "_SUCCESS", beside)
+    shutil.move(out / "part-0.parquet", single)
+    found = inspect(f"{beside}/", verify=True)
+    assert (found.path, found.kind, found.problems) == (str(single), Kind.OUTPUT, ())
+    single.unlink()
+    with pytest.raises(MissingFileError, match=r"/a=1\.parquet"):
+        inspect(str(beside))
 
 
 @pytest.mark.usefixtures("footers_read_here")

@@ -138,6 +138,48 @@ def test_rows_without_an_image_are_left_out_and_counted(tmp_path: Path, columns:
     assert "2 of them have no image" in shown.summary()
 
 
+def _holed(column: pa.Array, rows: set[int]) -> pa.Array:
+    return pa.array([None if i in rows else value for i, value in enumerate(column.to_pylist())], pa.binary(784))
+
+
+def test_a_clean_column_that_nobody_named_hides_no_row(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    """Clean images are known of some rows alone: the others are shown without, and may be the worst."""
+    told = {"denoised_psnr": pa.array([20.0 + i for i in range(COUNT)])}
+    for lacking in ({0, 1, 5}, {0, 1, 2}, set(range(COUNT))):
+        holed = columns | {"clean": _holed(columns["clean"], lacking)} | told
+        path = _write(tmp_path / "a.parquet", holed)
+        shown = preview(path, tmp_path / "a.png", count=COUNT, worst=3)
+        assert (shown.worst_by, [row.row for row in shown.worst]) == ("expected_psnr", [0, 1, 2])
+        assert {row.row for row in shown.worst if row.psnr is None} == lacking & {0, 1, 2}
+        assert {row.row for row in shown.random if row.psnr is None} == lacking
+        assert (len(shown.random), shown.without_image, shown.notes) == (COUNT, 0, ())
+        json.dumps(shown.to_json(), allow_nan=False)
+    named = preview(_write(tmp_path / "a.parquet", columns | told | {"clean": _holed(columns["clean"], {39})}),
+                    tmp_path / "a.png", clean="clean", count=3)  # fmt: skip
+    assert (named.without_image, named.worst_by, [row.row for row in named.worst]) == (1, "psnr", [38, 37, 36])
+
+
+def test_rows_without_a_clean_image_are_not_ranked_by_it(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    few = columns | {"clean": _holed(columns["clean"], {39, *range(20)})}
+    shown = preview(_write(tmp_path / "a.parquet", few), tmp_path / "a.png", count=2, worst=30)
+    assert (shown.worst_by, [row.row for row in shown.worst]) == ("psnr", list(range(38, 19, -1)))
+    assert shown.notes == ("note: 21 of the rows read have no clean image, and are not among the worst",)
+    none = columns | {"clean": pa.nulls(COUNT, pa.binary(784))}
+    shown = preview(_write(tmp_path / "b.parquet", none), tmp_path / "b.png", count=2)
+    assert (shown.worst_by, [row.row for row in shown.worst], shown.notes) == ("change", [0, 1], ())
+
+
+def test_worst_rows_that_cannot_be_shown_are_counted(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    table = {
+        "image": columns["image"],
+        "denoised": _holed(columns["denoised"], {1, 2}),
+        "denoised_psnr": pa.array(map(float, range(COUNT))),
+    }
+    shown = preview(_write(tmp_path / "a.parquet", table), tmp_path / "a.png", count=3)
+    assert (shown.worst_by, [row.row for row in shown.worst]) == ("expected_psnr", [0])
+    assert shown.notes == ("note: 2 of the 3 rows that the model expects least of have no image to show",)
+
+
 def test_a_dataset_of_files_names_each_rows_file(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
     table = pa.table(columns)
     (tmp_path / "set").mkdir()

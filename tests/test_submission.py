@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
 from denoise_batch import cli, console, job
 from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, NetworkError, RequestError, Terminated
@@ -77,6 +78,7 @@ def test_every_path_of_every_command_is_found() -> None:
         (["infer", "/in", "/out", "--model", "m"], r"--model m is a relative path"),
         (["train", "--data", "/d"], r"--out denoise-model is a relative path"),
         (["demo"], r"--out demo is a relative path"),
+        (["inspect", "bounds-unit"], r"PATH bounds-unit is a relative path"),
         (["infer", "/in", "/out", "--address", "head:6379"], r"--address belongs to submit"),
         (["infer", "s3://KEY:SECRET@bucket/in", "/out"], r"^s3://bucket/in: its user, password or query"),
         (["infer", "s3://bucket/in?session_token=SECRET", "/out"], r"its user, password or query"),
@@ -111,6 +113,7 @@ def test_a_relative_path_that_is_here_is_named_in_full(tmp_path: Path) -> None:
         ["infer", "/in", "/out", "--model", "seed"],
         ["train", "--data", "/d", "--out", "/m", "--init", "bounds-unet"],
         ["train", "--out", "/shared/model"],
+        ["inspect", "bounds-unet"],
     ],
 )
 def test_a_command_for_the_cluster_passes(arguments: list[str]) -> None:
@@ -288,8 +291,13 @@ class Client:
     """Ray's client, for one job.
 
     Args:
-        log: pieces of the log; an exception among them breaks the connection there, once.
+        log: pieces of the log; an exception among them breaks the connection there, once: TimeoutError, of which
+            nobody learns, so that the log stands still; the others with a word.
         statuses: one an answer; the last one stays.
+
+    Attributes:
+        whole: what it gives for the whole log; None for the pieces together.
+        refusal: what it raises where a job is submitted.
     """
 
     def __init__(self, log: list[str | Exception], statuses: list[str], code: int | None = None) -> None:
@@ -297,6 +305,8 @@ class Client:
         self.submitted: dict[str, Any] = {}
         self.files: set[str] = set()
         self.stopped = 0
+        self.whole: str | Exception | None = None
+        self.refusal: Exception | None = None
 
     def get_job_info(self, job_id: str) -> Any:
         status = self.statuses[0] if len(self.statuses) == 1 else self.statuses.pop(0)
@@ -310,10 +320,19 @@ class Client:
         for index, piece in enumerate(self.log):
             if isinstance(piece, Exception):
                 del self.log[index]
+                if isinstance(piece, TimeoutError):
+                    await asyncio.sleep(60)
                 raise piece
             yield piece
 
+    def get_job_logs(self, _job_id: str) -> str:
+        if isinstance(self.whole, Exception):
+            raise self.whole
+        return "".join(map(str, self.log)) if self.whole is None else self.whole
+
     def submit_job(self, **request: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         folder = Path(request["runtime_env"]["working_dir"])
         self.files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         self.submitted = request
@@ -355,6 +374,23 @@ def test_what_is_uploaded_and_started() -> None:
     assert not [name for name in on.client.files if "__pycache__" in name or not name.startswith("denoise_batch/")]
 
 
+@pytest.mark.parametrize(
+    ("refusal", "kind", "message"),
+    [
+        (ValueError("Failed to validate pip"), FlagError, "--runtime-env: Failed to validate pip"),
+        (requests.JSONDecodeError("Expecting value", "<html>", 0), NetworkError, "http://head:8265 failed: Expecting"),
+        (requests.exceptions.InvalidURL("no host"), NetworkError, "http://head:8265 failed: no host"),
+    ],
+)
+def test_a_cluster_s_answer_is_not_blamed_on_the_runtime_environment(
+    refusal: Exception, kind: type[DenoiseBatchError], message: str
+) -> None:
+    on = cluster([], ["PENDING"])
+    on.client.refusal = refusal
+    with pytest.raises(kind, match=message):
+        jobs.submit(on, parse(*INFER), "infer-1", {})
+
+
 def test_result_and_progress_are_told_apart() -> None:
     log: list[str | Exception] = [
         "Running entrypoint for job infer-1: python …\n[log] infer: denois",
@@ -382,6 +418,99 @@ def test_a_connection_that_breaks_is_taken_up_where_it_was() -> None:
     log: list[str | Exception] = ["[result] one\n[res", RuntimeError("closed"), "ult] two\n", "[result] three\n"]
     result, _ = follow(cluster(log, ["RUNNING", "lost", "lost", "RUNNING", "RUNNING", "SUCCEEDED"], 0))
     assert result == ["one", "two", "three"]
+
+
+LOST = [RuntimeError("closed"), TimeoutError()]
+"""How a log's connection ends: with a word and without."""
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_log_that_is_lost_as_the_job_ends_is_read_again(lost: Exception) -> None:
+    log: list[str | Exception] = ["[log] note: one\n[result] o", lost, "ne\n[result] two\n", "[result] three"]
+    result, shown = follow(cluster(log, ["SUCCEEDED"], 0))
+    assert result == ["one", "two", "three"]
+    assert shown.count("note: one") == 1
+    log = ["[log] infer: 1 of 2 rows\n", lost, "[log] error: no space left\n[log] hint: make room\n"]
+    with pytest.raises(DenoiseBatchError, match="no space left") as caught:
+        follow(cluster(log, ["FAILED"], 2))
+    assert (caught.value.exit_code, caught.value.hint) == (2, "make room")
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize(
+    ("status", "driver", "code", "whole", "message"),
+    [
+        ("SUCCEEDED", 0, 2, ConnectionError("gone"), r"succeeded, exit code 0; its log cannot be read: .* gone$"),
+        ("FAILED", 137, 137, ConnectionError("gone"), r"failed, exit code 137 \(its\); its log cannot be read"),
+        ("SUCCEEDED", 0, 2, "", r"its log cannot be read: the cluster no longer has all of it"),
+        ("STOPPED", None, 143, ConnectionError("gone"), r"infer-1 was stopped"),
+    ],
+)
+def test_a_log_that_cannot_be_read_again_is_not_passed_over(
+    lost: Exception, status: str, driver: int | None, code: int, whole: str | Exception, message: str
+) -> None:
+    on = cluster(["[result] one\n", lost, "[result] two\n"], [status], driver)
+    on.client.whole = whole
+    with pytest.raises(DenoiseBatchError, match=message) as caught:
+        follow(on)
+    assert caught.value.exit_code == code
+    assert "may go on" not in caught.value.message
+    assert status == "STOPPED" or caught.value.hint.endswith("--address http://head:8265 --follow infer-1")
+
+
+def test_a_log_that_does_not_come_when_read_again_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(following, "_WHOLE_LOG_SECONDS", 0.05)
+    monkeypatch.setattr(Client, "get_job_logs", lambda *_: answered.wait(60) and "")
+    with pytest.raises(NetworkError, match="cannot be read: no answer in time"):
+        follow(cluster([RuntimeError("closed")], ["SUCCEEDED"], 0))
+    answered.set()
+
+
+def test_an_error_that_came_before_the_log_was_lost_is_the_job_s() -> None:
+    on = cluster(["[log] error: no such file\n[log] hint: look\n", RuntimeError("closed")], ["FAILED"], 2)
+    on.client.whole = ConnectionError("gone")
+    with pytest.raises(DenoiseBatchError, match="no such file"):
+        follow(on)
+
+
+def test_a_log_that_stands_still_while_the_job_runs_is_taken_up_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_SILENT_SECONDS", 0.05)
+    on = cluster(["[log] note: one\n[log] no", TimeoutError(), "te: two\n"], ["RUNNING"])
+    shown: list[str] = []
+
+    def note(text: str) -> None:
+        shown.append(text)
+        if text == "note: two":  # the job goes on until it has come
+            on.client.statuses, on.client.code = ["SUCCEEDED"], 0
+
+    following.follow(on, "infer-1", SimpleNamespace(note=note, update=lambda *_: None), verbose=False)  # type: ignore[arg-type]
+    assert [text for text in shown if text.startswith("note: ")] == ["note: one", "note: two"]
+
+
+def test_the_log_of_a_job_that_says_nothing_is_taken_up_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = cluster([], ["RUNNING"])
+    polls, taken_up = 0, []
+    how_it_stands = on.client.get_job_info
+
+    def poll(job_id: str) -> Any:
+        nonlocal polls
+        polls += 1
+        return how_it_stands(job_id)
+
+    async def silent(_job_id: str) -> AsyncIterator[str]:
+        taken_up.append(polls)
+        if len(taken_up) == 4:
+            on.client.statuses, on.client.code = ["SUCCEEDED"], 0
+            return
+        await asyncio.sleep(60)
+        yield ""
+
+    on.client.get_job_info, on.client.tail_job_logs = poll, silent
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: polls))  # a second each
+    monkeypatch.setattr(following, "_SILENT_SECONDS", 4)
+    follow(on)
+    assert taken_up == [0, 5, 5 + 9, 5 + 9 + 17]
 
 
 def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,8 +223,9 @@ _UNHARMED_DB = 30.0
 def _evaluation(found: dict[str, Any]) -> str:
     """The table of `evaluate --card`."""
     rows = found["conditions"]
+    images = "1 image" if found["images"] == 1 else f"{found['images']:,} images"
     lines = [
-        f"On {found['images']:,} images ({found['description']}), noise of seed {found['seed']}; {found['date']}. "
+        f"On {images} ({found['description']}), noise of seed {found['seed']}; {found['date']}. "
         "Pooled PSNR in dB, of the model with its 95% interval; beside it the noisy images', that of the best of "
         "three classical filters, each at its best setting, and that of the linear MMSE estimate, which is told σ and "
         "r. SSIM, and how many of the model's images a classifier of clean digits reads right:\n",

@@ -173,7 +173,7 @@ def evaluate(
             f"model {bundle.folder}: {model['method']} in the table"
             for bundle, model in zip(bundles, evaluation.models, strict=True)
         ),
-        format_table(evaluation),
+        *format_table(evaluation).split("\n"),
         *notes,
         *(f"drawn: {path}" for path in drawn),
         *(f"card: {path}" for path in carded),

@@ -104,7 +104,7 @@ def make_digits(
         download_progress: told (bytes done, bytes in all) where MNIST is downloaded.
 
     Raises:
-        FlagError: count or seed is impossible.
+        FlagError: count or seed is impossible, or a folder of MNIST is given for drawn digits.
         OutputError: the file exists or cannot be written.
         MissingFileError: MNIST's folder or one of its files is missing or damaged.
         NetworkError: MNIST can neither be found nor downloaded.
@@ -129,6 +129,10 @@ def make_digits(
         rows = count or len(images)
         batches = _sliced(images[:rows], labels[:rows])
     else:
+        if mnist_folder is not None:
+            raise FlagError(
+                f"--mnist {mnist_folder}, but --source synthetic draws its digits", hint="leave one of the two out"
+            )
         if not 0 <= seed < 2**63:
             raise FlagError(f"--seed {seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
         note["seed"] = seed

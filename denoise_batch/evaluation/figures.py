@@ -258,11 +258,11 @@ class Tile:
 
     Attributes:
         caption: a few short lines.
-        pictures: (28, 28) float32 each, as many as the sheet has column names.
+        pictures: (28, 28) float32 each, as many as the sheet has column names; None leaves its place empty.
     """
 
     caption: str
-    pictures: tuple[Image, ...]
+    pictures: tuple[Image | None, ...]
 
 
 @dataclass(frozen=True)
@@ -332,10 +332,11 @@ def contact_sheet(
         axis.text(_MARGIN, height - 0.17, "; ".join(notes), fontsize=8, va="center", color=_GREY)
 
 
-def _place(axis: Axes, picture: Image, x: float, y: float, *, own_range: bool) -> None:
-    low, high = _shown_over(picture, own_range=own_range)
-    box = (x, x + _TILE, y + _TILE, y)
-    axis.imshow(picture, cmap="gray", extent=box, interpolation="nearest", aspect="auto", vmin=low, vmax=high)
+def _place(axis: Axes, picture: Image | None, x: float, y: float, *, own_range: bool) -> None:
+    if picture is not None:
+        low, high = _shown_over(picture, own_range=own_range)
+        box = (x, x + _TILE, y + _TILE, y)
+        axis.imshow(picture, cmap="gray", extent=box, interpolation="nearest", aspect="auto", vmin=low, vmax=high)
     # An image that is white to its edge would not be told from the paper.
     axis.plot([x, x + _TILE, x + _TILE, x, x], [y, y, y + _TILE, y + _TILE, y], color=_GREY, linewidth=0.4)
 

@@ -31,6 +31,8 @@ from denoise_batch.images import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
 SEARCHED_ROWS: Final = 20_000
@@ -46,7 +48,8 @@ class ShownRow:
     Attributes:
         file: its file.
         row: its number within the file.
-        psnr: of the denoised image (the image itself where none is denoised) against the clean one, in dB, or None.
+        psnr: of the denoised image (the image itself where none is denoised) against the clean one, in dB; None
+            where there is no clean one.
         expected_psnr: what the model said of its own image, in dB; None where it did not.
         change: root mean square difference of the denoised image from the noisy one, in units of full ink, or None.
     """
@@ -66,10 +69,12 @@ class Preview:
         columns: the dataset's columns shown, from left to right.
         rows: of the whole dataset.
         searched: rows that were read, to draw from and to find the worst ones among.
-        without_image: those of them that lack an image in one of the columns; they are not shown.
+        without_image: those of them that lack an image in one of the columns, other than a clean one that nobody
+            named; they are not shown.
         worst_by: `expected_psnr` (the worst of all rows then), `psnr`, `change`, or None where there is nothing to
             rank by or no worst rows were asked for.
-        notes: a line where files, or a column that has the name of one to show, were left out.
+        notes: a line where files, a column that has the name of one to show, or rows that may be the worst were left
+            out.
     """
 
     path: str
@@ -130,7 +135,8 @@ def preview(
         picture: the PNG to write; one that exists is replaced.
         column: the noisy image column; found if not named.
         denoised: the denoised one; else `denoised` if there is such an image column, not named for another, else none.
-        clean: the clean one; else `clean`, likewise, else none.
+        clean: the clean one; else `clean`, likewise, else none. Only where it is named, rows without a clean image are
+            left out; else its place on the sheet is empty.
         count: random rows, 1 to 100.
         worst: how many of the worst rows to show too, 0 to 100; None is as many. They are those of the whole dataset
             with the lowest PSNR that the model expects of itself (`infer --quality`); where it did not say, or `clean`
@@ -156,19 +162,21 @@ def preview(
         raise OutputError(f"{picture} is a file of the data", hint="give the picture another name")
     columns, left_out = _columns(dataset, column, denoised, clean)
     told = _told_by_the_model(dataset, columns)
+    # A clean column that nobody named is shown where it has images: what it lacks hides no row.
+    needed = [kind for kind in columns if kind != "clean" or clean is not None]
     expected_worst = None
     if worst and told and clean is None:
-        expected_worst = _expected_worst(dataset, columns, worst)
-    ranked_by = _ranked_by(columns, bool(expected_worst)) if worst else None
+        expected_worst = _expected_worst(dataset, columns, needed, worst, left_out)
     sample = sample_rows(dataset, list(columns.values()), max(searched, count), seed=seed, numbers=told)
-    whole = np.flatnonzero(np.logical_and.reduce(sample.good))
+    whole = _whole(columns, needed, sample)
     if len(whole) == 0:
-        names = " and ".join(repr(image.name) for image in columns.values())
+        names = " and ".join(repr(columns[kind].name) for kind in needed)
         raise RequestError(
             f"{storage.redact(path)}: none of {len(sample):,} rows read holds images in {names}",
             hint="look at the data with `denoise-batch inspect`",
         )
     scores = _scores(columns, sample, whole)
+    ranked_by = _ranked_by(scores, bool(expected_worst)) if worst else None
     if told:
         scores["expected_psnr"] = sample.numbers[told[0]][whole]
     chosen = np.sort(np.random.default_rng(seed).choice(len(whole), min(count, len(whole)), replace=False))
@@ -181,6 +189,10 @@ def preview(
     elif ranked_by:
         order = scores["psnr"] if ranked_by == "psnr" else -scores["change"]
         lowest = np.argsort(order, kind="stable")[:worst]
+        lowest = lowest[~np.isnan(order[lowest])]
+        unranked = int(np.isnan(order).sum())
+        if unranked:
+            left_out.append(f"note: {unranked:,} of the rows read have no clean image, and are not among the worst")
         heading = f"{'lowest PSNR' if ranked_by == 'psnr' else 'changed the most'}, of {among}"
         sections.append(_section(heading, dataset, sample, whole[lowest], scores, lowest))
         shown_worst = _shown(dataset, sample, whole[lowest], scores, lowest)
@@ -201,13 +213,27 @@ def preview(
     )
 
 
+def _whole(columns: dict[str, ImageColumn], needed: Sequence[str], sample: Sample) -> npt.NDArray[np.int64]:
+    """The rows of a sample that hold an image in each of the columns that are needed."""
+    good = dict(zip(columns, sample.good, strict=True))
+    return np.flatnonzero(np.logical_and.reduce([good[kind] for kind in needed]))
+
+
 def _expected_worst(
-    dataset: Dataset, columns: dict[str, ImageColumn], count: int
+    dataset: Dataset, columns: dict[str, ImageColumn], needed: Sequence[str], count: int, notes: list[str]
 ) -> tuple[Section, tuple[ShownRow, ...]] | None:
-    """The rows of the whole dataset that the model expects least of; None where it expects something of none."""
+    """The rows of the whole dataset that the model expects least of; None where it expects something of none.
+
+    Those among them that cannot be shown get a line in `notes`; None, too, where none of them can.
+    """
     file, row, expected = lowest_rows(dataset, psnr_column(columns["denoised"].name), count)
     sample = rows_at(dataset, list(columns.values()), file, row)
-    whole = np.flatnonzero(np.logical_and.reduce(sample.good))
+    whole = _whole(columns, needed, sample)
+    if len(whole) < len(row):
+        lacking = len(row) - len(whole)
+        notes.append(
+            f"note: {lacking:,} of the {len(row):,} rows that the model expects least of have no image to show"
+        )
     if not len(whole):
         return None
     scores = _scores(columns, sample, whole) | {"expected_psnr": expected[whole]}
@@ -274,12 +300,12 @@ def _columns(
     return found, notes
 
 
-def _ranked_by(columns: dict[str, ImageColumn], expected: bool) -> str | None:
+def _ranked_by(scores: dict[str, npt.NDArray[np.float64]], expected: bool) -> str | None:
     if expected:
         return "expected_psnr"
-    if "clean" in columns:
+    if "psnr" in scores and not np.isnan(scores["psnr"]).all():
         return "psnr"
-    return "change" if "denoised" in columns else None
+    return "change" if "change" in scores else None
 
 
 def _told_by_the_model(dataset: Dataset, columns: dict[str, ImageColumn]) -> list[str]:
@@ -293,7 +319,7 @@ def _told_by_the_model(dataset: Dataset, columns: dict[str, ImageColumn]) -> lis
 def _scores(
     columns: dict[str, ImageColumn], sample: Sample, whole: npt.NDArray[np.int64]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """`psnr` and `change` of each whole row, where the columns allow it."""
+    """`psnr` and `change` of each whole row, where the columns allow it; a PSNR is NaN without a clean image."""
     pixels = dict(zip(columns, (part[whole] for part in sample.pixels), strict=True))
     scores: dict[str, npt.NDArray[np.float64]] = {}
     if "clean" in pixels:
@@ -301,7 +327,8 @@ def _scores(
         # Ink is compared with ink: light on dark, clean images may stand beside dark scans.
         light = dark_on_light(pixels["clean"])
         opposite = (dark_on_light(pixels["noisy"]) != light) & (dark_on_light(result) != light)
-        scores["psnr"] = metrics.psnr_from_mse(metrics.mse(turned(pixels["clean"], opposite), result))
+        psnr = metrics.psnr_from_mse(metrics.mse(turned(pixels["clean"], opposite), result))
+        scores["psnr"] = np.where(sample.good[list(columns).index("clean")][whole], psnr, np.nan)
     if "denoised" in pixels:
         scores["change"] = np.sqrt(metrics.mse(pixels["noisy"], pixels["denoised"]))
     return scores
@@ -318,18 +345,22 @@ def _section(
     """A section of the sheet: `rows` count in the sample, `places` in the scores."""
     tiles = []
     for row, place in zip(rows, places, strict=True):
-        pictures = tuple(part[row].reshape(28, 28) for part in sample.pixels)
+        pictures = tuple(
+            part[row].reshape(28, 28) if good[row] else None
+            for part, good in zip(sample.pixels, sample.good, strict=True)
+        )
         lines = [f"row {sample.row[row]:,}"]
         if len(dataset.files) > 1:
             name = PurePath(dataset.files[sample.file[row]]).name.removesuffix(".parquet")
             lines.append(name if len(name) <= 18 else f"{name[:11]}…{name[-6:]}")
-        if "psnr" in scores:
+        place_only = len(lines)
+        if "psnr" in scores and not np.isnan(scores["psnr"][place]):
             lines.append(f"PSNR {scores['psnr'][place]:.1f} dB")
         if "expected_psnr" in scores and np.isfinite(scores["expected_psnr"][place]):
             lines.append(f"expects {scores['expected_psnr'][place]:.1f} dB")
-        if "change" in scores and not {"psnr", "expected_psnr"} & set(scores):
+        if "change" in scores and len(lines) == place_only:
             lines.append(f"RMS change {scores['change'][place]:.2f}")
-        lines.append(range_of(pictures[0]))
+        lines.append(range_of(sample.pixels[0][row]))
         tiles.append(Tile("\n".join(lines), pictures))
     return Section(heading, tuple(tiles))
 
@@ -345,7 +376,7 @@ def _shown(
         ShownRow(
             storage.redact(dataset.files[sample.file[row]]),
             int(sample.row[row]),
-            float(scores["psnr"][place]) if "psnr" in scores else None,
+            float(scores["psnr"][place]) if "psnr" in scores and not np.isnan(scores["psnr"][place]) else None,
             float(scores["change"][place]) if "change" in scores else None,
             float(scores["expected_psnr"][place]) if "expected_psnr" in scores else None,
         )

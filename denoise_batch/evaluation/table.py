@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from denoise_batch.errors import LINE_CONTROLS
 from denoise_batch.evaluation import bootstrap, metrics
 from denoise_batch.evaluation.baselines import Filter
 from denoise_batch.evaluation.protocol import CONDITIONS, PAIRS, SETTINGS_IMAGES, Condition
@@ -56,8 +57,12 @@ _PAIRS_NOTES: Final = (
 
 
 def format_table(evaluation: Evaluation) -> str:
-    """The evaluation as aligned plain text: a block for each metric, methods down, conditions across."""
-    described = f"{evaluation.images:,} images: {evaluation.description or 'not described'}"
+    """The evaluation as aligned plain text: a block for each metric, methods down, conditions across.
+
+    Names' control characters and ends of lines are escaped: the text has no lines but its own.
+    """
+    images = "1 image" if evaluation.images == 1 else f"{evaluation.images:,} images"
+    described = f"{images}: {evaluation.description or 'not described'}"
     if evaluation.seed is None:
         lines = [described, *_pairs_section(evaluation)]
     else:
@@ -76,7 +81,7 @@ def format_table(evaluation: Evaluation) -> str:
         f"Cross-entropy is counted from the clean images' own entropy, {evaluation.target_entropy:.4f}.",
         f"Intervals: {bootstrap.RESAMPLES:,} resamples of the images, the wider half; JSON has those of all figures.",
     ]
-    return "\n".join(lines)
+    return "\n".join(line.translate(LINE_CONTROLS) for line in lines)
 
 
 def _reader_note(evaluation: Evaluation) -> str:

@@ -35,6 +35,7 @@ BAD_ROWS = "bad_rows.parquet"
 QUARANTINE = "quarantine"
 """A folder of the rows that were set aside, as they were: Parquet files that `infer` takes like any other input."""
 _PART = re.compile(r"part-\d{5,}\.parquet")
+_BESIDE = re.compile(r"_(.+)\.manifest", re.DOTALL)
 
 RUN = f"{FOLDER}/run"
 """Below an output in an object store: what its unfinished run consists of."""
@@ -61,6 +62,14 @@ def is_sidecar(folder: Path) -> bool:
     """Whether a folder holds nothing but what describes an output, whole or half deleted."""
     ours = {MANIFEST, REPORT, BAD_ROWS, QUARANTINE, SUCCESS}
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= ours
+
+
+def described_output(folder: Path) -> Path | None:
+    """The output that a `sidecar` is about, whether or not it is there; None where the folder is something else."""
+    beside = _BESIDE.fullmatch(folder.name)
+    if not (beside or folder.name == FOLDER) or not is_sidecar(folder):
+        return None
+    return folder.with_name(beside[1]) if beside else folder.parent
 
 
 def foreign_name(names: Iterable[str]) -> str | None:

@@ -32,7 +32,7 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
 
     Args:
         path: a Parquet file, a folder of them or a glob, a model folder, the name of a model that ships, or an output
-            of `infer`; or a URI of one.
+            of `infer`; or a URI of one. A local folder of a manifest stands for the output that it is about.
         verify: read everything and check it.
         progress: told (rows read, rows in all) now and then while verifying Parquet.
 
@@ -41,6 +41,8 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
         ParquetError: the file, or each file of the folder, is not Parquet.
         ModelError: the model folder is damaged.
     """
+    from denoise_batch.inference.manifest import described_output
+
     if storage.is_remote(path):
         found = _store_output(path, verify=verify)
         return inspect_parquet(path, verify=verify, progress=progress) if found is None else found
@@ -50,6 +52,9 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
     model = local if local.is_dir() and (local / "model.json").exists() else _shipped(local)
     if model is not None:
         return _model(model)
+    described = described_output(local)
+    if described is not None:
+        local, path = described, str(described)
     output = _local_output(local, verify=verify)
     if output is not None:
         return output

@@ -61,11 +61,15 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
         raise ParquetError(f"not Parquet: {problems[0]}", hint="give a Parquet file, or a folder of them")
     first_file, first_footer = readable[0]
     schema = pa.ipc.read_schema(pa.py_buffer(first_footer.schema))
-    for file, footer in readable[1:]:
-        common = common_schema(schema, pa.ipc.read_schema(pa.py_buffer(footer.schema)))
+    for file, footer in readable:
+        own = pa.ipc.read_schema(pa.py_buffer(footer.schema))
+        common = common_schema(schema, own)
         schema = common or schema
         if common is None:
             problems.append(f"{storage.redact(file.path)}: its columns differ from those of the first file")
+        if len(set(own.names)) < len(own.names):
+            named = ", ".join(name for name, times in Counter(own.names).items() if times > 1)
+            problems.append(f"{storage.redact(file.path)}: column names stand more than once: {named}")
     groups = [rows for _, footer in readable for rows in footer.row_groups]
     rows = sum(groups)
     facts: dict[str, Any] = {
@@ -74,7 +78,8 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
         "rows": rows,
         "row_groups": {"count": len(groups), "smallest": min(groups, default=0), "largest": max(groups, default=0)},
     }
-    image = _find_image(readable, schema, facts)
+    unsampled: dict[str, str] = {}
+    image = _find_image(readable, schema, facts, unsampled)
     facts |= _storage_facts(first_file, image)
     facts["columns"] = {field.name: str(field.type) for field in schema}
     facts |= _origin(schema)
@@ -86,19 +91,28 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
         bad: Counter[str] = Counter()
         read = 0
         for file, footer in readable:
-            before = read
+            before, faults = read, len(problems)
             for done in _read_all(file, footer.rows, image, bad, problems):
                 read = before + done
                 if progress is not None:
                     progress(read, rows)
+            if len(problems) > faults:
+                unsampled.pop(file.path, None)  # the same fault
         if image is not None:
             facts["bad_rows"] = dict(bad)
+    problems += [f"{storage.redact(path)}: {reason}" for path, reason in unsampled.items()]
     return Inspection(storage.redact(path), Kind.PARQUET, facts, shortened(problems), verify)
 
 
-def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts: dict[str, Any]) -> ImageColumn | None:
-    """The image column, from samples over the whole input; adds what is known of it to the facts."""
+def _find_image(
+    readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts: dict[str, Any], unsampled: dict[str, str]
+) -> ImageColumn | None:
+    """The image column, from samples over the whole input; adds what is known of it to the facts.
+
+    And to `unsampled` each file of which a sample could not be read, with the reason.
+    """
     import numpy as np
+    import pyarrow as pa
 
     from denoise_batch.images import (
         PIXELS,
@@ -114,6 +128,8 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     from denoise_batch.inference import footers
     from denoise_batch.inference.type_changes import common_schema, widen, widened
 
+    times = Counter(schema.names)  # of columns that share a name none can be asked for by it
+    schema = pa.schema([field for field in schema if times[field.name] == 1], schema.metadata)
     places = [
         (file.path, group, tuple(schema.names))
         for file, footer in readable
@@ -121,13 +137,14 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
         if rows
     ]
     chosen = footers.spread_over(len(places), _SAMPLED_GROUPS)
-    samples = [
-        widen(sample.table, widened(sample.table.schema, schema))
-        for sample in footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS)
-        if isinstance(sample, footers.Sample)
-        and len(sample.table)
-        and common_schema(schema, sample.table.schema) is not None
-    ]
+    samples = []
+    for index, sample in zip(
+        chosen, footers.read_samples([places[index] for index in chosen], _SAMPLED_ROWS), strict=True
+    ):
+        if isinstance(sample, footers.Unreadable):
+            unsampled.setdefault(places[index][0], sample.reason)
+        elif len(sample.table) and common_schema(schema, sample.table.schema) is not None:
+            samples.append(widen(sample.table, widened(sample.table.schema, schema)))
     try:
         image = find_image_column(schema, None, joined(samples))
     except ColumnError as error:
@@ -138,7 +155,8 @@ def _find_image(readable: list[tuple[InputFile, Any]], schema: pa.Schema, facts:
     pixels = np.concatenate(found) if found else np.zeros((0, PIXELS), np.uint8)
     tone = WHITE_AND_BLACK
     try:
-        polarity = find_polarity(pixels).value if len(pixels) else "no images to tell it from"
+        nothing = "no images to tell it from" if not unsampled else "no images that could be read"
+        polarity = find_polarity(pixels).value if len(pixels) else nothing
         tone = find_tone(pixels, Polarity(polarity)) if len(pixels) else tone
     except ColumnError as error:
         polarity = f"{error.message.removeprefix('polarity is ')}; {error.hint}"

@@ -10,13 +10,13 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from denoise_batch import job
 from denoise_batch.console import PROGRAM, RESUMABLE
 from denoise_batch.errors import DenoiseBatchError, Interrupted, JobFailed, NetworkError, Terminated
 from denoise_batch.redaction import redact
-from denoise_batch.submission.jobs import state
+from denoise_batch.submission.jobs import state, whole_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -25,11 +25,16 @@ if TYPE_CHECKING:
     from denoise_batch.submission.dashboard import Cluster
     from denoise_batch.submission.jobs import JobState
 
+_T = TypeVar("_T")
+
 _POLL_SECONDS = 2.0
 _LOST_SECONDS = 120.0
 """How long a cluster may be out of reach while a job is followed."""
 _RECONNECT_SECONDS = 1.0
+_SILENT_SECONDS = 60.0
+"""A log that brings nothing for so long is taken up anew: its connection may have died without a word."""
 _LAST_WORDS_SECONDS = 10.0
+_WHOLE_LOG_SECONDS = 60.0
 _DONE_OF_ALL = re.compile(r"([\d,]+)(?: of |/)([\d,]+)")
 
 
@@ -41,6 +46,7 @@ class Transcript:
         result: lines of its stdout.
         error, hint: of the error that it ended with.
         last: the last line that was neither, for a job that never came to speak.
+        unread: why the log is not known to its end; empty where it is.
     """
 
     on_progress: Callable[[str, float | None], None]
@@ -50,6 +56,7 @@ class Transcript:
     error: str = ""
     hint: str = ""
     last: str = ""
+    unread: str = ""
 
     def take(self, line: str) -> None:
         """Takes the log's next line."""
@@ -87,7 +94,8 @@ def follow(cluster: Cluster, job_id: str, progress: Progress, *, verbose: bool) 
         DenoiseBatchError: the job failed; with its own words and exit code.
         Terminated: it was stopped.
         Interrupted: we were; the job goes on.
-        NetworkError: the cluster was out of reach for two minutes; the job may go on.
+        NetworkError: the cluster was out of reach for two minutes; the job may go on. Or it has ended, and its log
+            cannot be read; with the job's exit code where that is not 0.
     """
     other = progress.note if verbose else lambda _: None
     transcript = Transcript(progress.update, progress.note, other, [])
@@ -101,24 +109,29 @@ def follow(cluster: Cluster, job_id: str, progress: Progress, *, verbose: bool) 
         raise kind(f"no longer followed; {job_id} goes on", hint=on) from error
     except NetworkError as error:
         raise NetworkError(f"{error.message}; {job_id} may go on", hint=on) from error
-    _check_ending(ended, transcript)
+    _check_ending(ended, transcript, f"read it again with: {again} --follow {job_id}")
     return transcript
 
 
-def _check_ending(ended: JobState, transcript: Transcript) -> None:
-    """Raises what a job ended with."""
-    if ended.exit_code == 0:
+def _check_ending(ended: JobState, transcript: Transcript, unread_hint: str) -> None:
+    """Raises what a job ended with, or that it is not known."""
+    if ended.exit_code == 0 and not transcript.unread:
         return
     if ended.status == "STOPPED":
         kept = ended.id.rpartition("-")[0] in RESUMABLE
         hint = "what is done is kept: submit the same command again to go on" if kept else "submit it again"
         raise Terminated(f"{ended.id} was stopped", hint=hint)
-    if transcript.error:
+    if transcript.error and ended.exit_code:
         error = DenoiseBatchError(transcript.error, hint=transcript.hint or "submit -v shows the whole log")
+    elif transcript.unread:
+        # Of Ray's word on a failure the first line is its own, such as that a machine is gone; more may be the log's.
+        said = ended.message.strip().partition("\n")[0].partition(", last available logs")[0]
+        why = f" ({said})" if ended.exit_code and said else ""
+        error = NetworkError(f"{ended.line()}{why}; its log cannot be read: {transcript.unread}", hint=unread_hint)
     else:
         reason = transcript.last or (ended.message.strip().splitlines() or ["no reason given"])[-1]
         error = JobFailed(f"{ended.id} failed: {reason}", hint="submit -v --follow shows the whole log of the job")
-    error.exit_code = ended.exit_code or 1
+    error.exit_code = ended.exit_code or error.exit_code
     raise error
 
 
@@ -161,15 +174,16 @@ def _until_stopped(work: Coroutine[Any, Any, JobState]) -> JobState:
 async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobState:
     """Feeds a job's log to `transcript` until the job ends; takes the log up again where a connection broke."""
     lines = _Lines(transcript.take)
-    tail: asyncio.Task[None] | None = None
+    tail: asyncio.Task[bool] | None = None
     lost: float | None = None
+    known, patience = 0, _SILENT_SECONDS
     while True:
         if tail is None:
             lines.rewind()
             tail = asyncio.create_task(_tail(cluster.client, job_id, lines))
         await asyncio.wait({tail}, timeout=_POLL_SECONDS)
         try:
-            found = await _state(cluster, job_id)
+            found = await _in_thread(lambda: state(cluster, job_id))
             lost = None
         except NetworkError:
             lost = lost or time.monotonic()
@@ -181,54 +195,87 @@ async def _follow(cluster: Cluster, job_id: str, transcript: Transcript) -> JobS
                 tail = None
             continue
         if found.ended:
+            complete = False
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(tail, _LAST_WORDS_SECONDS)
+                complete = await asyncio.wait_for(tail, _LAST_WORDS_SECONDS)
+            if not complete:
+                transcript.unread = await _read_again(cluster, job_id, lines)
             lines.close()
             return found
+        if lines.taken > known:
+            known, patience = lines.taken, _SILENT_SECONDS
         if tail.done():
             tail.result()  # what is no broken connection is a fault of ours
             tail = None
             await asyncio.sleep(_RECONNECT_SECONDS)
+        elif found.status == "RUNNING" and time.monotonic() - lines.heard > patience:
+            tail.cancel()
+            await asyncio.wait({tail})
+            # Longer each time: the cluster goes on serving a log that nobody reads until the log has a line more.
+            tail, patience = None, 2 * patience
 
 
-async def _state(cluster: Cluster, job_id: str) -> JobState:
-    """How the job stands. Not `asyncio.to_thread`: a request without an answer would keep us from ending."""
-    asked: concurrent.futures.Future[JobState] = concurrent.futures.Future()
+async def _read_again(cluster: Cluster, job_id: str, lines: _Lines) -> str:
+    """Reads the log of a job that has ended in one piece; gives why it is not whole, "" where it is."""
+    try:
+        text = await asyncio.wait_for(_in_thread(lambda: whole_log(cluster, job_id)), _WHOLE_LOG_SECONDS)
+    except TimeoutError:
+        return "no answer in time"
+    except NetworkError as error:
+        return error.message
+    lines.rewind()
+    lines.add(text)
+    return "" if len(text) >= lines.taken else "the cluster no longer has all of it"
+
+
+async def _in_thread(ask: Callable[[], _T]) -> _T:
+    """What the cluster answers. Not `asyncio.to_thread`: a request without an answer would keep us from ending."""
+    asked: concurrent.futures.Future[_T] = concurrent.futures.Future()
     asked.set_running_or_notify_cancel()
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            asked.set_result(state(cluster, job_id))
+            asked.set_result(ask())
         except BaseException as error:
             asked.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     return await asyncio.wrap_future(asked)
 
 
-async def _tail(client: Any, job_id: str, lines: _Lines) -> None:
-    """The log as it comes, until it ends or the connection does."""
+async def _tail(client: Any, job_id: str, lines: _Lines) -> bool:
+    """The log as it comes, until it ends (True) or the connection does (False)."""
     import aiohttp
 
     # RuntimeError is what Ray's client makes of a connection that broke.
     with contextlib.suppress(RuntimeError, aiohttp.ClientError, OSError):
         async for text in client.tail_job_logs(job_id):
             lines.add(text)
+        return True
+    return False
 
 
 class _Lines:
-    """Whole lines out of pieces of a log. Read again from its beginning, it goes on where it was."""
+    """Whole lines out of pieces of a log. Read again from its beginning, it goes on where it was.
+
+    Attributes:
+        taken: characters of the log until now.
+        heard: when the last piece came, or the log was taken up; of the monotonic clock, in seconds.
+    """
 
     def __init__(self, take: Callable[[str], None]) -> None:
-        self._take, self._taken, self._seen, self._rest = take, 0, 0, ""
+        self._take, self.taken, self._seen, self._rest = take, 0, 0, ""
+        self.heard = time.monotonic()
 
     def rewind(self) -> None:
         self._seen = 0
+        self.heard = time.monotonic()
 
     def add(self, text: str) -> None:
-        new = text[max(0, self._taken - self._seen) :]
+        new = text[max(0, self.taken - self._seen) :]
         self._seen += len(text)
-        self._taken = max(self._taken, self._seen)
+        self.taken = max(self.taken, self._seen)
+        self.heard = time.monotonic()
         *whole, self._rest = (self._rest + new).split("\n")
         for line in whole:
             self._take(line)

@@ -69,6 +69,8 @@ def submit(cluster: Cluster, command: ParsedCommand, job_id: str, runtime_env: d
         FlagError: the runtime environment is not one.
         NetworkError: the cluster does not take it.
     """
+    import requests
+
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": _GRACE_SECONDS, **runtime_env.get("env_vars", {})}
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
         # A copy: compiled files differ from run to run, and what differs is uploaded again.
@@ -82,6 +84,8 @@ def submit(cluster: Cluster, command: ParsedCommand, job_id: str, runtime_env: d
                     runtime_env={**runtime_env, "env_vars": variables, "working_dir": folder},
                     metadata={"denoise_batch": denoise_batch.__version__},
                 )
+            except requests.RequestException:  # some are ValueErrors, and none speaks of the runtime environment
+                raise
             except (TypeError, ValueError) as error:
                 hint = "see jobs/runtime_env.yaml for one"
                 raise FlagError(f"--runtime-env: {first_line(error)}", hint=hint) from error
@@ -105,6 +109,17 @@ def state(cluster: Cluster, job_id: str) -> JobState:
             ) from error
     status, message = str(getattr(found.status, "value", found.status)), found.message or ""
     return JobState(job_id, status, _exit_code(status, found.driver_exit_code), message)
+
+
+def whole_log(cluster: Cluster, job_id: str) -> str:
+    """What a job has written until now, in one piece.
+
+    Raises:
+        NetworkError: the cluster does not give it.
+    """
+    with explained(cluster.url):
+        text: str = cluster.client.get_job_logs(job_id)
+    return text
 
 
 def _exit_code(status: str, driver: int | None) -> int | None:
