@@ -203,7 +203,7 @@ class Place:
 
     def left_over(self) -> list[str]:
         """What stands beside a finished output, and should not."""
-        mine = {self.out.name} | ({manifest.file_sidecar(self.out).name} if self.scenario.single else set())
+        mine = {self.out.name} | ({publishing.file_sidecar(self.out).name} if self.scenario.single else set())
         return sorted(path.name for path in self.root.iterdir() if path.name not in mine)
 
 

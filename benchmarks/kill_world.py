@@ -19,6 +19,7 @@ from fault_steps import IMAGE, digests, forked, source_of, without_ray, write_so
 from kill_runs import Driver, kill, kill_session, name_of, orphans, wait_for
 
 import denoise_batch
+from denoise_batch import publishing
 from denoise_batch.images import decode
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference import manifest
@@ -232,7 +233,7 @@ class Run:
             tally.byte_differences += len(differing)
             if differing:
                 fault(f"not the bytes of an undisturbed run: {sorted(differing)}")
-        mine = {self.out.name} | ({manifest.file_sidecar(self.out).name} if self.single else set())
+        mine = {self.out.name} | ({publishing.file_sidecar(self.out).name} if self.single else set())
         left = sorted(path.name for path in self.root.iterdir() if path.name not in mine)
         tally.strays += len(left)
         if left:

@@ -137,7 +137,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
     listing = list_inputs(settings.inputs)
     publishing.check_apart(settings.output, listing)
     # White noise and blur are the same for dark ink on white as for light on dark, so the polarity may stay what it is.
-    plan = make_plan(listing.files, settings.column, Polarity.LIGHT_ON_DARK, SIGMA)
+    plan = make_plan(listing.files, settings.column, Polarity.LIGHT_ON_DARK)
     schema = _output_schema(plan, settings)
 
     # All that can be refused has been: only now torch, which takes seconds to load.
@@ -213,10 +213,14 @@ def _noisy_column(settings: CorruptSettings) -> ImageColumn:
 
 def _output_schema(plan: Plan, settings: CorruptSettings) -> pa.Schema:
     others = [name for name in plan.schema.names if name != plan.column.name]
-    for name in (IMAGE, CLEAN, SIGMA, NOISE):
-        if name in others:
+    for name in others:
+        # Readers such as DuckDB do not tell names apart by case.
+        written = next((made for made in (IMAGE, CLEAN, SIGMA, NOISE) if made.casefold() == name.casefold()), None)
+        if written is not None:
+            case = "" if written == name else f" as {written!r}, and many readers do not tell them apart"
             raise ColumnError(
-                f"the input has a column {name!r}, which `corrupt` writes", hint=f"rename or drop the column {name!r}"
+                f"the input has a column {name!r}, which `corrupt` writes{case}",
+                hint=f"rename or drop the column {name!r}",
             )
     fields: list[pa.Field] = []
     for field in plan.schema:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from denoise_batch.errors import OutputError, OutputExists
-from denoise_batch.storage import is_uri, redact
+from denoise_batch.storage import is_uri, is_utf8, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems say that have neither."""
+_MANIFEST = "_denoise_batch/manifest.json"
+"""Stands in a folder that is an output of `infer`."""
 
 
 def _rename_with(flags: int, source: Path, target: Path) -> None:
@@ -89,12 +92,36 @@ def publish_described(data: Path, out: Path, description: Path, beside: Path, *,
         raise
 
 
+def file_sidecar(out: Path) -> Path:
+    """The folder beside a single file OUT of `infer` that describes it.
+
+    No `=` is in its name, which would make a partition of it for readers that otherwise skip names with `_` in front;
+    two files never share one.
+    """
+    name = re.sub("%(?=(25)*3D)", "%25", out.name).replace("=", "%3D")
+    return out.with_name(f"_{name}.manifest")
+
+
+def described_by(folder: Path) -> Path | None:
+    """The single file that a folder of such a name describes, whether or not it is there; None for another name."""
+    found = re.fullmatch(r"_(.+)\.manifest", folder.name, re.DOTALL)
+    if found is None:
+        return None
+    name = re.sub("%(25)*3D", lambda escaped: "=" if escaped[0] == "%3D" else f"%{escaped[0][3:]}", found[1])
+    return folder.with_name(name)
+
+
+def former_sidecar(out: Path) -> Path | None:
+    """Where that folder stood before, of a file with `=` in its name; None of others."""
+    return out.with_name(f"_{out.name}.manifest") if "=" in out.name else None
+
+
 def check_output_file(output: Path, *, overwrite: bool) -> None:
     """Refuses an output file that cannot be written; missing folders above it are no reason.
 
     Raises:
         OutputError: it is a folder or a device, exists without `overwrite`, or has a name that cannot be; or its folder
-            is a file or not writable.
+            is a file or not writable; or it would make a finished output of `infer` a faulty one.
     """
     if is_uri(str(output)):
         raise OutputError(f"{redact(str(output))} is not a local path", hint="write a local file, then copy it")
@@ -106,14 +133,44 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output} is no file that could be replaced", hint="give the name of a file")
     if os.path.lexists(output) and not overwrite:
         raise output_exists(output)
-    try:
-        str(output).encode()
-    except UnicodeEncodeError as error:
-        raise OutputError(
-            f"output {redact(str(output))}: its path is not UTF-8, and PyArrow opens no other", hint="give another name"
-        ) from error
+    check_utf8(output)
     check_name(output, [output.with_name(f".{output.name}.{'x' * 8}")])
     check_parent(output)
+    check_outside_outputs(output)
+    for beside in (file_sidecar(output), former_sidecar(output)):
+        if beside is not None and os.path.isdir(beside):  # noqa: PTH112 (no error of a name that is too long)
+            raise OutputError(
+                f"{output} has a manifest of infer beside it, {beside.name}, which would not be true of the new file",
+                hint="move both away, or give another output",
+            )
+
+
+def check_outside_outputs(output: Path) -> None:
+    """Refuses an output in a finished output folder of `infer`, which would be faulty with it.
+
+    Raises:
+        OutputError: it lies in one, at any depth.
+    """
+    # Links followed: the file appears where they lead.
+    parent = Path(os.path.realpath(output.parent))
+    for folder in (parent, *parent.parents):
+        if os.path.isfile(folder / _MANIFEST):  # noqa: PTH113 (no error where we may not look)
+            raise OutputError(
+                f"{output} lies in {folder}, an output of infer, which would be faulty with it",
+                hint="give an output outside it",
+            )
+
+
+def check_utf8(output: Path) -> None:
+    """Refuses an output whose path holds other bytes than text.
+
+    Raises:
+        OutputError: it does.
+    """
+    if not is_utf8(str(output)):
+        raise OutputError(
+            f"output {redact(str(output))}: its path is not UTF-8, and PyArrow opens no other", hint="give another name"
+        )
 
 
 def check_apart(output: Path, listing: Listing, *, beside: Sequence[Path] = ()) -> None:

@@ -61,7 +61,8 @@ def locate(path: str) -> tuple[Any, str]:
     Spaces and letters beyond ASCII need not be percent-encoded in a URI.
 
     Raises:
-        FlagError: the URI cannot be understood, or its scheme is unknown.
+        FlagError: the URI cannot be understood, its scheme is unknown, or it is of a store and names no bucket, or a
+            key with an empty part.
         MissingFileError: its store does not answer.
     """
     from pyarrow import fs
@@ -74,17 +75,30 @@ def locate(path: str) -> tuple[Any, str]:
     if "#" in path:
         # pyarrow would leave out what follows, and read or write something else.
         raise FlagError(f"{redact(path)} has a # in it, where a URI ends", hint="write %23 for a # in a name")
+    if not is_utf8(path):
+        raise FlagError(f"{redact(path)} is not UTF-8, as a URI is", hint="give another name")
     start = scheme.group(0).lower()
+    if start.startswith(_STORES) and start not in _STORES:
+        raise _without_bucket(path)
     uri = start + _NOT_IN_A_URI.sub(lambda found: urllib.parse.quote(found.group()), path[len(start) :])
     if start not in _STORES:
         return _from_uri(uri, path)
     address, question, query = uri.partition("?")
     authority, _, key = address[len(start) :].partition("/")
+    key = urllib.parse.unquote(key.rstrip("/"))
+    if not authority.rpartition("@")[2]:
+        raise _without_bucket(path)
+    if key and "" in key.split("/"):
+        # Stores may have such keys; pyarrow opens none.
+        raise FlagError(f"{redact(path)} has an empty part", hint="write one slash, not two: s3://bucket/a/b")
     if start == "s3://" and _AT_ONCE not in query:
         question, query = "?", f"{query}&{_AT_ONCE}".lstrip("&")
     filesystem, bucket = _store(f"{start}{authority}{question}{query}", path)
-    key = urllib.parse.unquote(key.rstrip("/"))
     return filesystem, f"{bucket}/{key}" if key else bucket
+
+
+def _without_bucket(path: str) -> FlagError:
+    return FlagError(f"{redact(path)} names no bucket", hint="write it behind two slashes: s3://bucket/x")
 
 
 def _store(uri: str, given: str) -> tuple[Any, str]:
@@ -153,6 +167,15 @@ def ask_about(filesystem: Any, what: Any, given: str) -> Any:
         raise MissingFileError(
             f"{redact(given)} cannot be looked at: {reason}", hint="check the address, the network and the credentials"
         ) from None
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path is text: on disks names may be any bytes, which neither PyArrow nor Ray takes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def safe_partition(part: str) -> bool:

@@ -250,6 +250,11 @@ def test_requests_that_cannot_be_met(tmp_path: Path, digits: Any, write_images: 
     taken = write_images(tmp_path / "taken.parquet", digits[0], clean=pa.nulls(300))
     with pytest.raises(ColumnError, match="'clean'"):
         run(taken, tmp_path / "out.parquet")
+    for name in ("Clean", "SIGMA", "Noise"):
+        taken = write_images(tmp_path / "taken.parquet", digits[0], **{name: pa.nulls(300, pa.float32())})
+        with pytest.raises(ColumnError, match=f"column '{name}', which .* as '{name.lower()}'") as caught:
+            run(taken, tmp_path / "out.parquet")
+        assert caught.value.hint == f"rename or drop the column '{name}'"
     assert not (tmp_path / "out.parquet").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -148,3 +149,12 @@ def test_single_pictures_stand_three_abreast(tmp_path: Path) -> None:
     width, height = _size(tmp_path / "a.png")
     assert width == pytest.approx(771, abs=2)
     assert height == pytest.approx((0.95 + 3 * 1.07 + 0.4) * 100, abs=2)
+
+
+def test_names_of_any_bytes_are_drawn(tmp_path: Path) -> None:
+    name = os.fsdecode(b"model-\xff")
+    metric_curves(_evaluation(name), tmp_path / "curves.png")
+    tile = Tile("row", (np.zeros((28, 28), np.float32),))
+    contact_sheet(tmp_path / "a.png", [Section("rows", (tile,))], columns=("image",), title=name, own_range=(True,))
+    metric_curves(_evaluation(r"model-\udcff"), tmp_path / "escaped.png")
+    assert (tmp_path / "curves.png").read_bytes() == (tmp_path / "escaped.png").read_bytes()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from fault_steps import without_ray
+from fault_steps import without_ray, write_source
 
 from denoise_batch import publishing
 from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
@@ -286,7 +286,7 @@ def test_metadata_that_a_joined_file_cannot_keep_is_named(
     )
     schema = pq.read_schema(tmp_path / "out")
     assert (schema.field("place").metadata, schema.metadata[b"source"]) == ({b"crs": b"EPSG:4326"}, b"scanner 0")
-    said = json.loads((manifest.file_sidecar(tmp_path / "out") / manifest.REPORT).read_text())
+    said = json.loads((publishing.file_sidecar(tmp_path / "out") / manifest.REPORT).read_text())
     assert said["metadata_of_first"] == report.metadata_of_first
     # Where each file is a part of its own nothing is lost, nor of one file.
     assert ask([str(tmp_path / "in")], OutputShape.DIRECTORY).metadata_of_first == []
@@ -438,3 +438,26 @@ def test_the_report_and_manifest_are_json(tmp_path: Path) -> None:
     out = build(tmp_path, bad=False)
     assert json.loads((out / "_denoise_batch" / "report.json").read_text()) == {"rate": 1.0}
     assert not (out / "_denoise_batch" / "bad_rows.parquet").exists()
+
+
+def test_a_file_whose_name_looks_like_a_partition_leaves_its_folder_readable(tmp_path: Path) -> None:
+    """Spark reads `_date=1.parquet.manifest/` as a partition, so that the folder of such an output was refused."""
+    source, folder = write_source(tmp_path / "in", 1, 9, 0, bad=True), tmp_path / "days"
+    folder.mkdir()
+    out = folder / "date=1.parquet"
+    settings = InferSettings((str(source),), str(out), max_bad=1.0, shape=OutputShape.SINGLE_FILE)
+    described = folder / "_date%3D1.parquet.manifest"
+    with without_ray():
+        infer(settings)
+    assert sorted(folder.iterdir()) == [described, out]
+    assert [file.path for file in list_inputs([str(folder)]).files] == [str(out)]
+    assert pq.read_table(folder).num_rows == 9
+    former = described.rename(folder / "_date=1.parquet.manifest")  # as it was called before
+    assert manifest.sidecar(out) == former
+    assert manifest.verify(out) == []
+    with without_ray():
+        assert infer(settings).already_complete
+        infer(replace(settings, overwrite=True))
+    assert sorted(folder.iterdir()) == [described, out]
+    assert manifest.sidecar(out) == described
+    assert manifest.verify(out) == []

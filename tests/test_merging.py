@@ -19,6 +19,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
+from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import Polarity
 from denoise_batch.inference import infer as module
@@ -146,7 +147,7 @@ def test_a_copy_of_a_single_file_is_verified_itself_not_the_file_that_it_was(tmp
     source, out, copy = write_source(tmp_path / "in", 1, 24, 0), tmp_path / "out.parquet", tmp_path / "copy.parquet"
     with without_ray():
         infer(InferSettings((str(source),), str(out), shape=OutputShape.SINGLE_FILE))
-    shutil.copytree(manifest.file_sidecar(out), manifest.file_sidecar(copy))
+    shutil.copytree(publishing.file_sidecar(out), publishing.file_sidecar(copy))
     assert manifest.verify(copy) == [f"{copy} is missing"]
     content = bytearray(out.read_bytes())
     copy.write_bytes(content)

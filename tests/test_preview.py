@@ -312,3 +312,13 @@ def test_a_picture_does_not_replace_the_data(tmp_path: Path, columns: dict[str, 
             preview(path, picture)
     assert (folder / "000000_0").read_bytes() == before
     preview(str(folder), folder / "sheet.png")
+
+
+def test_a_picture_is_not_put_into_a_finished_output(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    out = tmp_path / "out"
+    (out / "_denoise_batch").mkdir(parents=True)
+    (out / "_denoise_batch" / "manifest.json").touch()
+    pq.write_table(pa.table(columns), out / "part-00000.parquet")
+    with pytest.raises(OutputError, match="an output of infer"):
+        preview(str(out), out / "sheet.png")
+    assert not (out / "sheet.png").exists()

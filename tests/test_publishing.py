@@ -229,3 +229,46 @@ def test_names_that_no_output_can_have_are_refused_before_any_work(tmp_path: Pat
     with pytest.raises(OutputError, match="too long: 255 bytes"):
         publishing.check_output_file(tmp_path / ("x" * 255), overwrite=False)
     publishing.check_output_file(tmp_path / ("x" * 245), overwrite=False)
+
+
+def test_what_describes_a_file_is_no_partition_and_each_files_own(tmp_path: Path) -> None:
+    names = ["a.parquet", "a=b.parquet", "a%3Db.parquet", "a%253Db.parquet", "50%.parquet", "=", "%=", "%%3D", "%3D"]
+    found = {publishing.file_sidecar(tmp_path / name).name for name in names}
+    assert len(found) == len(names)
+    assert not any("=" in name for name in found)
+    assert {"_a.parquet.manifest", "_a%3Db.parquet.manifest", "_50%.parquet.manifest"} <= found
+    for name in names:
+        assert publishing.described_by(publishing.file_sidecar(tmp_path / name)) == tmp_path / name
+    assert publishing.described_by(tmp_path / "_a=b.parquet.manifest") == tmp_path / "a=b.parquet"
+    assert publishing.described_by(tmp_path / "a.manifest") is None
+
+
+@pytest.mark.parametrize("beside", ["_k%3Dv.parquet.manifest", "_k=v.parquet.manifest"])
+def test_a_manifest_of_infer_is_not_left_beside_another_file(tmp_path: Path, beside: str) -> None:
+    output, described = tmp_path / "k=v.parquet", tmp_path / beside
+    described.mkdir()
+    (described / "_SUCCESS").touch()
+    for there in (False, True):
+        if there:
+            output.touch()
+        with pytest.raises(OutputError, match=f"has a manifest of infer beside it, {beside}, which") as caught:
+            publishing.check_output_file(output, overwrite=True)
+        assert "move both away" in caught.value.hint
+    publishing.check_output_file(tmp_path / "other.parquet", overwrite=False)
+    publishing.check_output_file(tmp_path / ("=" * 245), overwrite=False)  # too long a name for a manifest beside it
+
+
+def test_a_file_in_a_finished_output_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "_denoise_batch").mkdir(parents=True)
+    (out / "year=1").mkdir()
+    (tmp_path / "link").symlink_to(out / "year=1")
+    within = [out / "a", out / "year=1" / "a", out / "new" / "a", out / "_denoise_batch" / "a", tmp_path / "link" / "a"]
+    for output in within:
+        publishing.check_output_file(output, overwrite=False)
+    (out / "_denoise_batch" / "manifest.json").touch()
+    for output in within:
+        with pytest.raises(OutputError, match=f"lies in {out}, an output of infer") as caught:
+            publishing.check_output_file(output, overwrite=True)
+        assert "outside" in caught.value.hint
+    publishing.check_output_file(tmp_path / "a", overwrite=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
-from denoise_batch.errors import ColumnError, DenoiseBatchError, JobFailed, OutputError, ResumeError
+from denoise_batch.bundle import SHIPPED_FOLDER
+from denoise_batch.errors import ColumnError, DenoiseBatchError, FlagError, JobFailed, OutputError, ResumeError
 from denoise_batch.images import Polarity
 from denoise_batch.inference import assembly
 from denoise_batch.inference.denoise_unit import OnBadRow
@@ -265,3 +267,24 @@ def test_a_name_that_leaves_no_room_for_those_beside_it_is_refused(tmp_path: Pat
             look(settings)
         assert "at most 235:" in caught.value.hint
         assert caught.value.exit_code == 2
+
+
+def test_names_that_are_not_utf8_are_refused_before_anything_is_made(tmp_path: Path, source: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"bad\xff")
+    for look in (infer, dry_run):
+        with pytest.raises(OutputError, match="its path is not UTF-8"):
+            look(InferSettings((str(source),), str(odd)))
+    shutil.copytree(SHIPPED_FOLDER, odd)
+    for look in (infer, dry_run):
+        with pytest.raises(FlagError, match=r"model folder .* is not UTF-8") as caught:
+            look(InferSettings((str(source),), str(tmp_path / "out"), model=odd))
+        assert "--model" in caught.value.hint
+    assert {path.name for path in tmp_path.iterdir()} == {"in", odd.name}
+
+
+def test_an_output_within_another_is_refused(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out" / "_denoise_batch").mkdir(parents=True)
+    (tmp_path / "out" / "_denoise_batch" / "manifest.json").touch()
+    with pytest.raises(OutputError, match=f"lies in {tmp_path / 'out'}, an output of infer"):
+        check(source, tmp_path / "out" / "more" / "a.parquet")
+    assert check(source, tmp_path / "out", overwrite=True) == tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +61,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("scheme", ["s3", "gs", "gcs"])
 def test_keys_are_what_pyarrow_makes_of_uris(scheme: str) -> None:
-    for rest in ("b", "b/", "b/x", "b/x/", "b//x", "b/a//b", "b/a%20b/c", "b/a+b", "b/%C3%A4", "b/t=10:30@,(1)"):
+    for rest in ("b", "b/", "b/x", "b/x/", "b/x//", "b/a%20b/c", "b/a+b", "b/%C3%A4", "b/t=10:30@,(1)"):
         uri = f"{scheme}://{rest}"
         assert storage.locate(uri)[1] == fs.FileSystem.from_uri(uri)[1].rstrip("/")
     assert storage.locate(f"{scheme}://b/my notes/ä")[1] == "b/my notes/ä"  # which pyarrow does not take
@@ -112,3 +113,24 @@ def test_a_store_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPa
     with pytest.raises(FlagError, match=r"^cannot open s3://asked/x: Unexpected query"):
         storage.locate("s3://asked/x?x=1")
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("uri", ["s3://b//x", "gs://b/a//b.parquet", "s3://b/a%2F%2Fb", "gcs://b/a/%2Fb", "s3://b/%2F"])
+def test_keys_that_pyarrow_does_not_open_are_refused(uri: str) -> None:
+    with pytest.raises(FlagError, match="has an empty part") as caught:
+        storage.locate(uri)
+    assert uri in caught.value.message
+    assert "one slash" in caught.value.hint
+
+
+@pytest.mark.parametrize("uri", ["s3://", "gs://?project_id=x", "s3:///x", "gs:////", "s3://KEY:SECRET@/x"])
+def test_a_uri_without_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(FlagError, match="names no bucket") as caught:
+        storage.locate(uri)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://b/x", "file:///x"])
+def test_a_uri_is_text(uri: str) -> None:
+    with pytest.raises(FlagError, match="is not UTF-8"):
+        storage.locate(uri + os.fsdecode(b"\xff"))

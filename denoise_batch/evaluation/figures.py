@@ -187,6 +187,11 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
         figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
 
 
+def _drawable(name: str) -> str:
+    """A name as text: those of folders may hold any bytes, which matplotlib does not draw."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _curves(axis: Axes, x: Sequence[float], drawn: dict[str, list[float]], evaluation: Evaluation) -> None:
     """A line for each method. The limits are set for decibels: lines of more than `_HIGHEST_DB` leave the picture."""
     models = [model["method"] for model in evaluation.models]
@@ -205,7 +210,8 @@ def _curves(axis: Axes, x: Sequence[float], drawn: dict[str, list[float]], evalu
             else {"linewidth": 1.2, "color": "0.5", "linestyle": "--", "marker": marks[method], "markersize": 4.5}
         )
         values = [value if np.isfinite(value) else float("nan") for value in drawn[method]]
-        axis.plot(x, values, label=f" {method}" if method.startswith("_") else method, **style)  # else left out
+        name = _drawable(method)
+        axis.plot(x, values, label=f" {name}" if name.startswith("_") else name, **style)  # else left out
         above = [(place, value) for place, value in zip(x, values, strict=True) if value > top] if model else []
         for place, value in above:
             below = (0, -4 - 12 * models.index(method))
@@ -310,7 +316,9 @@ def contact_sheet(
         axis.set_xlim(0.0, width)
         axis.set_ylim(height, 0.0)  # downwards, in inches
         axis.set_autoscale_on(False)  # each imshow would move the limits to its own picture
-        axis.text(_MARGIN, 0.28, _fit(title, width - 2 * _MARGIN, 0.088), fontsize=11, va="center", weight="bold")
+        axis.text(
+            _MARGIN, 0.28, _fit(_drawable(title), width - 2 * _MARGIN, 0.088), fontsize=11, va="center", weight="bold"
+        )
         for index, section in enumerate(sections):
             left = _MARGIN + index * (block + _MARGIN)
             axis.text(left, 0.57, _fit(section.heading, block, 0.08), fontsize=10, va="center")

@@ -23,7 +23,7 @@ from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly, store_publishing
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
-from denoise_batch.inference.manifest import file_sidecar
+from denoise_batch.inference.manifest import is_sidecar
 from denoise_batch.inference.merging import merge
 from denoise_batch.inference.pool_size import PoolSize, pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
@@ -174,7 +174,7 @@ class _Job:
             merged = merge(run, self.output, compression) if len(run.plan) > 1 else None
             report = replace(report, metadata_of_first=assembly.metadata_of_first(run))
             data, described = assembly.build_file(run, self.output, compression, report.to_json(), merged)
-            sidecar = file_sidecar(run.out)
+            sidecar = publishing.file_sidecar(run.out)
             publishing.publish_described(data, run.out, described, sidecar, overwrite=self.settings.overwrite)
         else:
             built = assembly.build_folder(run, self.output, compression, report.to_json())
@@ -185,9 +185,11 @@ class _Job:
     def tidy(self) -> None:
         """Deletes what is no longer needed once OUT is shown."""
         if isinstance(self.run, RunFolder):
-            sidecar = file_sidecar(self.run.out)
+            sidecar, former = publishing.file_sidecar(self.run.out), publishing.former_sidecar(self.run.out)
             if not self.request.single:
                 publishing.remove(sidecar)  # of a single file that stood here before
+            if former is not None and is_sidecar(former):
+                publishing.remove(former)
             for path in (self.run.out, sidecar):
                 publishing.remove(publishing.replaced(path))
         self.run.discard()

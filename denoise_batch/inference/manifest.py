@@ -2,7 +2,8 @@
 
 A folder OUT holds `part-*.parquet` (below hive folders, if the input had any), `_SUCCESS` and `_denoise_batch/` with
 `manifest.json`, `report.json` and, where rows were bad, `bad_rows.parquet`. For a single file OUT the latter stand in
-`_OUT.manifest/` beside it. PyArrow skips both names. `_SUCCESS` holds the manifest's digest. Made by `assembly`.
+`_OUT.manifest/` beside it, `%3D` for every `=`. Readers skip both names. `_SUCCESS` holds the manifest's digest. Made
+by `assembly`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import xxhash
 from denoise_batch.errors import first_line
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.output_file import file_digest
+from denoise_batch.publishing import described_by, file_sidecar, former_sidecar
 from denoise_batch.storage import safe_partition
 from denoise_batch.store_prefix import StorePrefix
 
@@ -35,7 +37,6 @@ BAD_ROWS = "bad_rows.parquet"
 QUARANTINE = "quarantine"
 """A folder of the rows that were set aside, as they were: Parquet files that `infer` takes like any other input."""
 _PART = re.compile(r"part-\d{5,}\.parquet")
-_BESIDE = re.compile(r"_(.+)\.manifest", re.DOTALL)
 
 RUN = f"{FOLDER}/run"
 """Below an output in an object store: what its unfinished run consists of."""
@@ -45,12 +46,10 @@ IDENTITY = f"{RUN}/identity.json"
 
 def sidecar(out: Path) -> Path:
     """The folder that holds the manifest: inside of a folder OUT, beside a file OUT."""
-    return out / FOLDER if out.is_dir() else file_sidecar(out)
-
-
-def file_sidecar(out: Path) -> Path:
-    """The folder beside a single file OUT."""
-    return out.with_name(f"_{out.name}.manifest")
+    if out.is_dir():
+        return out / FOLDER
+    beside, former = file_sidecar(out), former_sidecar(out)
+    return former if former is not None and former.is_dir() and not beside.is_dir() else beside
 
 
 def manifest_of(out: Path | StorePrefix) -> str:
@@ -66,10 +65,8 @@ def is_sidecar(folder: Path) -> bool:
 
 def described_output(folder: Path) -> Path | None:
     """The output that a `sidecar` is about, whether or not it is there; None where the folder is something else."""
-    beside = _BESIDE.fullmatch(folder.name)
-    if not (beside or folder.name == FOLDER) or not is_sidecar(folder):
-        return None
-    return folder.with_name(beside[1]) if beside else folder.parent
+    described = folder.parent if folder.name == FOLDER else described_by(folder)
+    return described if described is not None and is_sidecar(folder) else None
 
 
 def foreign_name(names: Iterable[str]) -> str | None:
@@ -176,7 +173,7 @@ def verify(out: Path | StorePrefix) -> list[str]:
         return list(_faults(_StoreFiles(out), f"{FOLDER}/", SUCCESS))
     if out.is_dir():
         return list(_faults(_LocalFiles(out, out), f"{FOLDER}/", SUCCESS))
-    folder = file_sidecar(out)
+    folder = sidecar(out)
     return list(
         _faults(_LocalFiles(out.parent, folder), f"{folder.name}/", f"{folder.name}/{SUCCESS}", single=out.name)
     )

@@ -137,6 +137,11 @@ def look_at(settings: InferSettings) -> Request:
     _check(settings)
     refuse_unsafe_switches()
     bundle = find_bundle(settings.model)
+    if not storage.is_utf8(str(bundle.folder.absolute())):
+        raise FlagError(
+            f"model folder {bundle.folder.absolute()}: its path is not UTF-8, and Ray hands on no other",
+            hint="rename or copy it, and name it with --model",
+        )
     settings.extras.check(bundle)
     listing = list_inputs(settings.inputs)
     remote = storage.is_remote(settings.output)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import publishing, storage
 from denoise_batch.errors import OutputError, RequestError, ResumeError, first_line
 from denoise_batch.inference.ledger import Ledger, Receipt
-from denoise_batch.inference.manifest import file_sidecar, foreign_name, is_shown, is_sidecar
+from denoise_batch.inference.manifest import foreign_name, is_shown, is_sidecar
 from denoise_batch.inference.plan import Plan
 from denoise_batch.output_file import file_digest
 
@@ -112,18 +112,22 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
 
     Raises:
         OutputExists: it does.
-        OutputError: its name is too long; it lies inside an input; it, or what goes along with it, holds an input;
-            its folder cannot be written.
+        OutputError: its path is not UTF-8; its name is too long; it lies inside an input or another output; it, or what
+            goes along with it, holds an input; its folder cannot be written.
     """
     path = output_path(out)
-    sidecar = file_sidecar(path)
+    sidecar = publishing.file_sidecar(path)
     # Rows that were set aside are an input like any other, and the only copy of them may lie in one of these.
-    beside = (sidecar, work_folder(path), _discarded(path), publishing.replaced(path), publishing.replaced(sidecar))
+    beside = [sidecar, work_folder(path), _discarded(path), publishing.replaced(path), publishing.replaced(sidecar)]
+    former = publishing.former_sidecar(path)
+    beside += [former] if former is not None else []
+    publishing.check_utf8(path)
     publishing.check_name(path, beside)
     if path.is_symlink():
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     publishing.check_apart(path, listing, beside=beside)
     publishing.check_parent(path)
+    publishing.check_outside_outputs(path)
     if os.path.lexists(sidecar) and not is_sidecar(sidecar):
         raise OutputError(
             f"{sidecar}, where the manifest of a single file goes, is not what infer wrote", hint="remove or rename it"
