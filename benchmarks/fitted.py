@@ -83,11 +83,25 @@ def two_blurs(clean: Tensor) -> Tensor:
     return torch.cat([blurred(0.8, 0.8)(clean)[:, :14], blurred(1.2, 1.2)(clean)[:, 14:]], dim=1)
 
 
-def dusty(clean: Tensor, generator: torch.Generator) -> Tensor:
+def dusty(degrade: Callable[[Tensor], Tensor]) -> Scan:
     """Ten pixels of full ink, anywhere."""
-    scans = clip_to_uint8(blurred(0.8, 0.8)(clean)).flatten(1)
-    places = torch.rand(scans.shape, generator=generator).topk(10, dim=1).indices
-    return scans.scatter(1, places, 1.0).view(clean.shape)
+
+    def scan(clean: Tensor, generator: torch.Generator) -> Tensor:
+        scans = clip_to_uint8(degrade(clean)).flatten(1)
+        places = torch.rand(scans.shape, generator=generator).topk(10, dim=1).indices
+        return scans.scatter(1, places, 1.0).view(clean.shape)
+
+    return scan
+
+
+def struck(degrade: Callable[[Tensor], Tensor]) -> Scan:
+    """Every tenth pixel black or white."""
+
+    def scan(clean: Tensor, generator: torch.Generator) -> Tensor:
+        lots = torch.rand(clean.shape, generator=generator)
+        return torch.where(lots < 0.1, (lots < 0.05).float(), clip_to_uint8(degrade(clean)))
+
+    return scan
 
 
 DISK = (np.hypot(*np.mgrid[-2:3, -2:3]) <= 1.6).astype(float)
@@ -115,7 +129,10 @@ SCANS: dict[str, Scan] = {
     "blur of 0.8 above, 1.2 below": plain(two_blurs),
     "blur of 2.5": noisy(2.5),
     "blur of 3": noisy(3.0),
-    "blur of 0.8, 10 pixels of dust": dusty,
+    "blur of 0.8, 10 pixels of dust": dusty(blurred(0.8, 0.8)),
+    "14 × 14 pixels, enlarged, 10 pixels of dust": dusty(enlarged),
+    "blur of 0.8 above, 1.2 below, 10% salt and pepper": struck(two_blurs),
+    "moved by 5 pixels askew": plain(filtered(np.eye(5)[::-1])),
     "blur of 0.7, JPEG of quality 75": lambda clean, _: jpeg(75)(blurred(0.7, 0.7)(clean)),
     "JPEG of quality 75": lambda clean, _: jpeg(75)(clean),
     "blur of 0.7, ink of 90%, noise 0.01": plain(lambda clean: 0.9 * blurred(0.7, 0.7)(clean), 0.01),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from denoise_batch.bundle import Bundle
     from denoise_batch.models.network import DenoisingNetwork
 
+DEVICES: Final = ("auto", "cpu", "cuda")
 CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks that `freed_memory` keeps
 INTEGER_BATCH = 1024  # whose activations take a quarter of the bytes
 CUDA_BATCH = MOST_ROWS  # fills a GPU
@@ -78,7 +79,7 @@ class Denoiser:
         FlagError: `cuda` was asked for and there is none.
         ModelError: the weights do not fit.
         ResourceExhausted: the GPU has no memory for them.
-        ValueError: the batch is below 1.
+        ValueError: the batch is below 1; another device or precision.
     """
 
     def __init__(
@@ -93,6 +94,9 @@ class Denoiser:
     ) -> None:
         if batch is not None and batch < 1:
             raise ValueError(f"a batch of {batch} images; at least 1")
+        if device not in DEVICES:  # "cuda:1" too: which GPU is the current one, CUDA_VISIBLE_DEVICES says
+            raise ValueError(f"device {device!r}: one of {', '.join(DEVICES)}")
+        precision = Precision(precision)
         if threads is not None:
             torch.set_num_threads(threads_here(threads))
         if device == "cuda" and not torch.cuda.is_available():
@@ -117,6 +121,7 @@ class Denoiser:
                 ) from error
             raise
         on_cpu = INTEGER_BATCH if self.model.computes_in_integers else CPU_BATCH
+        self._bundle = bundle
         self._most_blur = bundle.most_blur if fit else None
         self.batch = batch or (CUDA_BATCH if self.device.type == "cuda" else on_cpu)
         self._passes: dict[tuple[str, str, Polarity, ExtraColumns], CudaPass] = {}
@@ -143,11 +148,11 @@ class Denoiser:
     def run(self, noisy: Pixels, extras: ExtraColumns = NO_EXTRAS) -> Denoised:
         """Denoises as a call does, and gives what else is asked for, out of the same forward pass.
 
-        The model must have it (`ExtraColumns.check`).
-
         Raises:
+            FlagError: the model does not say it (`ExtraColumns.check`).
             ValueError, ResourceExhausted: as a call does.
         """
+        extras.check(self._bundle)
         if noisy.dtype.kind == "f" and noisy.size and np.median(peaks_of(noisy.reshape(len(noisy), -1))) > FAR_OUTSIDE:
             raise ValueError(f"values up to {noisy.max():.6g}: floats are 0..1, uint8 is 0..255")
         made = self._run(noisy, Polarity.LIGHT_ON_DARK, "float32", extras)
@@ -215,7 +220,7 @@ class Denoiser:
                     else:
                         _fill(made, answer, start, len(pixels))
                     start += len(part)
-                    if sum(len(one.rows) for one in waiting) >= AT_A_TIME:  # few are slow, and many take memory
+                    if sum(len(one.rows) for one in waiting) >= AT_A_TIME:
                         self._fit(waiting, made, dtype, polarity)
                         waiting = []
                     continue
@@ -269,10 +274,11 @@ class Denoiser:
         if not waiting:
             return
         assert self._most_blur is not None  # nothing waits else
-        for rows, values in fits(waiting, self._most_blur):
-            for name, array in _shown(values, polarity, dtype).items():
-                if name in made:
-                    made[name][rows] = array
+        for fitted in fits(waiting, self._most_blur):
+            for name, array in _shown({"pixels": fitted.pixels}, polarity, dtype).items():
+                made[name][fitted.rows] = array
+            if "psnr" in made:
+                made["psnr"][fitted.tried] = fitted.psnr.cpu().numpy()
 
     def _pass(self, taken: str, given: str, polarity: Polarity, extras: ExtraColumns) -> CudaPass:
         """The GPU's pass for pixels of this form, made when it is first asked for."""

@@ -1,7 +1,7 @@
 """A network's pass, and the images with little noise that come of it fitted to their scans, however many there are.
 
 made, candidates = seen(model, images, may, extras)          # of a batch
-for rows, values in fits([candidates, ...], most_blur):        # of several batches together: few are slow
+for fitted in fits([candidates, ...], most_blur):            # of several batches together: few are slow
     ...
 """
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from denoise_batch.extra_columns import ExtraColumns
     from denoise_batch.models.network import DenoisingNetwork, Known
 
-AT_A_TIME: Final = 256
-"""Images that are fitted at a time, so that they stay near a core."""
+AT_A_TIME: Final = 512
+"""Images that are fitted at a time: fewer are slow, and more take memory."""
 AT_A_TIME_ON_GPU: Final = 8192
 """For a GPU, which is idle between few; they take about a gigabyte, and half of it is tried where that is not there."""
 
@@ -46,6 +46,22 @@ class Candidates(NamedTuple):
     noisy: Tensor
     clean: Tensor
     known: Known
+
+
+class Fitted(NamedTuple):
+    """What came of some of them.
+
+    Attributes:
+        rows: (n,), the numbers of those that were fitted.
+        pixels: (n, 784) float32, what they are now.
+        tried: (m,), the numbers of those of which is known better than before how good they are, `rows` among them.
+        psnr: (m,) float32, what is expected of these.
+    """
+
+    rows: NDArray[np.int64]
+    pixels: Tensor
+    tried: NDArray[np.int64]
+    psnr: Tensor
 
 
 def seen(
@@ -72,8 +88,8 @@ def seen(
     return made, Candidates(may.cpu().numpy(), noisy, clean, known.rows(may))
 
 
-def fits(candidates: list[Candidates], most_blur: float) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
-    """Fits images to their scans: the numbers of those that were, and their `pixels` and `psnr`.
+def fits(candidates: list[Candidates], most_blur: float) -> Iterator[Fitted]:
+    """Fits images to their scans, where that makes them better.
 
     Args:
         candidates: of one batch, or more.
@@ -93,10 +109,11 @@ def fits(candidates: list[Candidates], most_blur: float) -> Iterator[tuple[NDArr
         scans, chosen = scans.rows(which), chosen[which]
         expected = told(known.rows(chosen).quality())["psnr"]
         fit = fitted(scans, expected)
-        done = fit.done.nonzero()[:, 0]
-        values = {"pixels": fit.clean.reshape(-1, 784), "psnr": expected_of(scans.mean, fit, expected)}
-        rows = every[chosen[done].cpu().numpy()]
-        yield rows, {name: value.index_select(0, done) for name, value in values.items()}
+        alone, after = expected_of(scans.mean, fit, expected)
+        better = fit.trusted & (after > alone)
+        rows, tried = better.nonzero()[:, 0], every[chosen.cpu().numpy()]
+        pixels = fit.clean.index_select(0, rows).reshape(-1, 784)
+        yield Fitted(tried[rows.cpu().numpy()], pixels, tried, torch.where(better, after, alone))
 
 
 def told(quality: Tensor) -> dict[str, Tensor]:

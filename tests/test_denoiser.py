@@ -19,6 +19,7 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.denoiser import Denoiser, lower_precision
 from denoise_batch.errors import DenoiseBatchError, FlagError, ResourceExhausted
+from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
@@ -316,3 +317,26 @@ def test_cudnn_fuses_in_every_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch
     with torch.inference_mode():
         assert fused_layers._by_cudnn(image, layer)
     assert not fused_layers._by_cudnn(image, layer)  # what a gradient is to go back through
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "gpu", "CPU", ""])
+def test_another_device_is_not_taken_for_a_cpu(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device '{device}': one of auto, cpu, cuda"):
+        Denoiser(read_bundle(SHIPPED_FOLDER), device=device)
+
+
+def test_a_precision_may_be_named() -> None:
+    named = Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision="float32")  # type: ignore[arg-type]
+    assert not named.model.computes_in_integers
+    with pytest.raises(ValueError, match="int4"):
+        Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu", precision="int4")  # type: ignore[arg-type]
+
+
+def test_what_a_model_does_not_say_is_refused_by_name() -> None:
+    noisy = np.zeros((2, 784), np.float32)
+    with pytest.raises(FlagError, match="--code: the model"):
+        Denoiser(read_bundle(SHIPPED_FOLDER), device="cpu").run(noisy, ExtraColumns(code=True))
+    with pytest.raises(FlagError, match="--quality: the model"):
+        Denoiser(read_bundle(SHIPPED_FOLDER.with_name("seed")), device="cpu").run(
+            noisy, ExtraColumns(code=True, quality=True)
+        )

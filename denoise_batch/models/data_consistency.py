@@ -57,9 +57,9 @@ MOST_NOISE: Final = 0.06
 """Root mean square of noise from which on the network's image stays, in units of full ink, unless pixels were lost."""
 _LITTLE_NOISE: Final = 0.006  # with less than that, far more can be had, for far more steps
 
-_STEPS = (4, 4, 8, 8, 8)  # of conjugate gradients, in each round
+_STEPS = (4, 3, 6, 6, 6, 8)  # of conjugate gradients, in each round
 _ANEW = 2  # from which round on the last one's image stands for the network's
-_MORE_WHERE_LOST = 4.0  # noise at first: what is lost makes m worse
+_MORE_WHERE_LOST = 8.0  # noise at first: what is lost makes m worse
 _FALLS = 0.9
 _TAKEN = 1.3  # e takes a quarter of the noise for signal: so much more than what it leaves there is
 _STEEPEST = 0.4  # the most that a blur's variance changes at a time, in square pixels
@@ -74,21 +74,24 @@ class Fit(NamedTuple):
 
     Attributes:
         clean: (n, 28, 28) float32, in 0..1.
-        done: (n,) bool; where it is not, `clean` is as it was.
+        trusted: (n,) bool; where it is not, the scan is not what it was taken for, and `clean` may be anything.
         noise: (n,) float32, root mean square of the noise that was found, in units of full ink.
         blur: (n, 2) float32, deviations of the blur that was found, down and across, in pixels.
         lost: (n,) float32, share of the pixels that say nothing.
         left: (n,) float32, root mean square of what is left over around the strokes, by that everywhere.
         scale: (n,) float32, by how much the scan is darker around the strokes than it should be.
+        alike: (n, 2) float32, the correlation of what is left over there with its neighbours down and across: of noise
+            there is none.
     """
 
     clean: Tensor
-    done: Tensor
+    trusted: Tensor
     noise: Tensor
     blur: Tensor
     lost: Tensor
     left: Tensor
     scale: Tensor
+    alike: Tensor
 
 
 @torch.no_grad()
@@ -123,7 +126,7 @@ def fitted(scans: Scans, expected_psnr: Tensor) -> Fit:
     went_on, whole = torch.arange(len(noise), device=noise.device), None
     for turn, steps in enumerate(_STEPS):
         before = state.noise
-        state = _improved(state.anew() if turn >= _ANEW else state, steps)
+        state = _improved(state.anew() if turn >= _ANEW else state, steps, first=turn == 0)
         # It pays while the noise turns out to be less and less, and where there is hardly any.
         pays = ((state.noise < _FALLS * before) | (state.noise < _LITTLE_NOISE**2)) & (state.noise < state.limit)
         whole = _Outcome.of(state) if whole is None else whole.with_rows(went_on, _Outcome.of(state))
@@ -133,15 +136,19 @@ def fitted(scans: Scans, expected_psnr: Tensor) -> Fit:
         if len(rows) < len(pays):
             state, went_on = state.rows(rows), went_on[rows]
     assert whole is not None
-    made = whole.made
-    changed = (made - scans.mean).square_().mean(dim=(1, 2)) / error  # not a number where a pixel is none
-    done = _trusted(scans, whole, changed) & torch.isfinite(changed)
-    left = (~done).nonzero()[:, 0]
-    made.index_copy_(0, left, scans.mean.index_select(0, left))
-    counted = near.sub_(whole.lost).clamp_min_(0.0).mul_(whole.shown)
-    scale = (scans.given * counted).sum(dim=(1, 2)) / counted.mul_(whole.shown).sum(dim=(1, 2)).clamp_min(_TINY)
-    lost = whole.lost.mean(dim=(1, 2))
-    return Fit(made, done, whole.noise.sqrt(), whole.blur.sqrt(), lost, whole.left, scale)
+    changed = (whole.made - scans.mean).square_().mean(dim=(1, 2)) / error  # not a number where a pixel is none
+    counted = near.sub_(whole.lost).clamp_min_(0.0)
+    shown = whole.shown * counted
+    return Fit(
+        whole.made,
+        _trusted(scans, whole, changed) & torch.isfinite(changed),
+        whole.noise.sqrt(),
+        whole.blur.sqrt(),
+        whole.lost.mean(dim=(1, 2)),
+        whole.left,
+        scale=_product(scans.given, shown) / _product(whole.shown, shown).clamp_min(_TINY),
+        alike=_alike((scans.given - whole.shown).mul_(counted)),
+    )
 
 
 def _trusted(scans: Scans, whole: _Outcome, changed: Tensor) -> Tensor:
@@ -157,6 +164,12 @@ def _trusted(scans: Scans, whole: _Outcome, changed: Tensor) -> Tensor:
     too_much = (changed > _MOST_CHANGED) & (noise > _CHANGED_FROM)
     plain = (noise < MOST_NOISE) & (one_sided | ~(around | too_much))
     return possible & torch.where(scans.struck, whole.noise < scans.limit, plain)
+
+
+def _alike(left: Tensor) -> Tensor:
+    """(n, 28, 28), what is left over, 0 where it does not count → `Fit.alike`."""
+    down, across = _product(left[:, 1:], left[:, :-1]), _product(left[:, :, 1:], left[:, :, :-1])
+    return torch.stack([down, across], dim=1) / _product(left, left).clamp_min(_TINY)[:, None]
 
 
 def _prior(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,10 +246,12 @@ class _Outcome(NamedTuple):
         return _Outcome(*(value.index_copy_(0, which, some) for value, some in zip(self, rows, strict=True)))
 
 
-def _improved(state: _State, steps: int) -> _State:
+def _improved(state: _State, steps: int, *, first: bool) -> _State:
     """A round: a better blur, what is lost, a better e, and the noise that is left."""
     given = state.given
     blur = _steeper(state)
+    if first:  # where much is lost, the network's image says less of the blur than what comes of it
+        blur = torch.where(state.struck[:, None], state.blur, blur)
     down, across = matrices_of(blur, state.most_blur)
     off = given - blurred(down, state.guess, across)
     lost = struck_pixels(given, off, FAR, all_ends=True)

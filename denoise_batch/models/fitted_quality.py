@@ -1,16 +1,18 @@
-"""How good an image is that was fitted to its scan: what the network expected of its own says little of it any more.
+"""How good an image is that was fitted to its scan, or the network's own: by what the fit came to.
 
-    expected = expected_of(clean, fit, expected)     # before and after, (n,) in dB
+    psnr = expected_of(clean, fit, expected)     # what the network expected → `alone` and `fitted`, (n,) each, in dB
 
-A small network, two layers of 32, corrects it by what the fit came to: how much it changed, what it left over, the blur
-and the noise that it found. `benchmarks/train_fitted_quality.py` trains it.
+A small network, two layers of 64, corrects what the network expected by how much the fit changed, what it left over,
+the blur and the noise that it found. Of a scan that is otherwise blurred than by a Gaussian it knows that the fit is
+worse, and of the network's image that it is not as good as the network thinks. `benchmarks/train_fitted_quality.py`
+trains it.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -23,12 +25,24 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE: Final = Path(__file__).parent.parent / "pretrained" / "fit" / "model.safetensors"
 
-FEATURES: Final = 11
+FEATURES: Final = 13
 _LEAST_BLUR = 0.3  # below it a deviation says little: its square hardly changes
 
 
-def expected_of(clean: Tensor, fit: Fit, expected: Tensor) -> Tensor:
-    """The PSNR, in dB, that is expected of `fit.clean`: (n,) float32, 0 to 45; as it was where nothing was done.
+class Expected(NamedTuple):
+    """The PSNR in dB, 0 to 45, that is expected of n images: (n,) float32 each.
+
+    Attributes:
+        alone: of what the network made.
+        fitted: of `Fit.clean`.
+    """
+
+    alone: Tensor
+    fitted: Tensor
+
+
+def expected_of(clean: Tensor, fit: Fit, expected: Tensor) -> Expected:
+    """What is expected of images after they were fitted.
 
     Args:
         clean: (n, 28, 28) float32, the images before.
@@ -39,12 +53,12 @@ def expected_of(clean: Tensor, fit: Fit, expected: Tensor) -> Tensor:
     hidden = features_of(clean, fit, expected)
     for layer in ("first", "second"):
         hidden = torch.relu(torch.nn.functional.linear(hidden, weights[f"{layer}.weight"], weights[f"{layer}.bias"]))
-    correction = torch.nn.functional.linear(hidden, weights["last.weight"], weights["last.bias"])[:, 0]
-    return torch.where(fit.done, (expected + 10.0 * correction).clamp(0.0, MOST_PSNR), expected)
+    corrections = torch.nn.functional.linear(hidden, weights["last.weight"], weights["last.bias"])
+    return Expected(*(expected[:, None] + 10.0 * corrections).clamp(0.0, MOST_PSNR).unbind(dim=1))
 
 
 def features_of(clean: Tensor, fit: Fit, expected: Tensor) -> Tensor:
-    """What the network is told: (n, 11) float32 of about one. Arguments as in `expected_of`."""
+    """What the network is told: (n, 13) float32 of about one. Arguments as in `expected_of`."""
 
     def logarithm(square: Tensor) -> Tensor:
         return 0.5 * square.clamp_min(1e-8).log10() + 2.0
@@ -64,6 +78,7 @@ def features_of(clean: Tensor, fit: Fit, expected: Tensor) -> Tensor:
         4.0 * fit.lost,
         unsure(clean),
         unsure(fit.clean),
+        *fit.alike.unbind(dim=1),
     ]
     return torch.stack(told, dim=1)
 

@@ -121,11 +121,11 @@ def may_have_little_noise(noisy: Tensor) -> Tensor:
     Returns:
         (n,) bool.
     """
-    rows = noisy[:, ::2]
-    even = numbers(torch.lt, (rows[:, :, 1:] - rows[:, :, :-1]).abs_(), _EVEN)
+    rows = noisy[:, ::2].flatten(1)  # a copy: over what lies apart PyTorch takes ten times as long
+    even = numbers(torch.lt, (rows[:, 1:] - rows[:, :-1]).abs_(), _EVEN)
     # Paper is more even where half of its noise was cut off.
-    share = torch.where(rows.amin(dim=(1, 2)) < 0.0, _EVEN_SHARE, _EVEN_SHARE_CUT_OFF)
-    return (even.mean(dim=(1, 2)) > share) & (rows.amax(dim=(1, 2)) > _DARK)
+    share = torch.where(rows.amin(dim=1) < 0.0, _EVEN_SHARE, _EVEN_SHARE_CUT_OFF)
+    return (even.mean(dim=1) > share) & (rows.amax(dim=1) > _DARK)
 
 
 @torch.no_grad()
