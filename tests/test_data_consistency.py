@@ -18,6 +18,7 @@ from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.fitting import AT_A_TIME, Candidates
 from denoise_batch.images import Polarity
 from denoise_batch.models.data_consistency import _second_derivative, fitted
+from denoise_batch.models.fitted_quality import expected_of
 from denoise_batch.models.scans import look_at
 from denoise_batch.noise import NoiseRecipe, blur, blur_matrices, clip_to_uint8
 from denoise_batch.precision import Precision
@@ -261,6 +262,19 @@ def test_what_another_blur_leaves_over_is_alike_in_neighbours(network_alone: Den
         assert fit.alike.abs().max() <= 1.0
         means.append(float(fit.alike.mean()))
     assert means[1] > means[0] + 0.2
+
+
+def test_a_fit_that_came_to_no_number_changes_nothing(clean: Tensor) -> None:
+    mean = clean.clamp(0.01, 0.99)
+    expected = torch.full((len(clean),), 31.0)
+    fit = fitted(look_at(blur(clean, torch.full((len(clean),), 0.8)), mean, 2.25), expected)
+    assert not torch.equal(expected_of(mean, fit, expected).alone, expected)
+    for value in (torch.nan, torch.inf):
+        psnr = expected_of(mean, fit._replace(noise=torch.full_like(fit.noise, value)), expected)
+        assert torch.isfinite(psnr.alone).all()
+        assert torch.isfinite(psnr.fitted).all()
+    nothing = fit._replace(left=torch.full_like(fit.left, torch.nan))
+    torch.testing.assert_close(expected_of(mean, nothing, expected).alone, expected)
 
 
 def test_struck_pixels_say_nothing(network_alone: Denoiser, clean: Tensor) -> None:
