@@ -219,6 +219,12 @@ def test_a_name_that_stands_twice_is_a_fault_and_hides_no_images(
 
 
 @pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize("start", ["a", "a="])
+def test_a_name_that_leaves_no_room_for_a_manifest(tmp_path: Path, digits: Any, write_images: Any, start: str) -> None:
+    file = write_images(tmp_path / f"{start.ljust(247, 'a')}.parquet", digits[0][:5])
+    assert inspect(str(file), verify=True).problems == ()
+
+
 def test_what_corrupt_noted(tmp_path: Path, digits: Any, write_images: Any) -> None:
     source = write_images(tmp_path / "in.parquet", digits[0])
     corrupt(CorruptSettings((str(source),), tmp_path / "noisy.parquet", seed=3))

@@ -9,6 +9,7 @@ by `assembly`.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +50,9 @@ def sidecar(out: Path) -> Path:
     if out.is_dir():
         return out / FOLDER
     beside, former = file_sidecar(out), former_sidecar(out)
-    return former if former is not None and former.is_dir() and not beside.is_dir() else beside
+    # (No error of a name that is too long: beside such a file nothing stands.)
+    stands_there = former is not None and os.path.isdir(former) and not os.path.isdir(beside)  # noqa: PTH112
+    return former if former is not None and stands_there else beside
 
 
 def manifest_of(out: Path | StorePrefix) -> str:
@@ -109,7 +112,7 @@ def read_manifest(out: Path | StorePrefix) -> dict[str, Any] | None:
         content = out.read(f"{FOLDER}/{MANIFEST}")
     else:
         path = sidecar(out) / MANIFEST
-        content = path.read_bytes() if path.is_file() else None
+        content = path.read_bytes() if os.path.isfile(path) else None  # noqa: PTH113 (as in `sidecar`)
     return None if content is None else _parsed(content)
 
 
