@@ -177,9 +177,11 @@ def _unfinished(out: Path) -> list[Path]:
 
 def _choose_digits(settings: DemoSettings, progress: Progress) -> tuple[Source, Path | None, str]:
     """Which digits, where MNIST lies, and a phrase that says so."""
-    from denoise_batch.digits import Source, find_mnist
+    from denoise_batch.digits import Source, check_drawn, find_mnist
 
-    if settings.source != "synthetic":
+    if settings.source == "synthetic":
+        check_drawn(settings.mnist)
+    else:
         try:
             folder = find_mnist(
                 settings.mnist,

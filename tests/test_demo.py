@@ -93,3 +93,9 @@ def test_a_demo_is_not_given_fewer_rows_in_silence(settings: DemoSettings, monke
     settings.out.symlink_to(settings.out / "nowhere")
     with pytest.raises(OutputError, match="is no folder"):
         run(settings)
+
+
+def test_a_folder_of_mnist_for_drawn_digits_is_refused(settings: DemoSettings, tmp_path: Path) -> None:
+    with pytest.raises(FlagError, match=r"--mnist .*, but --source synthetic draws its digits"):
+        run(replace(settings, mnist=tmp_path))
+    assert not settings.out.exists()

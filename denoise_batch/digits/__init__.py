@@ -77,6 +77,18 @@ class DigitsReport:
         return dict(self.__dict__)
 
 
+def check_drawn(mnist_folder: Path | None) -> None:
+    """Refuses a folder of MNIST for digits that are drawn.
+
+    Raises:
+        FlagError: one is given.
+    """
+    if mnist_folder is not None:
+        raise FlagError(
+            f"--mnist {mnist_folder}, but --source synthetic draws its digits", hint="leave one of the two out"
+        )
+
+
 def make_digits(
     out: Path,
     source: Source = Source.MNIST,
@@ -129,10 +141,7 @@ def make_digits(
         rows = count or len(images)
         batches = _sliced(images[:rows], labels[:rows])
     else:
-        if mnist_folder is not None:
-            raise FlagError(
-                f"--mnist {mnist_folder}, but --source synthetic draws its digits", hint="leave one of the two out"
-            )
+        check_drawn(mnist_folder)
         if not 0 <= seed < 2**63:
             raise FlagError(f"--seed {seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
         note["seed"] = seed
