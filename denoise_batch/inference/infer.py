@@ -23,7 +23,7 @@ from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly, store_publishing
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
 from denoise_batch.inference.ledger import Failure, Receipt
-from denoise_batch.inference.manifest import is_sidecar
+from denoise_batch.inference.manifest import remove_former_sidecar
 from denoise_batch.inference.merging import merge
 from denoise_batch.inference.pool_size import PoolSize, pool_size
 from denoise_batch.inference.report import InferProgress, InferReport
@@ -185,11 +185,10 @@ class _Job:
     def tidy(self) -> None:
         """Deletes what is no longer needed once OUT is shown."""
         if isinstance(self.run, RunFolder):
-            sidecar, former = publishing.file_sidecar(self.run.out), publishing.former_sidecar(self.run.out)
+            sidecar = publishing.file_sidecar(self.run.out)
             if not self.request.single:
                 publishing.remove(sidecar)  # of a single file that stood here before
-            if former is not None and is_sidecar(former):
-                publishing.remove(former)
+            remove_former_sidecar(self.run.out)
             for path in (self.run.out, sidecar):
                 publishing.remove(publishing.replaced(path))
         self.run.discard()

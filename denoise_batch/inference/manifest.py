@@ -20,7 +20,7 @@ import xxhash
 from denoise_batch.errors import first_line
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.output_file import file_digest
-from denoise_batch.publishing import described_by, file_sidecar, former_sidecar
+from denoise_batch.publishing import described_by, file_sidecar, former_sidecar, remove
 from denoise_batch.storage import safe_partition
 from denoise_batch.store_prefix import StorePrefix
 
@@ -64,6 +64,13 @@ def is_sidecar(folder: Path) -> bool:
     """Whether a folder holds nothing but what describes an output, whole or half deleted."""
     ours = {MANIFEST, REPORT, BAD_ROWS, QUARANTINE, SUCCESS}
     return folder.is_dir() and not folder.is_symlink() and {path.name for path in folder.iterdir()} <= ours
+
+
+def remove_former_sidecar(out: Path) -> None:
+    """Deletes what described a single file OUT under the name that its sidecar had before, if it is ours."""
+    former = former_sidecar(out)
+    if former is not None and is_sidecar(former):
+        remove(former)
 
 
 def described_output(folder: Path) -> Path | None:

@@ -84,13 +84,6 @@ class Scans:
         """Deviation of the strongest blur that is believed: what lies at the limit may be beyond it, or none at all."""
         return 0.99 * self.most_blur
 
-    @classmethod
-    def joined(cls, parts: list[Scans]) -> Scans:
-        """Several, one behind the other."""
-        names = [name for name in vars(parts[0]) if name != "most_blur"]
-        whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return replace(parts[0], **whole)
-
     def rows(self, which: Tensor) -> Scans:
         """Some of them, by their numbers."""
         tensors = {name: value for name, value in vars(self).items() if name != "most_blur"}
