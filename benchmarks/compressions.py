@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
+from pipelines import noisy_digits
 
 from denoise_batch import bundle
 from denoise_batch.denoiser import Denoiser
-from denoise_batch.digits import draw_digits
-from denoise_batch.noise import NoiseRecipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +42,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     pa.set_cpu_count(1)
-    clean = torch.from_numpy(draw_digits(options.rows, seed=0)[0]).float() / 255
-    noisy = NoiseRecipe(clipped=1.0).apply(clean, torch.Generator().manual_seed(0))[0].reshape(-1, 784).numpy()
+    noisy = noisy_digits(options.rows, 0)[0] / np.float32(255)
     denoiser = Denoiser(bundle.read_bundle(bundle.SHIPPED_FOLDER), device="cpu", threads=1)
     denoiser(noisy[:512])
     begun = time.process_time()

@@ -27,6 +27,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import noisy_digits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -85,20 +87,14 @@ def drawn(rows: int) -> Any:
     import numpy as np
 
     with ProcessPoolExecutor(min(CORES, -(-rows // PIECE))) as pool:
-        return np.concatenate(list(pool.map(noisy_digits, range(0, rows, PIECE))))[:rows]
+        return np.concatenate(list(pool.map(piece, range(0, rows, PIECE))))[:rows]
 
 
-def noisy_digits(start: int) -> Any:
-    import numpy as np
+def piece(start: int) -> Any:
     import torch
 
-    from denoise_batch.digits import draw_digits
-    from denoise_batch.noise import NoiseRecipe
-
     torch.set_num_threads(1)
-    clean = torch.from_numpy(draw_digits(PIECE, 0, start)[0]).float() / 255
-    noisy = NoiseRecipe(clipped=1.0).apply(clean, torch.Generator().manual_seed(start))[0]
-    return np.rint(noisy.reshape(-1, 784).numpy() * 255).astype(np.uint8)
+    return noisy_digits(PIECE, start)[0]
 
 
 def write_files(folder: Path, pixels: Any, options: argparse.Namespace, compression: str) -> int:

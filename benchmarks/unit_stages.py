@@ -20,11 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pipelines import column_of
+from pipelines import column_of, noisy_digits
 
 from denoise_batch import bundle
 from denoise_batch.denoiser import Denoiser
-from denoise_batch.digits import draw_digits
 from denoise_batch.extra_columns import Denoised
 from denoise_batch.images import Polarity, output_column
 from denoise_batch.inference import denoise_unit as module
@@ -32,7 +31,6 @@ from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptio
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import Unit, make_plan
 from denoise_batch.listing import list_inputs
-from denoise_batch.noise import NoiseRecipe
 
 DISTINCT = 16_384  # digits that are drawn; longer units repeat them
 CORES = 16
@@ -67,9 +65,7 @@ def main() -> None:
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """(n, 784) uint8 noisy digits, and what the model that ships makes of them."""
-    clean = torch.from_numpy(draw_digits(DISTINCT, seed=0)[0]).float() / 255
-    noisy = NoiseRecipe(clipped=1.0).apply(clean, torch.Generator().manual_seed(0))[0].reshape(-1, 784).numpy()
-    noisy = np.rint(noisy * 255).astype(np.uint8)
+    noisy = noisy_digits(DISTINCT, 0)[0]
     denoiser = Denoiser(bundle.read_bundle(bundle.SHIPPED_FOLDER), device="cpu", threads=1)
     return noisy, np.rint(denoiser(noisy / np.float32(255)) * 255).astype(np.uint8)
 

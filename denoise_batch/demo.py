@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import publishing
+from denoise_batch.console import bytes_done, rows_done
 from denoise_batch.errors import FlagError, NetworkError, OutputError
 from denoise_batch.progress import infer_line, training_line
 
@@ -183,12 +184,7 @@ def _choose_digits(settings: DemoSettings, progress: Progress) -> tuple[Source, 
         check_drawn(settings.mnist)
     else:
         try:
-            folder = find_mnist(
-                settings.mnist,
-                progress=lambda done, total: progress.update(
-                    f"download MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else None
-                ),
-            )
+            folder = find_mnist(settings.mnist, progress=bytes_done(progress, "download MNIST"))
         except (NetworkError, OutputError) as error:
             if settings.source == "mnist":
                 raise
@@ -218,9 +214,6 @@ class _Steps:
         self.report.steps.append({"name": name, "command": command, "seconds": round(seconds, 1), "result": result})
         self.progress.note(f"{name}: {result} ({seconds:.0f} s)")
 
-    def _rows(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.progress.update(f"{name}: {done:,} of {total:,} rows", done / max(1, total))
-
     def digits(self, source: Source, mnist: Path | None, name: str, split: Split, count: int) -> None:
         from denoise_batch.digits import Source as Sources
         from denoise_batch.digits import make_digits
@@ -228,8 +221,9 @@ class _Steps:
         path = self.out / name
 
         def work() -> str:
+            progress = rows_done(self.progress, "digits")
             made: DigitsReport = make_digits(
-                path, source, split, count, self.settings.seed, None, mnist, progress=self._rows("digits")
+                path, source, split, count, self.settings.seed, None, mnist, progress=progress
             )
             return f"{made.rows:,} clean digits in {path}"
 
@@ -271,7 +265,7 @@ class _Steps:
         settings = CorruptSettings((str(clean),), noisy, seed=self.settings.seed)
 
         def work() -> str:
-            return f"{corrupt(settings, self._rows('corrupt')).rows:,} noisy images in {noisy}"
+            return f"{corrupt(settings, rows_done(self.progress, 'corrupt')).rows:,} noisy images in {noisy}"
 
         self._do("corrupt", [str(clean), str(noisy), "--seed", str(self.settings.seed)], work)
 

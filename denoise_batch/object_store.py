@@ -200,7 +200,6 @@ class _PatientFile:
     """A remote file whose reads are tried again, each on a connection of its own."""
 
     def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
-        self._filesystem, self._path = filesystem, path
         self._file = patiently(lambda: filesystem.open_input_file(path))
         self._size = patiently(self._file.size)
         self._position = 0

@@ -29,7 +29,9 @@ from denoise_batch.models import build
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HISTORY = tuple(EpochRow(e, 100 * e, 0.3 / e, 0.2 / e, 10.0 + e, 12.0 + e, 1e-3, 900.0, 2.5 * e) for e in (1, 2, 3))
+HISTORY = tuple(
+    EpochRow(e, 100 * e, 0.3 / e, 0.2 / e, 10.0 + e, 12.0 + e, 1e-3, 900.0, 2.5 * e, None, 10.0 + e) for e in (1, 2, 3)
+)
 CARD = BundleCard(
     architecture="seed",
     noise={"sigma": [0.0, 2.0], "half_range": [0.01, 1.5], "clipped": 0.25},

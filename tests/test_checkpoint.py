@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from denoise_batch.bundle import read_bundle
@@ -19,17 +18,15 @@ from denoise_batch.training.checkpoint import (
     TrainingState,
     initial_weights,
     load_checkpoint,
-    load_weights,
     read_finished,
     save_checkpoint,
     weights_of,
     write_finished,
 )
-from denoise_batch.training.muon import STEPS
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES
 
-ROW = EpochRow(1, 100, 0.5, 0.4, 11.0, 12.0, 1e-3, 900.0, 3.25)
+ROW = EpochRow(1, 100, 0.5, 0.4, 11.0, 12.0, 1e-3, 900.0, 3.25, None, 13.0)
 
 
 def _steps(network: nn.Module, optimiser: torch.optim.Optimizer, first: int, last: int) -> None:
@@ -71,39 +68,6 @@ def test_going_on_equals_never_stopping(tmp_path: Path, name: str) -> None:
         assert torch.equal(resumed_average.state_dict()[key], value)
     for parameter, values in resumed_optimiser.state.items():
         assert all(value.stride() == parameter.stride() for value in values.values() if value.shape == parameter.shape)
-
-
-def test_a_muon_checkpoint_of_before_goes_on_as_well(tmp_path: Path) -> None:
-    """Its count of steps was called `step`; to begin it again would make AdamW's steps several times too short."""
-    recipe, parameters = RECIPES["default"], {"width": 8, "deep": 8, "bottleneck": 16}
-    network, other = (build(recipe.architecture, parameters) for _ in range(2))
-    optimiser, resumed = (make_optimiser(recipe, of) for of in (network, other))
-    _steps(network, optimiser, 0, 3)
-    save_checkpoint(tmp_path, TrainingState(), network, None, weights_of(network), optimiser)
-    state = load_file(tmp_path / "optimiser.safetensors")
-    assert any(key.endswith(f".{STEPS}") for key in state)
-    before = {key.removesuffix(STEPS) + "step" if key.endswith(f".{STEPS}") else key: state[key] for key in state}
-    save_file(before, tmp_path / "optimiser.safetensors")
-    load_checkpoint(tmp_path, other, None, resumed)
-    _steps(network, optimiser, 3, 6)
-    _steps(other, resumed, 3, 6)
-    for one, two in zip(network.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)
-
-
-def test_a_checkpoint_of_before_there_were_integers_goes_on_as_well(tmp_path: Path) -> None:
-    recipe, parameters = RECIPES["default"], {"width": 8, "deep": 8, "bottleneck": 16}
-    network, average, other, other_average = (build(recipe.architecture, parameters) for _ in range(4))
-    _steps(network, optimiser := make_optimiser(recipe, network), 0, 3)
-    save_checkpoint(tmp_path, TrainingState(), network, average, weights_of(network), optimiser)
-    for file in ("weights", "average", "best"):
-        path = tmp_path / f"{file}.safetensors"
-        save_file({name: value for name, value in load_file(path).items() if not name.endswith(".integers")}, path)
-    _, best = load_checkpoint(tmp_path, other, other_average, make_optimiser(recipe, other))
-    load_weights(other_average, best)
-    for made in (other, other_average):
-        for name, value in network.state_dict().items():
-            assert torch.equal(made.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("name", ["weights", "average", "best", "optimiser", "state"])

@@ -22,7 +22,15 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.evaluated import check_card, note_evaluation
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
-from denoise_batch.errors import ColumnError, FlagError, MissingFileError, ModelError, OutputError, RequestError
+from denoise_batch.errors import (
+    ColumnError,
+    FlagError,
+    MissingFileError,
+    ModelError,
+    NetworkError,
+    OutputError,
+    RequestError,
+)
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.clean_images import load_clean_images, trained_on
 from denoise_batch.evaluation.digit_reader import load_reader
@@ -38,6 +46,7 @@ from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -94,16 +103,16 @@ def test_scores_are_those_of_the_metrics(evaluation: Evaluation, images: np.ndar
     clean = images.astype(np.float32) / np.float32(255)
     noisy = degrade_images(clean, CONDITIONS[0])
     scores = evaluation.row("mixture", "noisy").scores
-    assert scores.pooled_psnr == pytest.approx(metrics.pooled_psnr(clean, noisy), abs=1e-9)
+    assert scores.pooled_psnr == pytest.approx(metrics.psnr_from_mse(metrics.mse(clean, noisy).mean()), abs=1e-9)
     each = metrics.psnr_from_mse(metrics.mse(clean, noisy))
     assert scores.mean_psnr == pytest.approx(np.minimum(each, 45.0).mean(), abs=1e-9)
     assert evaluation.score("i=0", "noisy", "mean_psnr") == 45.0  # one exact image would make it infinite
     assert scores.ssim == pytest.approx(metrics.ssim(clean, noisy).mean(), abs=1e-9)
-    excess = metrics.excess_cross_entropy(clean, noisy).mean()
+    excess = (metrics.binary_cross_entropy(clean, noisy) - metrics.target_entropy(clean)).mean()
     assert scores.excess_cross_entropy == pytest.approx(excess, abs=1e-9)
     ink = clean > 0
     assert scores.foreground_rmse == pytest.approx(np.sqrt(np.square(clean - noisy)[ink].mean()), rel=1e-6)
-    clipped = metrics.pooled_psnr(clean, noisy.clip(0, 1))
+    clipped = metrics.psnr_from_mse(metrics.mse(clean, noisy.clip(0, 1)).mean())
     assert evaluation.row("mixture", "clamp").scores.pooled_psnr == pytest.approx(clipped, abs=1e-6)
 
 
@@ -315,6 +324,16 @@ def test_of_one_image_the_interval_is_not_known(evaluation: Evaluation, model_fo
     rows = re.findall(r"^\| [a-z0-9=]+ \|.* \| – \| [-0-9.]+ \| [0-9.]+% \|$", card, re.MULTILINE)
     assert len(rows) == len(CONDITIONS)
     assert "On 1 image (bars), " in card
+
+
+def test_a_download_of_mnist_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def download(_: Path | None, progress: Callable[[int, int], None]) -> Path:
+        progress(5_000_000, 11_600_000)
+        raise NetworkError("cut off", hint="")
+
+    monkeypatch.setattr("denoise_batch.digits.mnist.find_mnist", download)
+    assert cli.run(["evaluate", "--model", "seed"]) == NetworkError.exit_code
+    assert capsys.readouterr().err.startswith("download MNIST: 5.0 of 11.6 MB\nerror: cut off")
 
 
 @pytest.mark.parametrize(

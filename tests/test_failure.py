@@ -72,7 +72,7 @@ def test_workers_that_cannot_start_or_go_on_say_why(shown: JobFailed, message: s
 
 @pytest.mark.parametrize(("loss", "val_loss"), [(math.nan, 0.1), (0.1, math.inf), (1.4e11, 4.1e10), (0.5, 101.0)])
 def test_a_training_whose_loss_is_absurd_has_diverged(loss: float, val_loss: float) -> None:
-    row = EpochRow(7, 60, 0.7, 0.6, 10.0, 11.0, 1e-3, 1000.0, 2.0)
+    row = EpochRow(7, 60, 0.7, 0.6, 10.0, 11.0, 1e-3, 1000.0, 2.0, None, 12.0)
     check_loss(row)
     with pytest.raises(JobFailed, match="diverged in epoch 7") as failed:
         check_loss(replace(row, loss=loss, val_loss=val_loss))

@@ -16,9 +16,9 @@ from denoise_batch.corrupt import CorruptSettings, corrupt
 from denoise_batch.errors import MissingFileError, ModelError, ParquetError
 from denoise_batch.images import Polarity
 from denoise_batch.inference.manifest import vouching
+from denoise_batch.inference.pages import has_checksum
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.inspection import inspect
-from denoise_batch.inspection.parquet import has_page_checksum
 from denoise_batch.inspection.result import Kind
 from denoise_batch.listing import list_inputs
 from denoise_batch.output_file import file_digest
@@ -111,9 +111,8 @@ def test_how_a_column_was_written_of_whose_name_another_makes_more(
 
 
 def test_a_page_header_that_is_none() -> None:
-    assert not has_page_checksum(b"")
-    assert not has_page_checksum(b"\xff" * 64)
-    assert not has_page_checksum(b"\x15\x80")
+    for header in (b"", b"\xff" * 64, b"\x15\x80"):
+        assert not has_checksum(pa.BufferReader(header), 0)
 
 
 def test_a_folder_with_a_foreign_file_and_a_damaged_one(tmp_path: Path, digits: Any, write_images: Any) -> None:

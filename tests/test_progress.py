@@ -109,7 +109,7 @@ def test_a_closed_stream_does_not_stop_a_job() -> None:
 
 
 def test_long_epochs_are_noted() -> None:
-    now = TrainProgress(1, 10, 500, 1000, 0.1, None, None, 10.0, 75.0, 1, "cpu")
+    now = TrainProgress(1, 10, 500, 1000, 0.1, None, 10.0, 75.0, 1, "cpu")
     assert epoch_note(now, None) is None
     assert epoch_note(replace(now, epoch_seconds=1800.0), None) is None
     long = replace(now, epoch_seconds=28800.0)
@@ -123,14 +123,14 @@ def test_long_epochs_are_noted() -> None:
 
 
 def test_lines_for_training_and_denoising() -> None:
-    now = TrainProgress(2, 10, 500, 1000, 0.1234, 17.5, 17.5, 1234.5, 75.0, 1, "cpu")
+    now = TrainProgress(2, 10, 500, 1000, 0.1234, 17.5, 1234.5, 75.0, 1, "cpu")
     assert training_line(now) == ("train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, 1 min 15 s left", 0.5)
     over = replace(now, trained=True)  # its patience ended it
     assert training_line(over) == (
         "train: epoch 2/10, loss 0.1234, 17.50 dB, 1,234 images/s, finishing the model",
         1.0,
     )
-    first = TrainProgress(1, None, 0, None, None, None, None, 0.0, None, 1, "cpu")
+    first = TrainProgress(1, None, 0, None, None, None, 0.0, None, 1, "cpu")
     assert training_line(first) == ("train: epoch 1", 0.0)
     infer = InferProgress("denoising", 1, 4, 250, 1000, 3, 2000.0, 4.0)
     assert infer_line(infer) == ("infer: denoising, 250 of 1,000 rows, 2,000 images/s, 3 bad, 4.0 s left", 0.25)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("footers_read_here")
 
 
 def _epoch(number: int, seconds: float) -> EpochRow:
-    return EpochRow(number, 100 * number, 0.3, 0.3, 15.0, 14.0, 1e-3, 40.0, seconds)
+    return EpochRow(number, 100 * number, 0.3, 0.3, 15.0, 14.0, 1e-3, 40.0, seconds, None, 15.0)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_the_command_notes_long_epochs_once(
     settings: TrainSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trained(_: TrainSettings, progress: Any, **__: Any) -> Any:
-        now = TrainProgress(1, 10, 500, 1000, 0.1, None, None, 10.0, 75.0, 1, "cpu")
+        now = TrainProgress(1, 10, 500, 1000, 0.1, None, 10.0, 75.0, 1, "cpu")
         for epoch_seconds in (None, 7200.0, 7300.0):
             progress(replace(now, epoch_seconds=epoch_seconds))
         return read_bundle(settings.output)

@@ -30,8 +30,8 @@ class EpochRow:
         seconds: since the start, of all attempts together.
         val_quality_error: root mean square, in dB, of predicted less true PSNR on the noisy validation images; None
             for networks that predict none.
-        val_mean_psnr: mean over the noisy validation images of each one's PSNR in dB, at most 45; None in histories of
-            before there was it.
+        val_mean_psnr: mean over the noisy validation images of each one's PSNR in dB, at most 45. By it epochs are
+            compared: all kinds of noise count alike, where heavy noise decides a pooled PSNR.
     """
 
     epoch: int
@@ -43,13 +43,8 @@ class EpochRow:
     learning_rate: float
     images_per_second: float
     seconds: float
-    val_quality_error: float | None = None
-    val_mean_psnr: float | None = None
-
-    @property
-    def score(self) -> float:
-        """By which epochs are compared: all kinds of noise count alike, where heavy noise decides a pooled PSNR."""
-        return self.val_psnr_noisy if self.val_mean_psnr is None else self.val_mean_psnr
+    val_quality_error: float | None
+    val_mean_psnr: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,7 +111,7 @@ def draw_curves(rows: Sequence[EpochRow], path: Path, title: str = "") -> None:
             loss.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0)))
             loss.yaxis.set_major_formatter(ScalarFormatter())
             loss.yaxis.set_minor_formatter(NullFormatter())
-        best = max(rows, key=lambda row: row.score, default=None)
+        best = max(rows, key=lambda row: row.val_mean_psnr, default=None)
         label = f"noisy images; best epoch {best.epoch}: {best.val_psnr_noisy:.2f} dB" if best else "noisy images"
         psnr.plot(epochs, [row.val_psnr_noisy for row in rows], label=label, color="#cc6677", **style)
         psnr.plot(epochs, [row.val_psnr_clean for row in rows], label="clean images", color="#117733", **style)

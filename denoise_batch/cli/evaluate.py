@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from denoise_batch.cli.options import Device, Json, MnistFolder, PolarityChoice, Verbose, example, model_folder
-from denoise_batch.console import print_result
+from denoise_batch.console import bytes_done, print_result
 from denoise_batch.errors import FlagError, Interrupted
 from denoise_batch.progress import Progress
 from denoise_batch.storage import local_path
@@ -115,9 +115,16 @@ def evaluate(
     from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images, trained_on
     from denoise_batch.images import Polarity
 
-    clean = load_clean_images(
-        data, column, noisy_column=noisy_column, mnist_folder=mnist, limit=limit, polarity=Polarity(polarity)
-    )
+    with Progress() as progress:
+        clean = load_clean_images(
+            data,
+            column,
+            noisy_column=noisy_column,
+            mnist_folder=mnist,
+            limit=limit,
+            polarity=Polarity(polarity),
+            progress=bytes_done(progress, "download MNIST"),
+        )
     prior = load_prior_images(mnist) if data is None else None
     if digit is not None and digit >= len(clean.images):
         raise FlagError(

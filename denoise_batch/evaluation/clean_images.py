@@ -68,7 +68,7 @@ def load_clean_images(
     limit: int | None = None,
     polarity: Polarity = Polarity.AUTO,
     seed: int = _SAMPLE_SEED,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CleanImages:
     """The images to evaluate on.
 
@@ -83,7 +83,7 @@ def load_clean_images(
             MNIST's, and as many of a dataset.
         polarity: of the dataset's images; only with a path.
         seed: of the sample.
-        progress: told what is downloaded, and the share of it.
+        progress: told (bytes done, bytes in all) while MNIST is downloaded.
 
     Raises:
         RequestError: the path, the column or MNIST is not there or does not fit, or no row holds an image.
@@ -102,11 +102,7 @@ def load_clean_images(
         raise FlagError(f"--polarity {polarity}, but no --data", hint="leave it out: MNIST's is known")
     from denoise_batch.digits.mnist import Split, find_mnist, load_mnist
 
-    def downloaded(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"downloading MNIST: {done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total)
-
-    images, labels = load_mnist(find_mnist(mnist_folder, progress=downloaded), Split.TEST)
+    images, labels = load_mnist(find_mnist(mnist_folder, progress=progress), Split.TEST)
     if limit is None:
         return CleanImages(images, labels, "MNIST test set")
     return CleanImages(images[:limit], labels[:limit], f"MNIST test set, first {limit:,}")

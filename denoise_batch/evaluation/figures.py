@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     Image = npt.NDArray[np.float32]
     Denoise = Callable[[Image], Image]
 
-FIGURE_SEED: Final = 3
-"""Seeds the noise of the seed's figures."""
+_NOISE_SEED: Final = 3
+_MOST_LEVELS: Final = (2.0, 1.5)
+"""Blur in pixels and half range of the noise in units of full ink: the most that the seed trains with."""
 
 _GREY: Final = "0.35"
 _DPI: Final = 100
@@ -58,7 +59,7 @@ def _drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     publishing.write_file(path, content.getvalue(), alone=False)
 
 
-def seed_figure_levels(denoise: Denoise, digit: npt.NDArray[np.uint8], path: Path, *, seed: int = FIGURE_SEED) -> None:
+def seed_figure_levels(denoise: Denoise, digit: npt.NDArray[np.uint8], path: Path) -> None:
     """The seed's first figure: one digit at six rising levels of blur and noise, and below each what is made of it.
 
     The titles tell the noise's true half range r = 0.4 i; the seed's own titles say 0.2 i, half of what it adds.
@@ -67,48 +68,36 @@ def seed_figure_levels(denoise: Denoise, digit: npt.NDArray[np.uint8], path: Pat
         denoise: (n, 784) float32 noisy → (n, 784) float32 denoised.
         digit: (28, 28) uint8, clean; the seed took image 3 of MNIST's test set.
         path: of the PNG.
-        seed: of the noise.
     """
     from denoise_batch.noise import SEED_LEVELS
 
-    noisy = _degraded(np.repeat(digit[None], len(SEED_LEVELS), axis=0), SEED_LEVELS, seed)
+    noisy = _degraded(np.repeat(digit[None], len(SEED_LEVELS), axis=0), SEED_LEVELS)
     titles = [f"s={sigma:.1f}, r={half_range:.1f}" for sigma, half_range in SEED_LEVELS]
     _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy)}, titles, path)
 
 
-def seed_figure_digits(
-    denoise: Denoise,
-    digits: npt.NDArray[np.uint8],
-    path: Path,
-    *,
-    sigma: float = 2.0,
-    half_range: float = 1.5,
-    seed: int = FIGURE_SEED,
-) -> None:
+def seed_figure_digits(denoise: Denoise, digits: npt.NDArray[np.uint8], path: Path) -> None:
     """The seed's second figure: different digits at high blur and noise, what is made of them, and the clean ones.
 
     Args:
         denoise: (n, 784) float32 noisy → (n, 784) float32 denoised.
         digits: (n, 28, 28) uint8, clean, one a column.
         path: of the PNG.
-        sigma: of the blur, in pixels; the default is the most that the seed trains with.
-        half_range: of the noise, in units of full ink; the same.
-        seed: of the noise.
     """
-    noisy = _degraded(digits, [(sigma, half_range)] * len(digits), seed)
+    noisy = _degraded(digits, [_MOST_LEVELS] * len(digits))
     clean = digits.astype(np.float32) / np.float32(255)
-    titles = [f"s={sigma:.1f}, r={half_range:.1f}"] * len(digits)
+    titles = ["s={:.1f}, r={:.1f}".format(*_MOST_LEVELS)] * len(digits)
     _draw_rows({"noisy": noisy, "denoised": _apply(denoise, noisy), "clean": clean}, titles, path)
 
 
-def _degraded(digits: npt.NDArray[np.uint8], levels: Sequence[tuple[float, float]], seed: int) -> Image:
+def _degraded(digits: npt.NDArray[np.uint8], levels: Sequence[tuple[float, float]]) -> Image:
     import torch
 
     from denoise_batch.noise import degrade
 
     clean = torch.from_numpy(digits.astype(np.float32) / np.float32(255))
     sigma, half_range = torch.tensor(levels, dtype=torch.float32).T
-    result: Image = degrade(clean, sigma, half_range, torch.Generator().manual_seed(seed)).numpy()
+    result: Image = degrade(clean, sigma, half_range, torch.Generator().manual_seed(_NOISE_SEED)).numpy()
     return result
 
 

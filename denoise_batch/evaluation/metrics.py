@@ -1,7 +1,7 @@
 """How far images lie from their clean originals: PSNR, SSIM, error on the strokes, cross-entropy.
 
-    pooled_psnr(clean, denoised)      # one figure for a set of images
-    ssim(clean, denoised)             # one figure an image
+    ssim(clean, denoised)                              # one figure an image
+    psnr_from_mse(mse(clean, denoised).mean())         # pooled, one for a set of images: a bad one weighs as it should
 
 Images are (n, 28, 28) or (n, 784) floats, 0 = background, 1 = full ink; the first argument is the clean one. What is
 compared may lie beyond 0..1 (noisy images do). Elementwise work follows the precision of the arguments (float32 stays
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import xlogy
 
+from denoise_batch.images.layouts import PIXELS, SIDE
+
 Images = npt.NDArray[np.floating[Any]]
 PerImage = npt.NDArray[np.float64]
-
-SIDE: Final = 28
 
 SSIM_WINDOW: Final = 11
 """Side of the SSIM window in pixels; with `SSIM_SIGMA` the window of Wang et al. 2004."""
@@ -56,11 +56,6 @@ def psnr_from_mse(squared_error: PerImage | float) -> PerImage:
     with np.errstate(divide="ignore"):
         decibels: PerImage = -10.0 * np.log10(np.asarray(squared_error, dtype=np.float64))
     return decibels
-
-
-def pooled_psnr(clean: Images, other: Images) -> float:
-    """PSNR of the mean squared error over all pixels of all images, in dB: one bad image weighs as it should."""
-    return float(psnr_from_mse(mse(clean, other).mean()))
 
 
 def _window_matrix() -> PerImage:
@@ -127,24 +122,16 @@ def target_entropy(clean: Images) -> PerImage:
     """The targets' own entropy, mean over each image's pixels: (n,) float64, in nats.
 
     -(x log x + (1 - x) log(1 - x)): grey targets cannot be predicted for less, so this is the floor of
-    `binary_cross_entropy` (0.0581 over the MNIST test set).
+    `binary_cross_entropy` (0.0581 over the MNIST test set). What is above it is the mean Kullback-Leibler divergence of
+    the predicted pixel from the clean one.
     """
-    x = clean.reshape(-1, SIDE * SIDE).astype(np.float64)
+    x = clean.reshape(-1, PIXELS).astype(np.float64)
     result: PerImage = -(xlogy(x, x) + xlogy(1.0 - x, 1.0 - x)).mean(axis=1)
     return result
-
-
-def excess_cross_entropy(clean: Images, other: Images) -> PerImage:
-    """`binary_cross_entropy` above its floor, `target_entropy`: (n,) float64, in nats; 0 for an exact copy.
-
-    It is the mean Kullback-Leibler divergence of the predicted pixel from the clean one.
-    """
-    excess: PerImage = binary_cross_entropy(clean, other) - target_entropy(clean)
-    return excess
 
 
 def _pair(clean: Images, other: Images) -> tuple[Images, Images]:
     """Both as (n, 784)."""
     if clean.shape != other.shape:
         raise ValueError(f"images of shapes {clean.shape} and {other.shape} cannot be compared")
-    return clean.reshape(-1, SIDE * SIDE), other.reshape(-1, SIDE * SIDE)
+    return clean.reshape(-1, PIXELS), other.reshape(-1, PIXELS)

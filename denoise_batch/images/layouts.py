@@ -20,7 +20,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from denoise_batch.errors import ColumnError, FlagError
-from denoise_batch.images.plain import plain_type
+from denoise_batch.images.plain import is_list, plain_type
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -169,11 +169,6 @@ def output_column(
 def is_variable_binary(type_: pa.DataType) -> bool:
     """Whether the type is binary of any length a row."""
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
-
-
-def is_list(type_: pa.DataType) -> bool:
-    """Whether the type is one of the three kinds of list that are taken."""
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
 def _list(field: pa.Field, storage: pa.DataType) -> ImageColumn:

@@ -23,7 +23,7 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
         return _VIEWS[type_]
     if pa.types.is_struct(type_):
         return pa.struct([field.with_type(plain_type(field.type)) for field in type_])
-    if not _is_list(type_):
+    if not (is_list(type_) or _is_view(type_)):
         return type_
     child = type_.value_field.with_type(plain_type(type_.value_type))
     if pa.types.is_fixed_size_list(type_):
@@ -55,10 +55,10 @@ def plain(array: pa.Array) -> pa.Array:
     return kind.from_arrays(starts, plain(array.flatten()), type=target, mask=array.is_null())
 
 
+def is_list(type_: pa.DataType) -> bool:
+    """Whether the type is one of the three kinds of list that are no views."""
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
+
+
 def _is_view(type_: pa.DataType) -> bool:
     return bool(pa.types.is_list_view(type_) or pa.types.is_large_list_view(type_))
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    whole = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-    return bool(whole or _is_view(type_))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from denoise_batch.images.plain import is_list
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -91,7 +93,7 @@ def _spark_type(type_: pa.DataType) -> Any:
             for field in type_
         ]
         return {"type": "struct", "fields": fields}
-    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+    if is_list(type_):
         return {"type": "array", "elementType": _spark_type(type_.value_type), "containsNull": True}
     return _SPARK_TYPES[type_]
 

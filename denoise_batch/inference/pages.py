@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.inference.thrift import I32, STRUCT, DamagedError, TooShortError, read_fields, read_varint
+from denoise_batch.inference.thrift import I32, STRUCT, DamagedError, Fields, TooShortError, read_fields, read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,7 +38,7 @@ _LONGEST_HEADER = 16 << 20
 _OLD_HEADER = 100  # bytes at most, as pyarrow has it
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _DATA_HEADERS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # fields of a page header that describe each type
-_TYPE, _UNCOMPRESSED, _COMPRESSED = 1, 2, 3  # its other fields
+_TYPE, _UNCOMPRESSED, _COMPRESSED, _CHECKSUM = 1, 2, 3, 4  # its other fields
 _VALUES, _ROWS, _DEFINITIONS, _REPETITIONS = 1, 3, 5, 6  # fields of those descriptions; but the first, of version 2
 _NONE = (I32, -1)
 _BAD = "a page header is damaged"
@@ -136,19 +136,31 @@ def _fault(reason: str) -> DenoiseBatchError:
     return DenoiseBatchError(reason, hint="")
 
 
-def _page(source: _Source, position: int) -> _Page:
+def has_checksum(source: _Source, position: int) -> bool:
+    """Whether the page header there has a checksum, which pyarrow can check but does not show; a damaged one: no."""
+    try:
+        return _CHECKSUM in _fields(source, position)[0]
+    except DenoiseBatchError:
+        return False
+
+
+def _fields(source: _Source, position: int) -> tuple[Fields, int]:
+    """A page header, and its length."""
     size = _HEADER_BYTES
     while True:
         content = source.read_at(size, position)
         try:
-            fields, length = read_fields(content)
-            break
+            return read_fields(content)
         except TooShortError:
             if len(content) < size or size >= _LONGEST_HEADER:
                 raise _fault(_BAD) from None
             size *= 16
         except DamagedError:
             raise _fault(_BAD) from None
+
+
+def _page(source: _Source, position: int) -> _Page:
+    fields, length = _fields(source, position)
     _, kind = fields.get(_TYPE, _NONE)
     _, about = fields.get(_DATA_HEADERS.get(kind, 0), (STRUCT, {}))
     numbers: list[Any] = [kind, fields.get(_UNCOMPRESSED, _NONE)[1], fields.get(_COMPRESSED, _NONE)[1]]

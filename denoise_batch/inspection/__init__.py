@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
+from denoise_batch.bundle import read_bundle, shipped_folder
 from denoise_batch.errors import ModelError, RequestError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inspection.parquet import inspect_parquet
@@ -50,7 +51,7 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
     if storage.is_uri(path):
         path = storage.locate(path)[1]
     local = Path(path)
-    model = local if local.is_dir() and (local / "model.json").exists() else _shipped(local)
+    model = local if local.is_dir() and (local / "model.json").exists() else shipped_folder(local)
     if model is not None:
         return _model(model)
     described = described_output(local)
@@ -67,17 +68,7 @@ def inspect(path: str, *, verify: bool = False, progress: Callable[[int, int], N
 # --- model folders ----------------------------------------------------------------------------------------------------
 
 
-def _shipped(name: Path) -> Path | None:
-    if name.exists() or len(name.parts) != 1:
-        return None
-    from denoise_batch.bundle import shipped_folder
-
-    return shipped_folder(name)
-
-
 def _model(folder: Path) -> Inspection:
-    from denoise_batch.bundle import read_bundle
-
     # Reading checks the format version, the weights' SHA-256 and their shapes, and raises ModelError with the reason.
     bundle = read_bundle(folder)
     facts: dict[str, Any] = {

@@ -179,6 +179,8 @@ def _storage_facts(file: InputFile, image: ImageColumn | None) -> dict[str, Any]
     """How the first file was written: by what, compressed how, with checksums or not."""
     import pyarrow.parquet as pq
 
+    from denoise_batch.inference.pages import has_checksum
+
     filesystem, inner = storage.locate(file.path)
     # The footer has been parsed in a child process already, so it does not crash this one.
     metadata = pq.read_metadata(inner, filesystem=filesystem)
@@ -195,29 +197,8 @@ def _storage_facts(file: InputFile, image: ImageColumn | None) -> dict[str, Any]
     if columns:
         offset = columns[0].dictionary_page_offset or columns[0].data_page_offset
         with filesystem.open_input_file(inner) as source:
-            facts["page_checksums"] = has_page_checksum(source.read_at(64, offset))
+            facts["page_checksums"] = has_checksum(source, offset)
     return facts
-
-
-def has_page_checksum(header: bytes) -> bool:
-    """Whether a Parquet page header has a checksum; `header` is its first bytes, in Thrift's compact protocol.
-
-    The fields before it are i32: type (1), uncompressed size (2), compressed size (3); the checksum is field 4.
-    pyarrow can check these checksums, but does not say whether there are any.
-    """
-    position = number = 0
-    while position < len(header):
-        delta, kind = header[position] >> 4, header[position] & 0x0F
-        if delta == 0 or kind != 5:  # 5 is i32; anything else means that the fields of interest are over
-            return False
-        number += delta
-        if number >= 4:
-            return number == 4
-        position += 1
-        while position < len(header) and header[position] & 0x80:  # a varint goes on while the high bit is set
-            position += 1
-        position += 1
-    return False
 
 
 def _origin(schema: pa.Schema) -> dict[str, Any]:

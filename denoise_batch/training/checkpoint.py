@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save
 from denoise_batch import models, publishing
 from denoise_batch.bundle.history import EpochRow
 from denoise_batch.errors import FlagError, JobFailed, first_line
-from denoise_batch.training.muon import STEPS, Muon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +45,7 @@ class TrainingState:
         epoch: epochs done.
         step: steps done.
         history: a row for each epoch.
-        best_epoch: the one with the best `EpochRow.score`; 0 before the first.
+        best_epoch: the one with the best `EpochRow.val_mean_psnr`; 0 before the first.
         stopped_early: whether the recipe's patience has run out.
         workers, device: where the last epoch ran; the device is `cpu` or a GPU's name.
         rows_left_out: of the data, validation among them: those without an image that could be used.
@@ -94,12 +93,6 @@ def initial_weights(bundle: Bundle, recipe: Recipe) -> Weights:
                 f"--init {bundle.folder}: its tensor {name!r} is {its}, this training's network's is {ours}", hint=hint
             )
     return weights
-
-
-def load_weights(network: nn.Module, weights: Weights) -> None:
-    """Puts weights into a network; from before networks had integers, they have none: these are chosen at the end."""
-    fresh = {name: value for name, value in network.state_dict().items() if name.endswith(".integers")}
-    network.load_state_dict(fresh | weights)
 
 
 def save_checkpoint(
@@ -160,15 +153,13 @@ def load_checkpoint(
         found, best = _read_state(folder), load_file(folder / "best.safetensors")
         weights, of_optimiser = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimiser"))
         averaged = None if average is None else load_file(folder / "average.safetensors")
-    load_weights(network, weights)
+    network.load_state_dict(weights)
     if average is not None and averaged is not None:
-        load_weights(average, averaged)
+        average.load_state_dict(averaged)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in of_optimiser.items():
         index, name = key.split(".", 1)
-        if name == "step" and isinstance(optimiser, Muon):
-            name = STEPS  # of a checkpoint from before it was called so
         if value.shape == parameters[int(index)].shape:
             # The optimiser's kernels walk through state and weights side by side: they must lie in memory alike.
             value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)

@@ -31,7 +31,6 @@ from denoise_batch.training.batches import ResidentBatches, StreamedBatches, noi
 from denoise_batch.training.checkpoint import (
     TrainingState,
     load_checkpoint,
-    load_weights,
     save_checkpoint,
     weights_of,
     write_finished,
@@ -163,8 +162,7 @@ class _Worker:
             self.writer.close()
         if self.rank == 0:
             last = self.average or self.network
-            kept = self.best if self.recipe.keep is Keep.BEST else weights_of(last)
-            load_weights(self.network, kept)
+            self.network.load_state_dict(self.best if self.recipe.keep is Keep.BEST else last.state_dict())
             torch.backends.cudnn.allow_tf32 = False  # this wants float32
             self._show_progress(self.state.epoch, None, 0, trained=True)
             torch.set_num_threads(threads_here(self.config.threads * self.config.workers_on_node))  # others are done
@@ -258,7 +256,7 @@ class _Worker:
         best = state.best
         state.history.append(row)
         state.epoch, state.workers, state.device = row.epoch, self.workers, self.device_name
-        if best is None or row.score > best.score:
+        if best is None or row.val_mean_psnr > best.val_mean_psnr:
             state.best_epoch = row.epoch
             self.best = weights_of(self.average or self.network)
         patience = self.recipe.patience
@@ -323,7 +321,7 @@ class _Worker:
             total = round(images / min(self.time_share, 1.0)) if self.time_share > 0.002 else None
             left = 60.0 * minutes * max(0.0, 1.0 - self.time_share)
         known = self.images_here > 0 and elapsed >= _SPEED_SECONDS
-        last, best = self.state.history[-1] if self.state.history else None, self.state.best
+        last = self.state.history[-1] if self.state.history else None
         shown = TrainProgress(
             epoch=epoch,
             epochs=None if total is None else -(-total // self.batches.images),
@@ -331,7 +329,6 @@ class _Worker:
             total_images=total,
             loss=float(loss_sum) / seen if loss_sum is not None and seen else (last.loss if last else None),
             psnr=last.val_psnr_noisy if last else None,
-            best_psnr=best.val_psnr_noisy if best else None,
             images_per_second=self.images_here / elapsed if elapsed > 0 else 0.0,
             seconds_left=left,
             workers=self.workers,

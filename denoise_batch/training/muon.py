@@ -31,7 +31,7 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # AdamW's, torch's defaults
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton and Schulz' step, tuned by Jordan to converge fast, not exactly
 _NEWTON_SCHULZ_STEPS = 5
 _SCALE = 0.2  # the usual root mean square of AdamW's updates
-STEPS = "steps"
+_STEPS = "steps"
 """The state that counts AdamW's steps. One called `step` PyTorch would leave on the CPU when it loads a state."""
 _SMALLEST = 8  # a matrix with fewer rows or columns is AdamW's
 
@@ -151,8 +151,8 @@ class Muon(torch.optim.Optimizer):
     def _adam_step(self, parameters: list[Tensor], gradients: list[Tensor], rate: float | Tensor) -> None:
         means, squares = self._states(parameters, "mean"), self._states(parameters, "square")
         for parameter in parameters:
-            self.state[parameter].setdefault(STEPS, torch.zeros((), device=parameter.device)).add_(1.0)
-        steps = self.state[parameters[0]][STEPS]  # all have a gradient in every step
+            self.state[parameter].setdefault(_STEPS, torch.zeros((), device=parameter.device)).add_(1.0)
+        steps = self.state[parameters[0]][_STEPS]  # all have a gradient in every step
         torch._foreach_lerp_(means, gradients, 1.0 - _BETAS[0])
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1.0 - _BETAS[1])
         roots = torch._foreach_mul(squares, 1.0 / (1.0 - _BETAS[1] ** steps))

@@ -17,7 +17,6 @@ class TrainProgress:
         total_images: of the whole training, or None as well.
         loss: mean over the running epoch so far, or None before its first step.
         psnr: the last validation PSNR on noisy images, in dB, or None before the first.
-        best_psnr: the best epoch's so far, or None.
         images_per_second: of the running attempt, or 0 before its first step.
         seconds_left: estimate, or None where there is none yet.
         workers: training processes.
@@ -32,7 +31,6 @@ class TrainProgress:
     total_images: int | None
     loss: float | None
     psnr: float | None
-    best_psnr: float | None
     images_per_second: float
     seconds_left: float | None
     workers: int

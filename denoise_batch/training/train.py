@@ -115,8 +115,15 @@ def train(
         finished()
         return bundle
     refuse_old_ray_train()
-    mnist = None if parquet is not None else _find_mnist(settings.mnist)
-    weights = None if initial is None else _weights(initial, recipe)
+    mnist = weights = None
+    if parquet is None:
+        from denoise_batch.digits import find_mnist
+
+        mnist = find_mnist(settings.mnist)
+    if initial is not None:
+        from denoise_batch.training.checkpoint import initial_weights
+
+        weights = initial_weights(initial, recipe)
     with publishing.exclusive(folder):
         if output.exists() and not settings.overwrite:  # another run has shown it since we looked
             bundle = made_before(output, identity)
@@ -138,11 +145,11 @@ def train(
                     publishing.remove(folder)
                 raise
         from denoise_batch import models
-        from denoise_batch.training.checkpoint import load_weights, read_finished
+        from denoise_batch.training.checkpoint import read_finished
 
         state, weights = read_finished(folder / "finished")
         network = models.build(recipe.architecture, recipe.parameters)
-        load_weights(network, weights)
+        network.load_state_dict(weights)
         card = card_of(settings, recipe, parquet, state, network.parameters_json, initial)
         card = replace(card, request=digest_of(identity))
         board = folder / "tensorboard"
@@ -169,18 +176,6 @@ def _read_initial(folder: Path) -> Bundle:
         return find_bundle(folder)
     except errors.ModelError as error:
         raise errors.ModelError(error.message, hint=error.hint.replace("--model", "--init")) from error
-
-
-def _weights(initial: Bundle, recipe: Recipe) -> Weights:
-    from denoise_batch.training.checkpoint import initial_weights
-
-    return initial_weights(initial, recipe)
-
-
-def _find_mnist(folder: Path | None) -> Path:
-    from denoise_batch.digits import find_mnist
-
-    return find_mnist(folder)
 
 
 # --- with Ray ---------------------------------------------------------------------------------------------------------
