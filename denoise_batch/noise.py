@@ -111,6 +111,32 @@ def clip_to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(0.0, 1.0) * 255.0).round() / 255.0
 
 
+MOST_FEW_LEVELS = 16
+"""Scans of so few levels of grey have lost what lies between them: those of one bit, and of up to four."""
+_SHARE_OF_ONE_BIT, _SHARE_ORDERED = 0.6, 0.15
+
+
+@cache  # as above
+@torch.inference_mode(False)
+def _ordered_dithers(device: torch.device) -> Tensor:
+    """Thresholds of Bayer's dither of 4×4 pixels, wherever in it an image begins: (16, 28, 28)."""
+    matrix = torch.tensor([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
+    begun = [matrix.roll((down, across), (0, 1)).tile((7, 7)) for down in range(4) for across in range(4)]
+    return ((torch.stack(begun) + 0.5) / 16.0).to(device)
+
+
+def to_few_levels(images: Tensor, levels: Tensor, threshold: Tensor | float = 0.5) -> Tensor:
+    """What a scan of few levels of grey keeps of images: of two levels it is ink or paper, with nothing between.
+
+    Args:
+        images: (n, 28, 28) float32; what lies outside of 0..1 counts as these.
+        levels: (n,), how many, evenly spaced from 0 to 1, at least 2.
+        threshold: from which part of a step on a pixel is of the level above it; for all, or as images are.
+    """
+    steps = (levels - 1)[:, None, None].to(images.dtype)
+    return (images.clamp(0.0, 1.0) * steps + (1.0 - threshold)).floor() / steps
+
+
 class NoiseKind(IntEnum):
     """What is done to an image; the numbers stand in `NoiseDraw.kind`.
 
@@ -138,6 +164,8 @@ class NoiseDraw:
         kind: (n,) int64, a `NoiseKind` each; None where all are UNIFORM or BLUR, which r = 0 says.
         uniform: (n, 28, 28) float32 in [0, 1): the one random number of each pixel.
         clipped: (n,) bool, which images are clipped to 8 bits; None for none.
+        levels: (n,) float32, how many levels of grey an image has, 0 for all of them; None for all of all.
+        threshold: (n, 28, 28) float32, as `to_few_levels` has it; None without `levels`.
         largest_sigma: none of `sigma` is larger.
     """
 
@@ -146,22 +174,19 @@ class NoiseDraw:
     kind: Tensor | None
     uniform: Tensor
     clipped: Tensor | None
+    levels: Tensor | None
+    threshold: Tensor | None
     largest_sigma: float
 
     def __getitem__(self, rows: slice) -> NoiseDraw:
         """The draws of some of the images."""
-        kind, clipped = (None if value is None else value[rows] for value in (self.kind, self.clipped))
-        return replace(
-            self,
-            sigma=self.sigma[rows],
-            half_range=self.half_range[rows],
-            kind=kind,
-            uniform=self.uniform[rows],
-            clipped=clipped,
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        mine: dict[str, Any] = {name: value[rows] for name, value in tensors.items()}
+        return replace(self, **mine)
 
     def without(self, still: Tensor) -> NoiseDraw:
-        """The same, but for images, (n,) bool, that get neither blur nor noise; some may still be clipped to 8 bits."""
+        """The same, but for images, (n,) bool, that get neither blur nor noise; some may still be clipped to 8 bits, or
+        have few levels of grey."""
         zeros = torch.zeros_like(self.sigma)
         sigma, half_range = (torch.where(still, zeros, levels) for levels in (self.sigma, self.half_range))
         return replace(self, sigma=sigma, half_range=half_range)
@@ -174,7 +199,8 @@ class NoiseDraw:
 
         Returns:
             noisy (n, 28, 28) float32, and each image's noise level: (n,) float32, the root of the mean square of what
-            the noise (not the blur, not the clipping) changed in its pixels, in units of full ink.
+            the noise (not the blur, not the clipping, not the loss of levels) changed in its pixels, in units of full
+            ink.
         """
         # A CPU has less to do for the kernels that are there; a GPU must not be waited for, least in a CUDA graph.
         blurred = blur(images, self.sigma, self.largest_sigma if images.is_cuda else None)
@@ -184,6 +210,9 @@ class NoiseDraw:
             struck = (self.kind == NoiseKind.IMPULSE)[:, None, None] & (self.uniform < rate)
             noisy = torch.where(struck, (self.uniform < 0.5 * rate).to(noisy.dtype), noisy)
         level = noise_level(noisy, blurred)
+        if self.levels is not None and self.threshold is not None:
+            few = to_few_levels(noisy, self.levels.clamp_min(2.0), self.threshold)
+            noisy = torch.where(self.levels[:, None, None] > 0, few, noisy)
         if self.clipped is not None:
             noisy = torch.where(self.clipped[:, None, None], clip_to_uint8(noisy), noisy)
         return noisy, level
@@ -229,6 +258,9 @@ class NoiseRecipe:
         clean: share of the images that are neither blurred nor noised.
         gaussian: share of the images with Gaussian noise of the same deviation, r / √3, instead of uniform noise.
         impulse: share of the images with salt and pepper in r / 3 of their pixels instead of uniform noise.
+        few_levels: share of the images, of any kind, that have few levels of grey after the noise: three fifths of them
+            2, as scans of one bit have, the others up to 16, each factor as likely. The first threshold lies between
+            0.3 and 0.7 of a step; 15% of them have Bayer's dither.
     """
 
     sigma: tuple[float, float] = (0.0, 2.0)
@@ -238,6 +270,7 @@ class NoiseRecipe:
     clean: float = 0.0
     gaussian: float = 0.0
     impulse: float = 0.0
+    few_levels: float = 0.0
 
     def __post_init__(self) -> None:
         for flag, (low, high) in (("--sigma", self.sigma), ("--noise", self.half_range)):
@@ -246,10 +279,9 @@ class NoiseRecipe:
                     f"{flag} {low:g}:{high:g} is not a range of levels",
                     hint="give LOW:HIGH with 0 <= LOW <= HIGH <= 1000, or one number for a fixed level",
                 )
-        if not 0.0 <= self.clipped <= 1.0:
-            raise FlagError(
-                f"a share of {self.clipped:g} clipped images is impossible", hint="give a share from 0 to 1"
-            )
+        for share, which in ((self.clipped, "clipped images"), (self.few_levels, "images of few levels")):
+            if not 0.0 <= share <= 1.0:
+                raise FlagError(f"a share of {share:g} {which} is impossible", hint="give a share from 0 to 1")
         shares = self._shares()
         # Shares that add up to one in decimals may miss it by a rounding.
         if not (min(shares.values()) >= 0.0 and sum(shares.values()) <= 1.0 + 1e-9):
@@ -287,7 +319,21 @@ class NoiseRecipe:
         clipped = None
         if self.clipped > 0.0:
             clipped = torch.rand(count, generator=generator, device=device) < self.clipped
-        return NoiseDraw(sigma, half_range, kind, uniform, clipped, self.sigma[1])
+        draw = NoiseDraw(sigma, half_range, kind, uniform, clipped, None, None, self.sigma[1])
+        if self.few_levels == 0.0:
+            return draw
+        levels, threshold = self._draw_levels(torch.rand((5, count), generator=generator, device=device))
+        return replace(draw, levels=levels, threshold=threshold)
+
+    def _draw_levels(self, lots: Tensor) -> tuple[Tensor, Tensor]:
+        """`NoiseDraw.levels` and its `threshold`, from five numbers in 0..1 for each image, (5, n)."""
+        several = (3.0 * ((MOST_FEW_LEVELS + 1) / 3.0) ** lots[1]).floor()
+        levels = torch.where(lots[2] < _SHARE_OF_ONE_BIT, 2.0, several)
+        dithers = _ordered_dithers(lots.device)
+        dither = dithers.index_select(0, (lots[4] * len(dithers)).long().clamp_max(len(dithers) - 1))
+        alike = (0.3 + 0.4 * lots[4])[:, None, None]
+        threshold = torch.where((lots[3] < _SHARE_ORDERED)[:, None, None], dither, alike)
+        return torch.where(lots[0] < self.few_levels, levels, 0.0), threshold
 
     def _draw_kinds(self, lots: Tensor) -> Tensor:
         kinds = torch.full(lots.shape, int(NoiseKind.UNIFORM), device=lots.device)
@@ -314,7 +360,7 @@ class NoiseRecipe:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> NoiseRecipe:
-        shares = ("clipped", "noiseless", "clean", "gaussian", "impulse")
+        shares = ("clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels")
         return cls(
             tuple(fields["sigma"]),
             tuple(fields["half_range"]),

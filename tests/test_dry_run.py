@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from denoise_batch.bundle import SHIPPED_FOLDER
 from denoise_batch.errors import FlagError, OutputError, ParquetError, ResumeError
 from denoise_batch.images import Polarity
 from denoise_batch.inference import plan
@@ -23,8 +26,6 @@ from denoise_batch.inference.request import InferSettings, OutputShape, look_at
 from denoise_batch.inference.run_folder import open_run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Pixels, WriteImages
 
 
@@ -185,3 +186,27 @@ def test_the_command_prints_it_and_starts_no_ray(tmp_path: Path, source: Path, m
     done = subprocess.run([*command, "--model", str(model_folder)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 600
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_scans_of_few_levels_are_for_the_model_that_is_made_for_them(
+    tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grey, few = tmp_path / "grey.parquet", tmp_path / "few.parquet"
+    write_images(grey, digits[0])
+    write_images(few, np.where(digits[0] > 127, 255, 0).astype(np.uint8))
+    asked = InferSettings((str(few),), str(tmp_path / "out"))
+    found = dry_run(asked)
+    assert Path(found.model) == SHIPPED_FOLDER.with_name("few-levels")
+    assert any("2 levels of grey" in line for line in found.lines())
+    assert found.to_json()["levels"] == 2
+    assert found.estimate is not None
+    of_grey = dry_run(replace(asked, inputs=(str(grey),)))
+    assert (Path(of_grey.model), of_grey.to_json()["levels"]) == (SHIPPED_FOLDER, None)
+    # What is named, or lies here, is what is taken.
+    named = dry_run(replace(asked, model=Path("bounds-unet")))
+    assert Path(named.model) == SHIPPED_FOLDER
+    assert any("2 levels of grey" in line for line in named.lines())
+    shutil.copytree(SHIPPED_FOLDER, "denoise-model")
+    assert dry_run(asked).model == "denoise-model"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from denoise_batch.noise import (
     blur_matrices,
     clip_to_uint8,
     degrade,
+    to_few_levels,
 )
 
 
@@ -197,6 +200,44 @@ def test_kinds_come_in_their_shares() -> None:
     assert NoiseRecipe.from_json(recipe.to_json()) == recipe
 
 
+@pytest.mark.parametrize("levels", [2, 3, 16])
+def test_few_levels_are_evenly_spaced_and_begin_at_the_threshold(levels: int) -> None:
+    images = torch.linspace(-0.5, 1.5, 784).view(1, 28, 28)
+    few = to_few_levels(images, torch.tensor([levels]))
+    steps = levels - 1
+    assert few.unique().tolist() == pytest.approx([step / steps for step in range(levels)])
+    assert float((few - images.clamp(0.0, 1.0)).abs().max()) <= 0.5 / steps + 1e-6  # to the nearest
+    early = to_few_levels(images, torch.tensor([levels]), 0.25)
+    assert float(images[early > 0].min()) == pytest.approx(0.25 / steps, abs=0.003)
+    assert torch.equal(to_few_levels(few, torch.tensor([levels]), 0.7), few)
+
+
+def test_images_of_few_levels_come_in_their_shares() -> None:
+    images = torch.from_numpy(_images(500))
+    recipe = NoiseRecipe((0.0, 1.0), (0.0, 0.3), few_levels=0.5)
+    draw = recipe.draw(4000, torch.Generator().manual_seed(3))
+    assert draw.levels is not None
+    assert draw.threshold is not None
+    counts = torch.bincount(draw.levels.long(), minlength=17) / 4000
+    assert float(counts[0]) == pytest.approx(0.5, abs=0.03)
+    assert float(counts[2]) == pytest.approx(0.3, abs=0.03)
+    assert float(counts[3:].min()) > 0
+    assert float(counts[1]) == 0
+    noisy, level = draw[:500].degrade(images)
+    found = torch.tensor([len(image.unique()) for image in noisy])
+    few = draw.levels[:500] > 0
+    assert bool((found[few] <= draw.levels[:500][few]).all())
+    assert int(found[~few].min()) > 100
+    # All that is drawn without them is the same, and the noise level is that before levels are lost.
+    others = replace(recipe, few_levels=0.0).draw(4000, torch.Generator().manual_seed(3))
+    plain, same_level = others[:500].degrade(images)
+    torch.testing.assert_close(plain[~few], noisy[~few])
+    torch.testing.assert_close(same_level, level)
+    dithered = (draw.threshold.flatten(1).std(dim=1) > 0).float().mean()
+    assert float(dithered) == pytest.approx(0.15, abs=0.02)
+    assert float(draw.threshold.mean()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_the_seed_levels() -> None:
     assert np.allclose(SEED_LEVELS, [(0, 0), (0.5, 0.4), (1, 0.8), (1.5, 1.2), (2, 1.6), (2.5, 2)])
 
@@ -214,6 +255,7 @@ def test_recipe_survives_json() -> None:
         {"sigma": (-1.0, 1.0)},
         {"half_range": (0.0, float("nan"))},
         {"clipped": 1.5},
+        {"few_levels": -0.1},
         {"gaussian": -0.1},
         {"gaussian": 0.7, "impulse": 0.4},
     ],

@@ -93,10 +93,11 @@ class Bundle:
     @property
     def most_blur(self) -> float | None:
         """Deviation in pixels of the strongest blur that it has learnt to undo, beside noise; None where it is not
-        known that its scans are blurred digits with noise, as of pairs it is not, or the network says nothing of how
-        sure it is."""
+        known that its scans are blurred digits with noise, as of pairs it is not, or they are of few levels of grey, or
+        the network says nothing of how sure it is."""
         sigma = self.noise.get("sigma")
-        if of_pairs(self.model) or not self.has_quality or not isinstance(sigma, list) or len(sigma) != 2:
+        other = of_pairs(self.model) or bool(self.noise.get("few_levels"))
+        if other or not self.has_quality or not isinstance(sigma, list) or len(sigma) != 2:
             return None
         most = sigma[1]
         said = isinstance(most, int | float) and not isinstance(most, bool) and most >= 0
@@ -192,6 +193,12 @@ def find_bundle(explicit: Path | None = None) -> Bundle:
             hint="train one with `denoise-batch train`, or name one with --model",
         )
     return read_bundle(SHIPPED_FOLDER)
+
+
+def few_levels_bundle(default: Bundle) -> Bundle | None:
+    """The model that ships for scans of few levels of grey; None where another default than ours was found."""
+    folder = SHIPPED_FOLDER.with_name("few-levels")
+    return read_bundle(folder) if default.folder == SHIPPED_FOLDER and folder.exists() else None
 
 
 def shipped_folder(name: Path) -> Path | None:

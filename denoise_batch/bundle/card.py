@@ -64,6 +64,7 @@ _NOISE_OF_RECIPE = (
     "clean",
     "gaussian",
     "impulse",
+    "few_levels",
     "copies",
     "drawn_every",
 )
@@ -87,6 +88,7 @@ _KINDS = {
     "noiseless": "are blurred only",
     "clean": "are neither blurred nor noised",
     "clipped": "(of any kind) are clipped to 8 bits after it",
+    "few_levels": "(of any kind) have 2 to 16 levels of grey left after it, three fifths of them 2",
 }
 """What the shares of `noise.NoiseRecipe` mean."""
 
@@ -212,6 +214,7 @@ _CONDITIONS = {
     "impulse": "salt and pepper in r / 3 of the pixels",
     "blur": "blur alone",
     "faint": "noise alone",
+    "levels": "all kinds, in 2 to 16 levels of grey",
 }
 """The conditions of `evaluation.protocol` whose levels do not say what they are."""
 
@@ -271,6 +274,13 @@ def _limits(model: dict[str, Any]) -> str:
         lines.append(
             f"- Blur beyond σ = {noise['sigma'][1]:g} or noise beyond r = {noise['half_range'][1]:g} is extrapolation, "
             f"and so is noise of another kind than {'these' if noise.get('gaussian') else 'uniform'}."
+        )
+    if noise.get("few_levels") == 1.0:
+        lines.append("- Images of more than 16 levels of grey are extrapolation as well.")
+    elif "sigma" in noise and "validation_quality_error" in model["metrics"]:
+        lines.append(
+            "- Scans of few levels of grey, sharpened ones and such of another curve of greys come back nearly as they "
+            "are, and it expects 10 to 24 dB too much of them. For few levels there is the recipe `few-levels`."
         )
     lines.append(
         "- Under heavy noise it draws the likeliest digit, which may be the wrong one: do not take its output as "

@@ -31,7 +31,7 @@ def evaluate(
             "--model",
             parser=model_folder,
             metavar="FOLDER",
-            help="Model folder, or bounds-unet or seed, which ship with us; may be given several times. "
+            help="Model folder, or bounds-unet, few-levels or seed, which ship with us; may be given several times. "
             "Default: ./denoise-model, else bounds-unet.",
         ),
     ] = None,

@@ -55,7 +55,8 @@ def infer(
             "--model",
             parser=model_folder,
             metavar="FOLDER",
-            help="Model folder, or bounds-unet or seed: they ship with us. Default: ./denoise-model, else bounds-unet.",
+            help="Model folder, or bounds-unet, few-levels or seed: they ship with us. Default: ./denoise-model, "
+            "else bounds-unet, and for scans of few levels of grey few-levels.",
         ),
     ] = None,
     column: Column = None,

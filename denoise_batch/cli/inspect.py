@@ -27,7 +27,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="PATH",
-            help="Parquet file, folder or glob; model folder, or bounds-unet or seed; output of infer.",
+            help="Parquet file, folder or glob; model folder, or bounds-unet, few-levels or seed; output of infer.",
             show_default=False,
         ),
     ],

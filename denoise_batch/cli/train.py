@@ -64,15 +64,18 @@ def train(
         typer.Option(
             parser=model_folder,
             metavar="FOLDER",
-            help="Start from this model's weights, at a tenth of the recipe's --lr: your own, or bounds-unet or seed.",
+            help="Start from this model's weights, at a tenth of the recipe's --lr: your own, or one that ships.",
         ),
     ] = None,
     max_images: Annotated[
         int | None, typer.Option(metavar="N", help="Use the first N images only, validation among them.")
     ] = None,
     recipe: Annotated[
-        Literal["default", "seed"],
-        typer.Option(help="default: ours. seed: the original article's network and training, to the letter."),
+        Literal["default", "few-levels", "seed"],
+        typer.Option(
+            help="default: ours. few-levels: ours for scans of 2 to 16 levels of grey, as faxes are. "
+            "seed: the original article's network and training, to the letter."
+        ),
     ] = "default",
     architecture: Annotated[
         str | None, typer.Option(metavar="NAME", help="Another network than the recipe's: seed, seed-transposed, …")

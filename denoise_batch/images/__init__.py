@@ -55,7 +55,7 @@ from denoise_batch.images.polarity import (
     turned,
     upright,
 )
-from denoise_batch.images.tone import WHITE_AND_BLACK, Tone, find_tone
+from denoise_batch.images.tone import WHITE_AND_BLACK, Tone, find_tone, levels_lines
 
 __all__ = [
     "FAR_OUTSIDE",
@@ -81,6 +81,7 @@ __all__ = [
     "image_candidates",
     "image_column",
     "joined",
+    "levels_lines",
     "look_at_sample",
     "output_column",
     "pairs_belong_together",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError
 from denoise_batch.extra_columns import poor_lines
-from denoise_batch.images import Polarity, Tone, taken_the_other_way
+from denoise_batch.images import Polarity, Tone, levels_lines, taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
@@ -108,7 +108,7 @@ class DryRun:
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
         del fields["tone"]
-        return fields | {"background": None, "ink": None} | self.tone.facts()
+        return fields | {"background": None, "ink": None, "levels": None} | self.tone.facts()
 
     def lines(self) -> list[str]:
         image, added = self.image_column, self.output_column
@@ -128,6 +128,7 @@ class DryRun:
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
             + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
             *self.tone.lines(),
+            *levels_lines(self.tone.levels),
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
             *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]
@@ -174,6 +175,7 @@ def dry_run(settings: InferSettings) -> DryRun:
     """
     request = look_at(settings)
     plan = request.plan()
+    bundle = request.bundle_for(plan)
     added = request.output_column(plan)
     listed = request.listing.files
     if request.finished is not None:
@@ -194,8 +196,8 @@ def dry_run(settings: InferSettings) -> DryRun:
         inputs=tuple(storage.redact(given) for given in settings.inputs),
         output=str(request.out),
         single_file=request.single,
-        model=str(request.bundle.folder),
-        architecture=request.bundle.architecture,
+        model=str(bundle.folder),
+        architecture=bundle.architecture,
         files=len(plan.files),
         input_bytes=sum(file.size for file in plan.files),
         skipped_files=len(request.listing.skipped),
@@ -259,7 +261,11 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     size = pool_size([here], settings.workers, settings.device, len(plan), gpu_share=share)
     device = settings.device if size.gpus else "cpu"
     denoiser = Denoiser(
-        request.bundle, device=device, threads=size.threads, batch=settings.batch_size, precision=settings.precision
+        request.bundle_for(plan),
+        device=device,
+        threads=size.threads,
+        batch=settings.batch_size,
+        precision=settings.precision,
     )
     unit = plan.unit(len(plan) // 2)
     on_bad_row = OnBadRow.NULL if settings.on_bad_row is OnBadRow.FAIL else settings.on_bad_row

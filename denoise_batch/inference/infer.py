@@ -110,7 +110,7 @@ class _Job:
         verbose: bool,
     ) -> None:
         self.run, self.request, self.settings = run, request, request.settings
-        self.output = request.output_column(run.plan)
+        self.output, self.bundle = request.output_column(run.plan), request.bundle_for(run.plan)
         self.progress, self.started, self.verbose = progress, started, verbose
         self.resumed = len(run.ledger.receipts)
         self.rows_before = run.ledger.rows_in
@@ -157,7 +157,7 @@ class _Job:
                 path = Path(file.path)
                 ends[path.parent] = (ends.get(path.parent, (path, path))[0], path)
         inputs = dict.fromkeys(path for pair in list(ends.values())[:_LOOKED_AT] for path in pair)
-        return [self.request.bundle.folder.absolute(), *inputs]
+        return [self.bundle.folder.absolute(), *inputs]
 
     def publish(self) -> InferReport:
         """Reconciles rows, puts the result together and shows it."""
@@ -220,9 +220,8 @@ class _Job:
         )
         size = self._pool_size()
         device = settings.device if size.gpus else "cpu"
-        bundle = self.request.bundle
-        folder, batch = str(bundle.folder.absolute()), settings.batch_size
-        model = ModelToLoad(folder, bundle.sha256, batch, device, settings.precision)
+        folder, batch = str(self.bundle.folder.absolute()), settings.batch_size
+        model = ModelToLoad(folder, self.bundle.sha256, batch, device, settings.precision)
         assignments = [self._assign(unit) for unit in wave]
         for answer in process_units(
             assignments, options, model, size, ahead=ahead, verbose=self.verbose, waiting=self._note_waiting
@@ -334,13 +333,14 @@ class _Job:
         done = self.rows_done - self.rows_before
         return InferReport(
             output=str(run.out),
-            model=str(self.request.bundle.folder),
-            model_sha256=self.request.bundle.sha256,
+            model=str(self.bundle.folder),
+            model_sha256=self.bundle.sha256,
             column=run.plan.column.name,
             polarity=run.plan.polarity.value,
             tone=run.plan.tone.lines(),
-            background=run.plan.tone.facts().get("background"),
+            background=run.plan.tone.background,
             ink=run.plan.tone.facts().get("ink"),
+            levels=run.plan.tone.levels,
             files=len(run.plan.files),
             units=len(run.plan),
             rows_in=run.plan.rows,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from denoise_batch.extra_columns import poor_lines
-from denoise_batch.images import Polarity, taken_the_other_way
+from denoise_batch.images import Polarity, levels_lines, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
 from denoise_batch.listing import skipped_lines
 
@@ -55,7 +55,8 @@ class InferReport:
             the first one's.
         background: how much ink the set's paper had, of full ink, which was taken off; None: none.
         ink: how dark its ink was, of full ink, in the geometric mean; None: full.
-        tone: what is said of both.
+        levels: how many levels of grey it had, where these are few; None: many.
+        tone: what is said of paper and ink.
         dark_on_light: good rows that look so, whatever they were taken for.
         poor: good rows whose expected PSNR is below `POOR_PSNR`; None where the model was not asked.
         skipped_files: files in the input's folders that were left out because of their names.
@@ -86,6 +87,7 @@ class InferReport:
     output_bytes: int
     background: float | None = None
     ink: float | None = None
+    levels: int | None = None
     tone: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
@@ -114,7 +116,7 @@ class InferReport:
         if self.quarantined:
             lines.append(f"{self.quarantined:,} of them are set aside, whole, in {QUARANTINE}/ there")
         lines += skipped_lines(self.skipped_files, self.skipped)
-        lines += self.tone
+        lines += self.tone + levels_lines(self.levels)
         lines += taken_the_other_way(self.polarity, self.dark_on_light, self.rows_in - bad)
         lines += poor_lines(self.poor, self.rows_in - bad)
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
-from denoise_batch.bundle import Bundle, find_bundle
+from denoise_batch.bundle import Bundle, few_levels_bundle, find_bundle
 from denoise_batch.bundle.card import of_pairs
 from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import FlagError, OutputExists
@@ -88,6 +88,8 @@ class Request:
     """Settings whose model, inputs and output have been looked at; planning comes next.
 
     Attributes:
+        bundle: the model that is named, or the default.
+        few_levels: the model that takes its place where none is named, and the images have few levels of grey.
         out: absolute path of the output, or its prefix in an object store.
         single: whether OUT is one file.
         identity: what the result depends on beside the input files: model and result options.
@@ -101,6 +103,11 @@ class Request:
     single: bool
     identity: dict[str, Any]
     finished: InferReport | None = None
+    few_levels: Bundle | None = None
+
+    def bundle_for(self, plan: Plan) -> Bundle:
+        """The model for the images that were found."""
+        return self.bundle if plan.tone.levels is None or self.few_levels is None else self.few_levels
 
     def plan(self) -> Plan:
         """Reads footers and first rows, and cuts the input into units.
@@ -143,6 +150,7 @@ def look_at(settings: InferSettings) -> Request:
             hint="rename or copy it, and name it with --model",
         )
     settings.extras.check(bundle)
+    few_levels = few_levels_bundle(bundle) if settings.model is None else None
     listing = list_inputs(settings.inputs)
     remote = storage.is_remote(settings.output)
     if remote and settings.shape is OutputShape.SINGLE_FILE:
@@ -160,6 +168,7 @@ def look_at(settings: InferSettings) -> Request:
         )
     identity = {
         "model_sha256": bundle.sha256,
+        **({} if few_levels is None else {"few_levels_model_sha256": few_levels.sha256}),
         "architecture": bundle.architecture,
         "column": settings.column,
         "output_column": settings.output_column,
@@ -184,7 +193,7 @@ def look_at(settings: InferSettings) -> Request:
         finished = finished_report(out, identity, listing.files, settings.max_bad)
         if finished is None:
             raise
-    return Request(settings, bundle, listing, out, single, identity, finished)
+    return Request(settings, bundle, listing, out, single, identity, finished, few_levels)
 
 
 def _check(settings: InferSettings) -> None:

@@ -47,7 +47,7 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-_NOISE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse")
+_NOISE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Recipe:
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
-        noiseless, clean, gaussian, impulse: shares of the kinds of degradation, as in `noise.NoiseRecipe`.
+        noiseless, clean, gaussian, impulse, few_levels: shares of what is done to images, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
         drawn_every: where the data bring noisy images of their own, each so many-th image of a step gets drawn noise
             instead, so that the model does not forget it; 0 for none.
@@ -112,6 +112,7 @@ class Recipe:
     clean: float = 0.0
     gaussian: float = 0.0
     impulse: float = 0.0
+    few_levels: float = 0.0
     copies: int = 0
     drawn_every: int = 0
     blank_every: int = 0
@@ -132,32 +133,48 @@ class Recipe:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+_DEFAULT = Recipe(
+    name="default",
+    architecture="bounds-unet",
+    optimiser=Optimiser.MUON,
+    learning_rate=5e-3,
+    weight_decay=1e-2,
+    schedule=Schedule.COSINE,
+    warm_up=200,
+    epochs=40,
+    average=0.998,
+    balance=0.75,
+    # A little beyond the seed's, so that its two heaviest levels are not far from what was seen.
+    sigma=(0.0, 2.25),
+    half_range=(0.01, 1.8),
+    # Mostly the seed's noise; enough of every other kind that the network knows it when it sees it.
+    clipped=0.25,
+    noiseless=0.06,
+    clean=0.05,
+    gaussian=0.15,
+    impulse=0.07,
+    drawn_every=4,
+    blank_every=52,
+    foreign_every=16,
+    # A printed form in black and white has no noise to be known by: such are not to be rare.
+    foreign_still=1 / 3,
+)
+
 RECIPES: dict[str, Recipe] = {
-    "default": Recipe(
-        name="default",
-        architecture="bounds-unet",
-        optimiser=Optimiser.MUON,
-        learning_rate=5e-3,
-        weight_decay=1e-2,
-        schedule=Schedule.COSINE,
-        warm_up=200,
-        epochs=40,
-        average=0.998,
-        balance=0.75,
-        # A little beyond the seed's, so that its two heaviest levels are not far from what was seen.
-        sigma=(0.0, 2.25),
-        half_range=(0.01, 1.8),
-        # Mostly the seed's noise; enough of every other kind that the network knows it when it sees it.
-        clipped=0.25,
-        noiseless=0.06,
-        clean=0.05,
-        gaussian=0.15,
-        impulse=0.07,
-        drawn_every=4,
-        blank_every=52,
-        foreign_every=16,
-        # A printed form in black and white has no noise to be known by: such are not to be rare.
-        foreign_still=1 / 3,
+    "default": _DEFAULT,
+    # Scans of one to four bits, most of which are faint or clean before they lose their levels.
+    "few-levels": replace(
+        _DEFAULT,
+        name="few-levels",
+        parameters={"bottleneck": 96},  # half the weights: it ships beside the default's
+        sigma=(0.0, 1.5),
+        half_range=(0.01, 0.8),
+        clipped=1.0,
+        noiseless=0.25,
+        clean=0.15,
+        gaussian=0.2,
+        impulse=0.15,
+        few_levels=1.0,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(
