@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import re
 import resource
 import shutil
 import signal
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from denoise_batch import lean_ray, quiet_ray
 from denoise_batch.cores import cores_here
-from denoise_batch.environment import environment, refuse_unsafe_switches
+from denoise_batch.environment import environment, no_job, refuse_unsafe_switches
 from denoise_batch.errors import (
     DenoiseBatchError,
     JobFailed,
@@ -34,11 +33,14 @@ from denoise_batch.errors import (
 )
 from denoise_batch.freed_memory import ONE_HEAP
 from denoise_batch.interruption import Insistent
+from denoise_batch.lost_ray import HOST_AND_PORT, dead_process, is_gone
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Ray's C++ core writes warnings to stderr by itself, one for each actor of Ray Data's.
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 _RAY_OF_OUR_OWN = {
     # Where the driver is killed, its Ray's own service goes with it; processes left behind would wait a minute for it
     # to come back, as it may in a cluster.
@@ -47,7 +49,6 @@ _RAY_OF_OUR_OWN = {
     "RAY_worker_niceness": "0",
 }
 
-_HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]]+\]|[^/:\[\]]+):(?P<port>[0-9]{1,5})")
 _REACHED_SECONDS = 10.0
 _CHECK_ADDRESS = (
     "check --address and RAY_ADDRESS, that the cluster runs the same Ray version, and that this machine is part of it"
@@ -55,7 +56,6 @@ _CHECK_ADDRESS = (
 _FROM_ELSEWHERE = (
     "on a machine of the cluster give HEAD:6379; from elsewhere: denoise-batch submit --address http://HEAD:8265"
 )
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _FULL_BYTES = 1 << 20
 CALLS_RAY = "calls-ray-"
 """How the names of our own threads begin that call Ray, and may do so still when their work is over."""
@@ -87,20 +87,33 @@ def connect(
         The cluster's resources, as `ray.cluster_resources()` gives them.
 
     Raises:
-        RequestError: the cluster cannot be reached.
+        RequestError: the cluster cannot be reached, or this process is a Ray Client's.
         ResourceExhausted, JobFailed: Ray does not start on this machine.
         Terminated: SIGTERM came.
     """
     refuse_unsafe_switches()
-    if not verbose:
-        # Ray's C++ core writes warnings to stderr by itself, one for each actor of Ray Data's.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with environment({} if verbose else _QUIET):
+        import ray
+
+        if ray.is_initialized():
+            _refuse_client()
+            yield ray.cluster_resources()
+            return
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        with contextlib.ExitStack() as stack:
+            if address == "local":
+                stack.enter_context(environment(_RAY_OF_OUR_OWN))
+                stack.enter_context(lean_ray.orphans_adopted())
+            yield stack.enter_context(_joined(address, cpus, data_workers, training=training, verbose=verbose))
+
+
+@contextlib.contextmanager
+def _joined(
+    address: str, cpus: int | None, data_workers: int | None, *, training: bool, verbose: bool
+) -> Iterator[dict[str, Any]]:
+    """`connect` where no Ray runs in this process, and an address is known."""
     import ray
 
-    if ray.is_initialized():
-        yield ray.cluster_resources()
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     if "://" in address:
         raise RequestError(
@@ -113,9 +126,6 @@ def connect(
         raise _not_started(OSError())  # at once: Ray would wait half a minute for processes that cannot start
     if not local:
         _check_reachable(address)
-    if local:
-        for name, value in _RAY_OF_OUR_OWN.items():
-            os.environ.setdefault(name, value)
     # What stands in the environment already may come from the job's own `runtime_env`, and Ray takes no name twice.
     workers_have = {} if data_workers is None or ONE_HEAP.keys() & os.environ.keys() else ONE_HEAP
     if workers_have and not local:
@@ -124,7 +134,6 @@ def connect(
     lean = local and (training or data_workers is not None) and "RAY_RUNTIME_ENV_HOOK" not in os.environ
     before = signal.getsignal(signal.SIGTERM)  # ray.init puts one of its own there, and leaves it
     spared = set(lean_ray.children()) if local else None
-    lean_ray.adopt_orphans()
     try:
         with (
             quiet_ray.muted(not verbose),
@@ -134,7 +143,7 @@ def connect(
         ):
             stack.enter_context(environment(workers_have))  # what is started here hands it on
             if local:
-                stack.enter_context(_no_job())
+                stack.enter_context(no_job())
             if lean:
                 lean = stack.enter_context(
                     lean_ray.only_what_is_used(0 if training else data_workers or 1, show_logs=verbose)
@@ -166,13 +175,24 @@ def connect(
         _shut_down(spared)
 
 
+def _refuse_client() -> None:
+    """Raises RequestError where this process reaches its Ray through Ray Client, which knows nothing of nodes."""
+    from ray.util.client import ray as client
+
+    if client.is_connected():
+        raise RequestError(
+            "this process is connected to Ray by Ray Client (ray://…), through which neither infer nor train can work",
+            hint=f"call ray.shutdown() first; {_FROM_ELSEWHERE}",
+        )
+
+
 def _check_reachable(address: str) -> None:
     """Tries the address for some seconds: Ray would for a quarter of an hour, without a word.
 
     Raises:
         RequestError: nothing listens there, or no node of Ray's runs on this machine.
     """
-    found = _HOST_AND_PORT.fullmatch(address)
+    found = HOST_AND_PORT.fullmatch(address)
     if found is None:
         return  # Ray knows what it means, or says at once that it does not
     host, port = found["host"].strip("[]"), int(found["port"])
@@ -218,20 +238,6 @@ def _check_node_here(address: str) -> None:
         time.sleep(0.5)
 
 
-@contextlib.contextmanager
-def _no_job() -> Iterator[None]:
-    """Within a cluster's job, `ray.init` would have a Ray of our own make the job's runtime environment once more.
-
-    Its parts are in the cluster. This process has it, and hands it on to what it starts.
-    """
-    job = os.environ.pop(_JOB_CONFIG, None)
-    try:
-        yield
-    finally:
-        if job is not None:
-            os.environ[_JOB_CONFIG] = job
-
-
 def full_ray_disk() -> str | None:
     """Ray's folder on this machine, where its disk is full: none of Ray's processes starts without its log."""
     from ray._private import worker
@@ -241,14 +247,6 @@ def full_ray_disk() -> str | None:
     while not folder.exists():
         folder = folder.parent
     return str(folder) if shutil.disk_usage(folder).free < _FULL_BYTES else None
-
-
-def ray_died() -> bool:
-    """Whether the Ray that was started here has lost its node's process, which it never replaces."""
-    from ray._private import worker
-
-    node = getattr(worker, "_global_node", None)
-    return node is not None and any(name == "raylet" for name, _ in node.dead_processes())
 
 
 def _ray_folder() -> Path:
@@ -314,11 +312,14 @@ def _shut_down(spared: set[int] | None) -> None:
     import ray
 
     with _deaf():
-        if _callers_ended(own=spared is not None):
+        known = lean_ray.family(spared) if spared is not None else set()
+        if is_gone():
+            atexit.unregister(ray.shutdown)  # which would wait for it, and end this process before the error is shown
+        elif _callers_ended(own=spared is not None):
             ray.shutdown()
         # Else Ray does so when Python ends: what happened has been said by then.
         if spared is not None:
-            lean_ray.end_orphans(spared)
+            lean_ray.end_orphans(spared, known)
 
 
 def _callers_ended(*, own: bool) -> bool:
@@ -332,7 +333,7 @@ def _callers_ended(*, own: bool) -> bool:
     threads = [thread for thread in threading.enumerate() if _may_call_ray(thread)]
     for thread in threads:
         thread.join(_THREAD_SECONDS)
-    if any(thread.is_alive() for thread in threads) and not ray_died():
+    if any(thread.is_alive() for thread in threads) and dead_process() is None:
         # It waits for an actor of Ray Data's own, which cannot start where every worker dies; a cluster's is for all.
         with contextlib.suppress(Exception):
             if own:

@@ -25,6 +25,7 @@ import typer
 from denoise_batch.cores import limit_threads
 from denoise_batch.errors import LINE_CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
 from denoise_batch.interruption import Insistent
+from denoise_batch.lost_ray import ended_by
 from denoise_batch.redaction import redact, without_secrets
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
     if not session.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(), ended_by(_end):
             before()
             # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
             command = typer.main.get_command(app)
@@ -275,6 +276,16 @@ def _fail(shown: DenoiseBatchError, cause: BaseException) -> int:
         _note(f"error: {session.without_secrets(' '.join(shown.message.split()))}")
         _note(f"hint: {' '.join(shown.hint.split())}")
     return shown.exit_code
+
+
+def _end(error: DenoiseBatchError) -> None:
+    """Ends this process with an error, whatever the main thread is about."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr.isatty():
+            _note("")  # the line of progress has no end yet
+        _fail(error, error)
+        sys.stderr.flush()
+    os._exit(error.exit_code)
 
 
 def _after_interruption() -> str:

@@ -175,6 +175,9 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
 def degrade_rows(clean: Pixels, start: int, seed: int, recipe: NoiseRecipe) -> tuple[Pixels, Pixels, Pixels]:
     """Degrades rows that begin at a multiple of `BLOCK`.
 
+    Blocks differ by one of 2^32 states of their generator (of its seed torch's on a CPU keeps the low 32 bits), so that
+    in a hundred million rows a pair of blocks may get the same noise.
+
     Args:
         clean: (n, 784) float32.
         start: number of the first row in the whole input, a multiple of `BLOCK`.

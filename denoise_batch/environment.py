@@ -16,6 +16,7 @@ _UNSAFE_PREFIX = "RAY_DATA_AUTOLOAD_"
 Parquet file holds, which runs code of whoever made the file. A later Ray may have more of them."""
 
 _UNSAFE_SWITCHES = ("RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",)
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def refuse_unsafe_switches() -> None:
@@ -47,3 +48,17 @@ def environment(names: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def no_job() -> Iterator[None]:
+    """Within a cluster's job, `ray.init` would have a Ray of our own make the job's runtime environment once more.
+
+    Its parts are in the cluster. This process has it, and hands it on to what it starts.
+    """
+    job = os.environ.pop(_JOB_CONFIG, None)
+    try:
+        yield
+    finally:
+        if job is not None:
+            os.environ[_JOB_CONFIG] = job

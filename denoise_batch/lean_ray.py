@@ -43,7 +43,7 @@ SYSTEM_CONFIG: dict[str, Any] = {"enable_metrics_collection": False}
 PRELOADING: dict[str, Any] = {"preload_python_modules": ["denoise_batch.inference.worker_imports"]}
 """The same, for `infer` alone."""
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _KILLED_SECONDS = 3.0
 _SCRIPT_WITHIN = 4
 """Words of a command line within which Ray names the program or the script, as in `python -I -S SCRIPT`."""
@@ -164,20 +164,56 @@ def _without_agents(command: list[str], workers: int) -> list[str]:
     return [f"{name}={instead[name]}" if name in instead else word for name, word in zip(names, command, strict=True)]
 
 
-def adopt_orphans() -> None:
-    """Processes whose parent dies, as agents of Ray's do, become children of this one, which can then end them."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextlib.contextmanager
+def orphans_adopted() -> Iterator[None]:
+    """While it lasts, a descendant whose parent dies, as agents of Ray's do, becomes a child of this process, which can
+    then end it."""
+    before = ctypes.c_int()
+    try:
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (OSError, AttributeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
-def end_orphans(spared: set[int]) -> None:
-    """Kills the children of this process that are Ray's, but for the spared."""
-    until = time.monotonic() + _KILLED_SECONDS
+def family(spared: set[int]) -> set[int]:
+    """The children of this process that are Ray's, but for the spared, and what these have started."""
+    parents = {process: parent for process, parent, _ in _processes()}
+    found, more = set[int](), set(_ray_children(spared))
+    while more:
+        found |= more
+        more = {process for process, parent in parents.items() if parent in found} - found
+    return found
+
+
+def end_orphans(spared: set[int], known: set[int]) -> None:
+    """Kills the children of this process that are Ray's, but for the spared, and takes note of their ends.
+
+    Args:
+        known: processes of Ray's of which no zombies are to stay either: some end by themselves.
+    """
+    until, ended = time.monotonic() + _KILLED_SECONDS, set(known)
     while (left := _ray_children(spared)) and time.monotonic() < until:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        ended.update(left)
         time.sleep(0.05)
+    while (ended := {process for process in ended if _has_yet_to_end(process)}) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _has_yet_to_end(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] == 0
+    except ChildProcessError:  # it is another's, or is gone
+        return False
 
 
 def _ray_children(spared: set[int]) -> list[int]:
@@ -198,15 +234,20 @@ def _ray_children(spared: set[int]) -> list[int]:
 def children() -> dict[int, bytes]:
     """The command lines of this process's living children."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
-            command = (entry / "cmdline").read_bytes()
-            if int(parent) == os.getpid() and state != "Z":
-                found[int(entry.name)] = command
+    for process, parent, state in _processes():
+        if parent == os.getpid() and state != "Z":
+            with contextlib.suppress(OSError):
+                found[process] = Path(f"/proc/{process}/cmdline").read_bytes()
     return found
+
+
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """Each process, its parent and its state."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent = (entry / "stat").read_text().rpartition(") ")[2].split()[:2]
+                yield int(entry.name), int(parent), state
 
 
 class _Call:

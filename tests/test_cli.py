@@ -233,6 +233,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "--model", "model", "--polarity", "each"], r"--polarity each, but no --data"),
     (["evaluate", "--model", "model", "--digit", "3"], r"--digit 3, but no --figures"),
     (["evaluate", "--noisy-column", "x", "--digit", "3", "--figures", "OUT"], r"--digit 3, but --noisy-column"),
+    (["evaluate", "--data", "good.parquet", "--noisy-column", "x", "--seed", "2019"], r"--seed 2019, but --noisy-col"),
     (["evaluate", "--model", "model", "--data", "good.parquet", "--mnist", "."], r"both --mnist and --data are given"),
     (["train", "--polarity", "each", "--out", "OUT"], r"--polarity each, but no --data"),
     (["evaluate", "--model", "model", "--figures", "good.parquet"], r"--figures .*good\.parquet is no folder"),

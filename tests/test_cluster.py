@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -147,6 +148,46 @@ def test_an_address_that_no_driver_can_use_is_refused_before_ray_is_asked(
     assert "denoise-batch submit" in caught.value.hint
 
 
+def test_a_process_that_is_a_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.util.client import ray as client
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    with cluster.connect() as resources:
+        assert resources == {}
+    monkeypatch.setattr(client, "is_connected", lambda: True)
+    with pytest.raises(RequestError, match="Ray Client") as caught, cluster.connect():
+        pass
+    assert "denoise-batch submit" in caught.value.hint
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_a_process_that_used_ray_is_as_it_was_before(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    names = ("RAY_gcs_rpc_server_reconnect_timeout_s", "RAY_worker_niceness", "RAY_BACKEND_LOG_LEVEL")
+    given: list[Any] = []
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+
+    def adopts() -> int:
+        flag = ctypes.c_int()
+        ctypes.CDLL(None).prctl(37, ctypes.byref(flag), 0, 0, 0)
+        return flag.value
+
+    def init(**_: Any) -> None:
+        given.extend([*map(os.environ.get, names), adopts()])
+        raise RuntimeError("enough")
+
+    before = adopts()
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(cluster, "_check_reachable", lambda _: None)
+    with pytest.raises(DenoiseBatchError, match="enough"), cluster.connect(address=address):
+        pass
+    assert given == ([None, None, "fatal", before] if address else ["5", "0", "fatal", 1])
+    assert not set(names) & os.environ.keys()
+    assert adopts() == before
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
 def test_a_ray_of_our_own_makes_no_environment_of_a_clusters_job(
@@ -232,7 +273,7 @@ def test_ray_is_not_shut_down_while_the_watch_may_call_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker_watch, "_FULL_DISK_SECONDS", 0.0)
     monkeypatch.setattr(cluster, "_THREAD_SECONDS", 0.05)
     monkeypatch.setattr(cluster, "_KILLED_SECONDS", 0.05)
-    monkeypatch.setattr(cluster, "ray_died", lambda: True)  # nothing of it is asked
+    monkeypatch.setattr(cluster, "dead_process", lambda: "raylet")  # nothing of it is asked
     with worker_watch.Watch(None, PoolSize(1, 1, 1, 1, 0.9, 0.0)):
         assert asked.wait(10)
     assert not cluster._callers_ended(own=True)
@@ -255,7 +296,7 @@ def test_ray_is_not_shut_down_while_a_thread_of_ray_data_may_call_it(
     take.__module__ = "ray.data._internal.block_batching.util"
     monkeypatch.setattr(cluster, "_THREAD_SECONDS", 0.05)
     monkeypatch.setattr(cluster, "_KILLED_SECONDS", 0.05)
-    monkeypatch.setattr(cluster, "ray_died", lambda: True)  # nothing of it is asked
+    monkeypatch.setattr(cluster, "dead_process", lambda: "raylet")  # nothing of it is asked
     thread = threading.Thread(target=take, name=name, daemon=True)
     thread.start()
     assert cluster._callers_ended(own=True) is not waited_for

@@ -20,6 +20,7 @@ import pytest
 from denoise_batch import cli, publishing
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.evaluated import check_card, note_evaluation
+from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import (
@@ -32,16 +33,17 @@ from denoise_batch.errors import (
     RequestError,
 )
 from denoise_batch.evaluation import metrics
-from denoise_batch.evaluation.clean_images import load_clean_images, trained_on
+from denoise_batch.evaluation.clean_images import Evened, load_clean_images, trained_on
 from denoise_batch.evaluation.digit_reader import load_reader
 from denoise_batch.evaluation.evaluate import _scores, evaluate
 from denoise_batch.evaluation.evaluation_figures import draw_evaluation
 from denoise_batch.evaluation.protocol import CONDITIONS, MIXTURE, degrade_images, drawn_levels
 from denoise_batch.evaluation.result import LINEAR, Evaluation
 from denoise_batch.evaluation.table import format_table
-from denoise_batch.images import Polarity
+from denoise_batch.images import Polarity, find_tone
 from denoise_batch.listing import list_inputs
 from denoise_batch.models.network import DenoisingNetwork
+from denoise_batch.precision import Precision
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
 
@@ -68,6 +70,7 @@ class _ClampBundle:
         self.folder = folder
         self.has_quality = False
         self.most_blur = None
+        self.model: dict[str, Any] = {"noise": {"source": "drawn"}}
 
     def load(self, device: str = "cpu") -> torch.nn.Module:
         return _Clamp().to(device)
@@ -603,6 +606,62 @@ def test_pairs_say_how_well_a_model_knows_its_images(images: np.ndarray) -> None
     assert np.isfinite(row.scores.error)
     assert row.to_json()["level_error"] is None  # nobody knows it of given images
     assert f"PSNR that {bundle.folder.name} expects, less the true one: mean" in format_table(paired)
+
+
+def test_models_see_white_paper_and_full_ink_unless_they_learnt_from_pairs(images: np.ndarray) -> None:
+    noisy = degrade_images(images.astype(np.float32) / np.float32(255), CONDITIONS[0])
+    evened = Evened(noisy[:, ::-1].copy(), np.linspace(0.5, 1.0, len(images), dtype=np.float32))
+    of_pairs = _ClampBundle("of pairs", "cd" * 32)
+    of_pairs.model = {"noise": {"source": "noisy column"}}
+    two = bundles(_ClampBundle(), of_pairs)
+    before = evaluate(two, images, noisy=noisy)
+    found = evaluate(two, images, noisy=noisy, evened=evened)
+    for method in ("noisy", "median", "gaussian", "wiener", "of pairs"):
+        assert found.row("pairs", method).scores == before.row("pairs", method).scores
+    assert evened.ink is not None
+    shown = evened.images.clip(0, 1) * evened.ink[:, None, None]
+    clean = images.astype(np.float32) / np.float32(255)
+    assert found.score("pairs", "clamp", "pooled_psnr") == pytest.approx(metrics.pooled_psnr(clean, shown), abs=1e-6)
+
+
+def test_pairs_on_grey_paper_are_measured_as_infer_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = draw_digits(60, seed=3)[0].reshape(-1, 784)
+    noise = np.random.default_rng(0).normal(0.0, 15.0, clean.shape)
+    grey = np.rint((51 + 0.8 * clean + noise).clip(0, 255)).astype(np.uint8)
+    data = _write(tmp_path / "a.parquet", image=grey, clean=clean)
+    learnt = shutil.copytree(SHIPPED_FOLDER, tmp_path / "learnt")
+    content = json.loads((learnt / "model.json").read_text())
+    content["noise"] = {"source": "noisy column", "column": "image"}
+    (learnt / "model.json").write_text(json.dumps(content))
+    drawn: list[np.ndarray] = []
+
+    def drawing(_: Path, sections: Any, **__: Any) -> None:
+        drawn.append(np.array([tile.pictures[1][0, 0] for section in sections for tile in section.tiles]))
+
+    monkeypatch.setattr("denoise_batch.evaluation.evaluation_figures.contact_sheet", drawing)
+    arguments = ["evaluate", "--data", data, "--noisy-column", "image", "--device", "cpu", "--json"]
+    models = ["--model", "seed", "--model", str(learnt)]
+    assert cli.run([*arguments, *models, "--figures", str(tmp_path / "figures")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    notes = [note for note in found["notes"] if "intervals" not in note]
+    assert notes == [
+        "note: in column 'image' the background is grey, 20% of full ink: it is taken for none, and comes back as none",
+        f"note: {learnt} learnt from pairs, and is shown them as they are",
+    ]
+    figures = {method["method"]: method["pooled_psnr"] for method in found["conditions"][0]["methods"]}
+    tone = find_tone(grey, Polarity.LIGHT_ON_DARK)
+    for name, shown in (("seed", tone.even(grey, Polarity.LIGHT_ON_DARK)[0]), ("learnt", grey)):
+        bundle = read_bundle(learnt if name == "learnt" else SHIPPED_FOLDER.with_name("seed"))
+        denoiser = Denoiser(bundle, device="cpu", precision=Precision.FLOAT32)
+        made = denoiser.denoise(shown, Polarity.LIGHT_ON_DARK, "float32").pixels
+        assert figures[name] == pytest.approx(metrics.pooled_psnr(clean / np.float32(255), made), abs=1e-3)
+    assert drawn[0].max() < 0.05  # white paper in the seed's picture as well
+    assert cli.run([*arguments, "--model", str(learnt)]) == 0
+    assert not any(
+        "grey" in note or "learnt from pairs" in note for note in json.loads(capsys.readouterr().out)["notes"]
+    )
 
 
 def test_pairs_that_cannot_be_measured_on(images: np.ndarray, tmp_path: Path) -> None:

@@ -107,6 +107,30 @@ def test_curves_are_drawn_with_infinities_and_without_models(tmp_path: Path, mod
     assert _size(tmp_path / "more.png") == (1100, 840)
 
 
+@pytest.mark.parametrize("name", ["denoise-model", "a-long-name-" * 10])
+def test_a_legend_of_many_models_is_wrapped(tmp_path: Path, name: str) -> None:
+    metric_curves(_evaluation(*(f"{name}-{number}" for number in range(7))), tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    height, width = pixels.shape
+    assert width == 1100
+    assert height > 460
+    below = pixels[height - (100 + height - 460) + 40 :]  # what lies under the axes' own names of the levels
+    assert (below[:, :8] == 255).all()
+    assert (below[:, -8:] == 255).all()
+    lines = np.flatnonzero(np.diff((below < 255).any(axis=1).astype(int)) == 1)  # where one begins
+    assert len(lines) == 1 + round((height - 460) / 19)
+
+
+def test_a_model_whose_psnr_is_infinite_is_marked(tmp_path: Path) -> None:
+    """There is nothing else of its colour above the first level: the curve has no point there."""
+    metric_curves(_evaluation("bounds-unet"), tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    corner = pixels[41:70, 70:110]
+    assert (np.abs(corner - (31, 119, 180)).sum(axis=2) < 60).any()
+
+
 def test_a_contact_sheet_shows_each_picture_over_its_range(tmp_path: Path) -> None:
     grey = np.full((28, 28), 0.5, np.float32)
     wide = np.full((28, 28), -2.0, np.float32)

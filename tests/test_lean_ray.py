@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,54 @@ def test_a_process_is_rays_by_its_program_or_script(
     line = "\0".join([*command, ""]).encode()
     monkeypatch.setattr(lean_ray, "children", lambda: {7: line, 8: line})
     assert lean_ray._ray_children({8}) == ([7] if rays else [])
+
+
+_NODE = """
+import subprocess, sys
+ends = "import os, time; node = os.getppid()\\nwhile os.getppid() == node: time.sleep(0.01)"
+for name, code in (("ray::A", "import time; time.sleep(60)"), ("agent", ends)):
+    print(subprocess.Popen([name, "-c", code], executable=sys.argv[1]).pid, end=" ")
+print(flush=True)
+sys.stdin.read()
+"""
+"""A node's process and its two: one has to be killed, one ends by itself with the node."""
+_ORPHANS = """
+import ctypes, subprocess, sys, time
+from pathlib import Path
+from denoise_batch import lean_ray
+
+def adopts():
+    flag = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(flag), 0, 0, 0)
+    return flag.value
+
+def python(name, code):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([name, "-c", code, sys.executable], executable=sys.executable, text=True, **pipes)
+
+sleep = "import time; time.sleep(60)"
+mine = python("mine", sleep)
+with lean_ray.orphans_adopted():
+    inside = adopts()
+    node = python("ray::node", open(sys.argv[1]).read())
+    rays = {node.pid, *map(int, node.stdout.readline().split())}
+    known = lean_ray.family({mine.pid})
+    node.kill()
+    node.wait()
+    time.sleep(0.3)
+    lean_ray.end_orphans({mine.pid}, known)
+left = [process for process, parent, _ in lean_ray._processes() if process in rays]
+print(known == rays, len(rays), left, mine.poll(), inside, adopts())
+mine.kill()
+"""
+
+
+def test_orphans_are_ended_without_a_trace_and_no_more_adopted_afterwards(tmp_path: Path) -> None:
+    node = tmp_path / "node.py"
+    node.write_text(_NODE)
+    command = [sys.executable, "-c", _ORPHANS, str(node)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.stdout, done.stderr) == ("True 3 [] None 1 0\n", "")
 
 
 def test_the_stand_in_for_an_actor_travels_to_workers() -> None:

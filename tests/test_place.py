@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from denoise_batch import control_groups
-from denoise_batch.capacity import Node
+from denoise_batch.capacity import Node, room
 from denoise_batch.errors import FlagError
 from denoise_batch.training.place import Place, choose_place, quarter_of_memory
 from denoise_batch.training.recipes import Device, TrainSettings
@@ -43,6 +43,16 @@ LAPTOP, GPU_NODE = Node(2, 0), Node(16, 4)
 )
 def test_places(nodes: list[Node], workers: WorkerCount | None, place: Place) -> None:
     assert choose_place(replace(SETTINGS, workers=workers), nodes, []) == place
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers"), [([1, 1], 3), ([2, 2], 5), ([2, 2], 7), ([4, 4], 11), ([2, 1], 4), ([1.5, 1.5], 3)]
+)
+def test_more_workers_than_cores_find_room_though_each_lives_on_one_node(cores: list[float], workers: int) -> None:
+    nodes = [Node(each, 0) for each in cores]
+    place = choose_place(replace(SETTINGS, workers=workers, device=Device.CPU), nodes, [])
+    assert room(nodes, place.cpus, 0) >= workers
+    assert place.cpus * workers < sum(cores)  # Ray's own tasks find room too
 
 
 def test_gpus_that_an_autoscaler_may_bring_are_waited_for() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,23 @@ import pyarrow as pa
 import pytest
 
 from denoise_batch import capacity
-from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.errors import JobFailed, ModelError, ResourceExhausted
 from denoise_batch.inference import unit_pool, worker_watch
 from denoise_batch.inference.denoise_unit import Assignment
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.pool_size import PoolSize
 from denoise_batch.inference.unit_metrics import UnitMetrics
+from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class Condemned(worker_watch.Watch):
     """Finds, as soon as it is told, that the workers died."""
 
-    def __init__(self, staging: Path) -> None:
-        super().__init__(staging, PoolSize(1, 1, 1, 1, 0.9, 0.0))
+    def __init__(self, marks: Path) -> None:
+        super().__init__(marks, PoolSize(1, 1, 1, 1, 0.9, 0.0))
         self.told = threading.Event()
 
     def _judge(self) -> ResourceExhausted | None:
@@ -76,6 +77,38 @@ def test_who_uses_an_answer_is_not_disturbed(watch: Condemned) -> None:
 
 
 @pytest.mark.usefixtures("without_rays_arrow_types")
+def test_the_watch_lists_marks_of_workers_and_no_units_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a run may have a million: it looks every second."""
+    monkeypatch.setattr(capacity, "waiting_for", lambda *_: None)
+    staging, model = tmp_path / "staging", tmp_path / "model"
+    staging.mkdir()
+    model.mkdir()
+    (staging / "unit-0000000.s000001.a1.parquet").touch()
+    (staging / "worker-12").touch()  # of a run that an earlier version left unfinished
+    options: Any = SimpleNamespace(staging=str(staging))
+    size = PoolSize(1, 1, 1, 1, 0.9, 0.0)
+    folder = unit_pool._marks_in(options)
+    assert folder is not None
+    listed, iterdir = list[Path](), Path.iterdir
+
+    def noted(path: Path) -> Iterator[Path]:
+        listed.append(path)
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", noted)
+    for _ in range(2):  # a wave each
+        with worker_watch.Watch(folder, size) as watch:
+            assert watch._marks() == []
+            with pytest.raises(ModelError):
+                unit_pool.DenoiseUnit(options, unit_pool.ModelToLoad(str(model), "", None, "cpu", Precision.AUTO), size)
+            (mark,) = watch._marks()
+            assert mark.startswith(worker_watch.MARK)
+            assert mark.endswith(worker_watch.LOADING)
+    assert staging not in listed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "staging", "workers"]
+
+
+@pytest.mark.usefixtures("without_rays_arrow_types")
 def test_an_actor_whose_node_goes_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Units that have answered are kept; the others have no answer, as where a worker dies."""
     import ray.data
@@ -94,7 +127,7 @@ def test_an_actor_whose_node_goes_does_not_end_the_run(tmp_path: Path, monkeypat
     monkeypatch.setattr(capacity, "waiting_for", lambda *_: None)
     file = PlannedFile("a.parquet", "", 1, 1, 256, 784)
     assignment = Assignment(Unit(7, 0, 0, 0, 0, 256, 0), file, 1, "a.parquet")
-    options: Any = SimpleNamespace(staging=str(tmp_path))
+    options: Any = SimpleNamespace(staging=str(tmp_path / "staging"))
     size = PoolSize(1, 1, 1, 1, 0.9, 0.0)
 
     def heard(error: Exception) -> list[Any]:

@@ -57,8 +57,9 @@ def evaluate(
         typer.Option(metavar="N", help="Use at most N images. Default: MNIST's 10,000, or as many of a dataset."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the noise; keep it, and your table compares with published ones.")
-    ] = 2019,
+        int | None,
+        typer.Option(min=0, help="Of the noise; keep it, and your table compares with published ones. Default: 2019."),
+    ] = None,
     device: Device = "auto",
     figures: Annotated[
         Path | None,
@@ -83,6 +84,7 @@ def evaluate(
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
     from denoise_batch import publishing
     from denoise_batch.bundle import find_bundle, shipped_folder
+    from denoise_batch.bundle.card import of_pairs
     from denoise_batch.bundle.evaluated import check_card, note_evaluation
     from denoise_batch.listing import list_inputs
 
@@ -100,6 +102,8 @@ def evaluate(
         )
         other = "no --figures" if figures is None else "--noisy-column"
         raise FlagError(f"--digit {digit}, but {other}", hint=hint)
+    if seed is not None and noisy_column is not None:
+        raise FlagError(f"--seed {seed}, but --noisy-column", hint="leave it out: no noise is drawn beside pairs")
     if figures is not None:
         if os.path.lexists(figures) and not figures.is_dir():  # a link to nothing, too
             raise FlagError(f"--figures {figures} is no folder", hint="give a folder")
@@ -115,11 +119,13 @@ def evaluate(
     from denoise_batch.evaluation.clean_images import load_clean_images, load_prior_images, trained_on
     from denoise_batch.images import Polarity
 
+    learnt_pairs = [bundle for bundle in bundles if of_pairs(bundle.model)]
     with Progress() as progress:
         clean = load_clean_images(
             data,
             column,
             noisy_column=noisy_column,
+            own_noise=len(learnt_pairs) == len(bundles),
             mnist_folder=mnist,
             limit=limit,
             polarity=Polarity(polarity),
@@ -132,6 +138,7 @@ def evaluate(
         )
     from denoise_batch.evaluation.bootstrap import FEW_IMAGES
     from denoise_batch.evaluation.evaluate import evaluate as run
+    from denoise_batch.evaluation.protocol import NOISE_SEED
     from denoise_batch.evaluation.table import format_table
 
     with Progress() as progress:
@@ -139,10 +146,11 @@ def evaluate(
             bundles,
             clean.images,
             noisy=clean.noisy,
+            evened=clean.evened,
             labels=clean.labels,
             description=clean.description,
             prior=prior,
-            seed=seed,
+            seed=NOISE_SEED if seed is None else seed,
             device=device,
             progress=progress.update,
         )
@@ -153,7 +161,14 @@ def evaluate(
 
         try:
             drawn = draw_evaluation(
-                evaluation, bundles, clean.images, figures, noisy=clean.noisy, digit=digit, device=device
+                evaluation,
+                bundles,
+                clean.images,
+                figures,
+                noisy=clean.noisy,
+                evened=clean.evened,
+                digit=digit,
+                device=device,
             )
         except Interrupted:
             raise
@@ -171,6 +186,8 @@ def evaluate(
         else:
             carded.append(bundle.folder / "README.md")
     notes = [*clean.notes, *filter(None, (trained_on(bundle, files) for bundle in bundles))]
+    if clean.evened is not None:
+        notes += [f"note: {bundle.folder} learnt from pairs, and is shown them as they are" for bundle in learnt_pairs]
     if len(clean.images) < FEW_IMAGES:
         few = f"intervals of fewer than {FEW_IMAGES} images are too narrow"
         notes.append(f"note: {few if len(clean.images) > 1 else 'one image has no interval'}")

@@ -26,6 +26,7 @@ from denoise_batch.images import (
     to_model_input,
     upright,
 )
+from denoise_batch.images.buffers import as_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,11 +35,32 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from denoise_batch.bundle import Bundle
+    from denoise_batch.extra_columns import Denoised
+    from denoise_batch.images.buffers import Pixels
     from denoise_batch.listing import InputFile
 
 _DATASET_IMAGES: Final = 10_000
 _SAMPLE_SEED: Final = 2019
 _LABEL: Final = "label"
+
+
+class Evened(NamedTuple):
+    """Noisy images on white paper and in full ink, as `infer` shows them to a model that did not learn from pairs.
+
+    Attributes:
+        images: (n, 28, 28) float32, 0 = background, not clipped where the noisy ones were not.
+        ink: (n,) float32, how dark each image's ink was, of full ink; None where all are full.
+    """
+
+    images: npt.NDArray[np.float32]
+    ink: npt.NDArray[np.float32] | None
+
+    def denoised(
+        self, rows: slice | npt.NDArray[np.int64], run: Callable[[npt.NDArray[np.float32]], Denoised]
+    ) -> Denoised:
+        """What `run` makes of some of them, (m, 784) float32, as pale as these were."""
+        made = run(self.images[rows].reshape(-1, 784))
+        return made if self.ink is None else made.in_ink(self.ink[rows], Polarity.LIGHT_ON_DARK)
 
 
 class CleanImages(NamedTuple):
@@ -50,6 +72,7 @@ class CleanImages(NamedTuple):
         description: one line that says what they are.
         notes: lines that say what is odd about them.
         noisy: (n, 28, 28) float32, the noisy ones that go with them, not clipped; None where none were asked for.
+        evened: the same as models that did not learn from pairs are shown them; None where that is as they are.
     """
 
     images: npt.NDArray[np.uint8]
@@ -57,6 +80,7 @@ class CleanImages(NamedTuple):
     description: str
     notes: tuple[str, ...] = ()
     noisy: npt.NDArray[np.float32] | None = None
+    evened: Evened | None = None
 
 
 def load_clean_images(
@@ -64,6 +88,7 @@ def load_clean_images(
     column: str | None = None,
     *,
     noisy_column: str | None = None,
+    own_noise: bool = False,
     mnist_folder: Path | None = None,
     limit: int | None = None,
     polarity: Polarity = Polarity.AUTO,
@@ -78,6 +103,7 @@ def load_clean_images(
         column: the image column, only with a path; else `clean` where there is one (`corrupt` writes it), else the one
             that is found.
         noisy_column: of the noisy images that go with them, if there are such; only with a path.
+        own_noise: every model has learnt from pairs: how grey noisy images' paper and ink are is not looked at.
         mnist_folder: of the IDX files, as `mnist.find_mnist` takes it; only without a path.
         limit: images at most: the first ones of MNIST, a sample from all over a dataset. None takes all 10,000 of
             MNIST's, and as many of a dataset.
@@ -93,7 +119,7 @@ def load_clean_images(
     if path is not None:
         if mnist_folder is not None:
             raise FlagError("both --mnist and --data are given", hint="give one of them")
-        return _load_dataset(path, column, noisy_column, limit or _DATASET_IMAGES, polarity, seed)
+        return _load_dataset(path, column, noisy_column, own_noise, limit or _DATASET_IMAGES, polarity, seed)
     if noisy_column is not None:
         raise FlagError(f"--noisy-column {noisy_column}, but no --data", hint="name the dataset that has the pairs")
     if column is not None:
@@ -109,7 +135,13 @@ def load_clean_images(
 
 
 def _load_dataset(
-    path: str, column: str | None, noisy_column: str | None, limit: int, polarity: Polarity, seed: int
+    path: str,
+    column: str | None,
+    noisy_column: str | None,
+    own_noise: bool,
+    limit: int,
+    polarity: Polarity,
+    seed: int,
 ) -> CleanImages:
     """A sample of a dataset; arguments and errors as above."""
     dataset = open_dataset(path)
@@ -130,11 +162,21 @@ def _load_dataset(
     names = [each.name for each in columns]
     bad = {name: ~rows for name, rows in zip(names, sample.good, strict=True)}
     polarity, notes = look_at_sample(dict(zip(names, pixels, strict=True)), bad, polarity)
-    tone = find_tone(pixels[0], polarity) if len(columns) == 1 else WHITE_AND_BLACK
-    notes += tone.lines()
     light = Polarity.LIGHT_ON_DARK
-    even = [to_model_input(tone.even(upright(part, polarity), light)[0], light) for part in pixels]
-    clean, *noisy = (part.reshape(-1, 28, 28) for part in even)
+    clean, *noisy = (upright(part, polarity) for part in pixels)
+    evened = None
+    if not noisy:
+        tone = find_tone(clean, light)
+        clean = tone.even(clean, light)[0]
+        notes += tone.lines()
+    elif not own_noise:
+        # As `infer` has them: of bytes what is lighter than the paper is cut off, of floats it is kept.
+        given = as_numbers(noisy[0], "uint8" if columns[1].dtype == "uint8" else "float32")
+        tone = find_tone(given, light)
+        if tone != WHITE_AND_BLACK:
+            even, ink = tone.even(given, light)
+            evened = Evened(_as_shown(even), ink)
+            notes += [line.replace("note: ", f"note: in column {names[1]!r} ", 1) for line in tone.lines()]
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
     if len(sample) < dataset.rows:
         description += ", a sample"
@@ -146,8 +188,13 @@ def _load_dataset(
         labels = numbers.astype(np.uint8)
     elif _LABEL in dataset.schema.names:
         notes.append(f"note: column {_LABEL!r} is not used: it does not hold a digit, 0 to 9, for each image")
-    images = np.rint(clean.clip(0.0, 1.0) * 255.0).astype(np.uint8)
-    return CleanImages(images, labels, description, tuple(notes), noisy[0] if noisy else None)
+    images = np.rint(_as_shown(clean).clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    return CleanImages(images, labels, description, tuple(notes), _as_shown(noisy[0]) if noisy else None, evened)
+
+
+def _as_shown(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """(n, 784) pixels, light on dark → (n, 28, 28) float32, as models take them."""
+    return to_model_input(pixels, Polarity.LIGHT_ON_DARK).reshape(-1, 28, 28)
 
 
 def trained_on(bundle: Bundle, files: Sequence[InputFile]) -> str | None:

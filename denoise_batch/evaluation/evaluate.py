@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from denoise_batch.bundle.card import of_pairs
 from denoise_batch.cores import cores_here
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import FlagError, RequestError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from denoise_batch.bundle import Bundle
+    from denoise_batch.evaluation.clean_images import Evened
 
     Images = npt.NDArray[np.float32]
     """(n, 28, 28)."""
@@ -61,6 +63,7 @@ def evaluate(
     images: npt.NDArray[np.uint8],
     *,
     noisy: npt.NDArray[np.float32] | None = None,
+    evened: Evened | None = None,
     labels: npt.NDArray[np.uint8] | None = None,
     description: str = "",
     prior: npt.NDArray[np.uint8] | None = None,
@@ -75,6 +78,7 @@ def evaluate(
         images: (n, 28, 28) uint8, clean, 0 = background.
         noisy: (n, 28, 28) float32, the same images with noise, not clipped: they take the place of the protocol's
             noise, and each filter has the setting that suits the first `SETTINGS_IMAGES` of them best.
+        evened: the noisy images as `infer` shows them to models that did not learn from pairs, if not as they are.
         labels: (n,) uint8, which digits they are; None takes what the classifier reads in the clean images.
         description: what the images are, for the table.
         prior: (n, 28, 28) uint8, clean images of the same kind, not those evaluated on: the linear MMSE estimate is
@@ -102,6 +106,7 @@ def evaluate(
     reader = load_reader()
     clean_read: list[npt.NDArray[np.uint8]] = []
     extras = [ExtraColumns(quality=bundle.has_quality) for bundle in bundles]
+    shown = [None if evened is None or of_pairs(bundle.model) else evened for bundle in bundles]
     tallies: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
     told: dict[tuple[str, str], list[npt.NDArray[np.float64]]] = {}
     entropy: list[npt.NDArray[np.float64]] = []
@@ -117,7 +122,13 @@ def evaluate(
                 given, levels = degrade(clean, start)
                 filtered = {kind: pool.submit(classical_filter, kind, given, settings[key][kind]) for kind in Filter}
                 flat = given.reshape(len(given), -1)
-                found = [denoiser.run(flat, extra) for denoiser, extra in zip(denoisers, extras, strict=True)]
+                rows = slice(start, start + len(clean))
+                found = [
+                    denoiser.run(flat, extra)
+                    if even is None
+                    else even.denoised(rows, partial(denoiser.run, extras=extra))
+                    for denoiser, extra, even in zip(denoisers, extras, shown, strict=True)
+                ]
                 denoised = [model.pixels.reshape(given.shape) for model in found]
                 outputs = {"noisy": given, **{kind.value: future.result() for kind, future in filtered.items()}}
                 if key in linear:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from denoise_batch.bundle.card import of_pairs
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.evaluation.figures import (
     Section,
@@ -24,12 +25,13 @@ from denoise_batch.evaluation.protocol import BLOCK, MIXTURE, degrade_images
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from denoise_batch.bundle import Bundle
+    from denoise_batch.evaluation.clean_images import Evened
     from denoise_batch.evaluation.result import Evaluation, ImageErrors
 
     Numbers = npt.NDArray[np.int64]
@@ -51,6 +53,7 @@ def draw_evaluation(
     folder: Path,
     *,
     noisy: npt.NDArray[np.float32] | None = None,
+    evened: Evened | None = None,
     digit: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
@@ -64,6 +67,7 @@ def draw_evaluation(
         images: (n, 28, 28) uint8, clean.
         folder: is made if need be.
         noisy: (n, 28, 28) float32, where the evaluation is of pairs.
+        evened: as `evaluate` takes it.
         digit: the image in `levels.png`, less than n; None takes the fourth, as the seed did of MNIST's test set, or
             the last of fewer.
         device: where the models run.
@@ -80,7 +84,8 @@ def draw_evaluation(
             seed_figure_digits(denoise, images[:_DIGITS], paths[-1])
         if evaluation.single is not None:
             paths.append(folder / f"{'mixture' if noisy is None else 'pairs'}{suffix}.png")
-            _sheet(evaluation, model["method"], denoise, images, noisy, paths[-1])
+            shown = None if evened is None or of_pairs(bundle.model) else evened
+            _sheet(evaluation, model["method"], denoise, images, noisy, shown, paths[-1])
     if noisy is None:
         paths.append(folder / "metrics.png")
         metric_curves(evaluation, paths[-1])
@@ -100,9 +105,10 @@ def _suffixes(models: Sequence[dict[str, str]]) -> list[str]:
 def _sheet(
     evaluation: Evaluation,
     method: str,
-    denoise: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    denoise: Denoiser,
     images: npt.NDArray[np.uint8],
     noisy: npt.NDArray[np.float32] | None,
+    evened: Evened | None,
     path: Path,
 ) -> None:
     """Random images beside some of the worst tenth, from its worst to its best."""
@@ -116,7 +122,8 @@ def _sheet(
     sections = []
     for heading, chosen in ((f"random, of {len(squared):,} images", random), ("of the worst tenth", worst)):
         given = _mixed(images, chosen, evaluation.seed) if noisy is None else noisy[chosen]
-        made = denoise(given.reshape(len(given), -1)).reshape(given.shape)
+        flat = given.reshape(len(given), -1)
+        made = (denoise(flat) if evened is None else evened.denoised(chosen, denoise.run).pixels).reshape(given.shape)
         clean = images[chosen].astype(np.float32) / np.float32(255)
         tiles = [
             Tile(_caption(single, squared, number, picture), (picture, *others))

@@ -38,6 +38,8 @@ _MOST_LEVELS: Final = (2.0, 1.5)
 _GREY: Final = "0.35"
 _DPI: Final = 100
 _HIGHEST_DB: Final = 45.0
+_LONGEST_NAME: Final = 40  # letters
+_LEGEND_ROW: Final = 0.19  # inches
 
 
 @contextmanager
@@ -140,8 +142,9 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
     """PSNR and SSIM at the seed's six levels; below, PSNR over blur and over noise. Models in colour, others in grey.
 
     The shaded part lies beyond the range of the seed's article. What leaves the picture above stands there as a
-    number, for models; a PSNR that is infinite (the undegraded input) is not drawn. The lower curves are of the seed's
-    mixture, the images sorted by one of the two levels while the other is whatever it was, eight groups over its range.
+    number, for models, as ∞ where it is infinite; of the others an infinite PSNR (the undegraded input) is not drawn.
+    The lower curves are of the seed's mixture, the images sorted by one of the two levels while the other is whatever
+    it was, eight groups over its range.
     """
     from denoise_batch.evaluation.protocol import CONDITIONS
 
@@ -168,12 +171,24 @@ def metric_curves(evaluation: Evaluation, path: Path) -> None:
                 _plain(axis)
                 axis.set_title("pooled PSNR over the mixture, dB", fontsize=11)
                 axis.set_xlabel(name, fontsize=9)
-        height = figure.get_figheight()
+        further = _LEGEND_ROW * (_add_legend(figure, axes[0, 0]) - 1)
+        height = figure.get_figheight() + further
+        figure.set_figheight(height)
         figure.subplots_adjust(
-            left=0.05, right=0.985, top=1 - 0.41 / height, bottom=1.0 / height, wspace=0.12, hspace=0.42
+            left=0.05, right=0.985, top=1 - 0.41 / height, bottom=(1.0 + further) / height, wspace=0.12, hspace=0.42
         )
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
+
+
+def _add_legend(figure: Figure, axis: Axes) -> int:
+    """Names an axis' lines below all, as many abreast as the figure is wide enough for; gives the number of rows."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = len(labels)
+    while True:
+        legend = figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=9, frameon=False)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return -(-len(labels) // columns)
+        legend.remove()
+        columns -= 1
 
 
 def _drawable(name: str) -> str:
@@ -199,15 +214,14 @@ def _curves(axis: Axes, x: Sequence[float], drawn: dict[str, list[float]], evalu
             else {"linewidth": 1.2, "color": "0.5", "linestyle": "--", "marker": marks[method], "markersize": 4.5}
         )
         values = [value if np.isfinite(value) else float("nan") for value in drawn[method]]
-        name = _drawable(method)
+        name = _fit(_drawable(method), _LONGEST_NAME, 1.0)
         axis.plot(x, values, label=f" {name}" if name.startswith("_") else name, **style)  # else left out
-        above = [(place, value) for place, value in zip(x, values, strict=True) if value > top] if model else []
+        above = [(place, value) for place, value in zip(x, drawn[method], strict=True) if value > top] if model else []
         for place, value in above:
             below = (0, -4 - 12 * models.index(method))
             color = f"C{models.index(method)}"
-            axis.annotate(
-                f"↑ {value:.0f}", (place, top), below, textcoords="offset points", va="top", fontsize=9, color=color
-            )
+            label = f"↑ {value:.0f}" if np.isfinite(value) else "↑ ∞"
+            axis.annotate(label, (place, top), below, textcoords="offset points", va="top", fontsize=9, color=color)
 
 
 def _groups(values: npt.NDArray[np.float32]) -> tuple[list[float], npt.NDArray[np.int64]]:

@@ -6,6 +6,7 @@
     plan.json, units.parquet
     ledger/         receipts and failures
     staging/        files of attempts; only those that a receipt names count
+    workers/        marks of the workers that have started
     output/         the result, put together just before OUT is shown
 """
 

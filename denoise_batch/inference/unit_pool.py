@@ -28,7 +28,7 @@ from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denois
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.unit_metrics import UnitMetrics
-from denoise_batch.inference.worker_watch import LOADING, MARK, Watch
+from denoise_batch.inference.worker_watch import LOADING, MARK, WORKERS, Watch
 from denoise_batch.shared_files import not_seen
 from denoise_batch.storage import is_uri
 
@@ -249,8 +249,8 @@ class DenoiseUnit:
 
 
 def _marks_in(options: UnitOptions) -> Path | None:
-    """Where actors leave their marks; None where units are staged in an object store."""
-    return None if is_uri(options.staging) else Path(options.staging)
+    """Where actors leave their marks, beside the staged files; None where units are staged in an object store."""
+    return None if is_uri(options.staging) else Path(options.staging).with_name(WORKERS)
 
 
 def _check_seen(*paths: str) -> None:

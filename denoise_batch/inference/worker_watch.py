@@ -5,14 +5,15 @@ Ray replaces workers that die for ever, and waits for room on the cluster for ev
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from denoise_batch import capacity
-from denoise_batch.cluster import CALLS_RAY, full_ray_disk, ray_died, ray_disk_is_full
-from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
+from denoise_batch import capacity, lost_ray
+from denoise_batch.cluster import CALLS_RAY, full_ray_disk, ray_disk_is_full
+from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
 from denoise_batch.inference.ledger import Failure, Receipt
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from denoise_batch.inference.pool_size import PoolSize
     from denoise_batch.inference.unit_pool import Working
 
+WORKERS = "workers"
+"""The folder of marks, in the run's."""
 MARK, LOADING = "worker-", ".loading"
-"""The file that an actor leaves in the staging folder begins so, and ends so until the model is loaded."""
+"""The file that an actor leaves in the folder of marks begins so, and ends so until the model is loaded."""
 
 _WATCH_SECONDS = 1.0
 _SILENCE_SECONDS = 15.0
@@ -40,27 +43,28 @@ _Item = TypeVar("_Item")
 class Watch:
     """Ends the wait for workers that die again and again, or cannot start; tells what a wait for room is for.
 
-    Each actor leaves a mark in the staging folder when it starts: with more marks than actors, some have died. It is
-    not told by their units, which may die before a word of theirs arrives. As long as one worker gets on, those that
-    cannot are no reason to stop.
+    Each actor leaves a mark when it starts: with more marks than actors, some have died. It is not told by their units,
+    which may die before a word of theirs arrives. As long as one worker gets on, those that cannot are no reason to
+    stop.
 
-        with Watch(staging, size, waiting) as watch:
+        with Watch(marks, size, waiting) as watch:
             for batch in watch.over(batches):  # ends their wait
                 watch.heard(answer)  # with each answer in it
 
     Args:
-        staging: where actors leave their marks; None where they cannot (units are staged in an object store): deaths
-            are then counted by Ray's restarts alone, once nothing has been heard for a while.
+        marks: the folder where actors leave their marks, and nothing else is: it is listed every second. None where
+            they cannot (units are staged in an object store): deaths are then counted by Ray's restarts alone, once
+            nothing has been heard for a while.
         waiting: told what the cluster has no room for, again and again, and "" once it has. From another thread, while
             nobody uses an answer.
 
     Raises:
         ResourceExhausted: on leaving, as is
-        JobFailed: Ray itself died.
+        JobFailed: Ray itself died, or the cluster's head.
     """
 
-    def __init__(self, staging: Path | None, size: PoolSize, waiting: Callable[[str], None] = lambda _: None) -> None:
-        self._staging, self._size, self._tell = staging, size, waiting
+    def __init__(self, marks: Path | None, size: PoolSize, waiting: Callable[[str], None] = lambda _: None) -> None:
+        self._folder, self._size, self._tell = marks, size, waiting
         self._actors = size.actors  # that may be alive; more once machines have joined
         self._told = ""
         self._lost: set[str] = set()
@@ -73,21 +77,26 @@ class Watch:
         self._last = time.monotonic()
         self._under_way: dict[int, tuple[int, float]] = {}
         self._before: Any = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Watch:
         # Nothing is ours yet: what is not free is others'.
         self._told = capacity.waiting_for(1, self._size.cpus, self._size.gpus) or ""
-        if self._staging:
+        if self._folder:
+            self._folder.mkdir(exist_ok=True)  # a run of an earlier version's has none
             for name in self._marks():
-                (self._staging / name).unlink(missing_ok=True)
+                (self._folder / name).unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
             # A signal of its own: Ctrl-C may be ignored (a shell does that to what it runs in the background).
             self._before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
             threading.Thread(target=self._watch, daemon=True, name=f"{CALLS_RAY}infer-watch").start()
+            # Not that thread, which may be waiting for an answer of Ray's.
+            self._stack.enter_context(lost_ray.watched(self._end))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._left.set()
+        self._stack.close()
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
         if self._verdict is not None and error is not None and error is not self._verdict:
@@ -119,17 +128,22 @@ class Watch:
             self._under_way[answer.unit] = (begun, self._last)
 
     def _watch(self) -> None:
-        while not self._left.wait(_WATCH_SECONDS):
+        while self._verdict is None and not self._left.wait(_WATCH_SECONDS):
             try:
-                self._verdict = self._judge()
+                verdict = self._judge()
             except Exception:  # a look that failed says nothing
                 continue
+            if verdict is not None:
+                self._end(verdict)
+
+    def _end(self, verdict: DenoiseBatchError) -> None:
+        with self._lock:
             if self._verdict is not None:
-                with self._lock:
-                    if self._waiting and not self._left.is_set():
-                        # Ray's waits end for nothing but signals.
-                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 return
+            self._verdict = verdict
+            if self._waiting and not self._left.is_set():
+                # Ray's waits end for nothing but signals.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _judge(self) -> DenoiseBatchError | None:
         marks = self._marks()
@@ -137,11 +151,6 @@ class Watch:
         full = full_ray_disk() if now - self._last > _FULL_DISK_SECONDS else None
         if full is not None:
             return ray_disk_is_full(full)
-        if ray_died():
-            return JobFailed(
-                "Ray's own process on this machine (raylet) died: it was killed, or memory ran out",
-                hint="what is done is kept; run the same command again to go on",
-            )
         if now - self._last > (_SOON_SECONDS if self._told else _ROOM_SECONDS):
             self._tell_of_room()
         if now - self._last > _SILENCE_SECONDS:
@@ -171,7 +180,7 @@ class Watch:
         return self._killed(f"{dead} times in a row {doing}")
 
     def _marks(self) -> list[str]:
-        paths = self._staging.iterdir() if self._staging else ()
+        paths = self._folder.iterdir() if self._folder else ()
         return [path.name for path in paths if path.name.startswith(MARK)]
 
     def _tell_of_room(self) -> None:

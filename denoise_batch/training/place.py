@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from denoise_batch.capacity import Node, gpu_nodes, no_gpu, threads_for
+from denoise_batch.capacity import Node, gpu_nodes, no_gpu, room, threads_for
 from denoise_batch.control_groups import groups_of
 from denoise_batch.errors import FlagError
 from denoise_batch.training.recipes import Device
@@ -70,6 +70,8 @@ def choose_place(settings: TrainSettings, nodes: Sequence[Node], to_come: Sequen
     share = min(node.cpus / node.gpus for node in nodes) if gpu else cores / fewest
     cpus = 0.875 * min(1.0, share) if threads == 1 or gpu else float(threads - 1)
     cpus = max(1, int(cpus * 64)) / 64
+    while not gpu and cpus > 1 / 64 and room(nodes, cpus, 0) < fewest:  # a worker's share must lie on one node
+        cpus -= 1 / 64
     beside = max(node.room(cpus, 1.0 if gpu else 0.0) for node in nodes)
     return Place((fewest, most), gpu, cpus, threads, max(1, min(beside, most)))
 

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import capacity
+from denoise_batch import capacity, lost_ray
 from denoise_batch.errors import JobFailed
 from denoise_batch.training.progress import TrainProgress
 
@@ -43,6 +43,9 @@ class WorkerWatch:
 
     Attributes:
         verdict: why the training was stopped from here (by Ctrl-C's signal); None if it was not.
+
+    Raises:
+        JobFailed: on leaving: Ray itself died, or the cluster's head.
     """
 
     def __init__(
@@ -60,6 +63,10 @@ class WorkerWatch:
         self._signals: tuple[int, int] | None = None
         self._wakeup_before = -1
         self._interrupted: float | None = None
+        self._lost: JobFailed | None = None
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._before: Any = None
 
     def __enter__(self) -> WorkerWatch:
         self._dead_before = _dead(capacity.own_actors(_WORKER_CLASS))
@@ -67,16 +74,31 @@ class WorkerWatch:
         if self._main:
             self._signals = os.pipe2(os.O_NONBLOCK)
             self._wakeup_before = signal.set_wakeup_fd(self._signals[1], warn_on_full_buffer=False)
+            # Not SIGINT: Ray Train's handler would wait for a controller that cannot do anything either.
+            self._before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+            self._stack.enter_context(lost_ray.watched(self._end_without_ray))
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        with self._lock:
+            self._done.set()
+        while self._thread.is_alive() and self._lost is None:  # it may be waiting for an answer that never comes
+            self._thread.join(_POLL_SECONDS)
+        self._stack.close()
         if self._signals:
+            signal.signal(signal.SIGUSR1, self._before)
             signal.set_wakeup_fd(self._wakeup_before)
             for end in self._signals:
                 os.close(end)
+        if self._lost is not None and error is not None:
+            raise self._lost from error
+
+    def _end_without_ray(self, why: JobFailed) -> None:
+        with self._lock:
+            self._lost = why
+            if not self._done.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def _watch(self) -> None:
         last = False

@@ -172,8 +172,8 @@ def ray_disk(source: Path, folder: Path) -> None:
     ballast.unlink()
 
     def fill_once_workers_start() -> None:
-        staging = folder / ".out.denoise-batch" / "staging"
-        while not any(staging.glob("worker-*")):
+        marks = folder / ".out.denoise-batch" / "workers"
+        while not any(marks.glob("worker-*")):
             time.sleep(0.02)
         fill(disk)
 
