@@ -33,10 +33,11 @@ from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, 
 from denoise_batch.inference.output_schema import with_notes
 from denoise_batch.inference.pages import check_pages
 from denoise_batch.inference.plan import make_plan
+from denoise_batch.inference.range_index import NOT_OF_SEVERAL, RangeIndex, range_index, with_range
 from denoise_batch.inference.type_changes import widen
 from denoise_batch.input_file import check_int96, open_parquet, read_batches
 from denoise_batch.listing import list_inputs
-from denoise_batch.output_file import OutputFile
+from denoise_batch.output_file import OutputFile, check_parquet_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,6 +94,7 @@ class CorruptReport:
         keys_left_out: of the input's folders `key=value`: one file has none.
         skipped_files: files in the input's folders that were left out because of their names.
         skipped: the first of them.
+        range_index: what is said of pandas' index where it stands in the files' footers alone, and is not kept.
     """
 
     output: str
@@ -108,6 +110,7 @@ class CorruptReport:
     keys_left_out: list[str]
     skipped_files: int
     skipped: list[str]
+    range_index: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -132,6 +135,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
     """
     started = time.monotonic()
     publishing.check_output_file(settings.output, overwrite=settings.overwrite)
+    check_parquet_name(settings.output)
     if not 0 <= settings.seed < 2**63:
         raise FlagError(f"--seed {settings.seed} is impossible", hint="give a whole number from 0 to 2^63 - 1")
     listing = list_inputs(settings.inputs)
@@ -155,6 +159,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         if exhausted is None:
             raise
         raise exhausted from error
+    index = range_index(plan.schema, plan.files[0].rows)
     return CorruptReport(
         str(settings.output),
         plan.rows,
@@ -169,6 +174,7 @@ def corrupt(settings: CorruptSettings, progress: Callable[[int, int], None] | No
         listing.keys,
         len(listing.skipped),
         list(listing.skipped_shown),
+        "" if index is None or _joined_range(plan) is not None else index.said(NOT_OF_SEVERAL),
     )
 
 
@@ -233,11 +239,18 @@ def _output_schema(plan: Plan, settings: CorruptSettings) -> pa.Schema:
             fields.append(field)
     fields += [pa.field(SIGMA, pa.float32()), pa.field(NOISE, pa.float32())]
     origins = {name: name for name in others} | {CLEAN: plan.column.name}
-    metadata = with_notes(pa.schema(fields, plan.schema.metadata), origins).metadata or {}
+    noted = with_notes(pa.schema(fields, plan.schema.metadata), origins)
+    metadata = with_range(noted, _joined_range(plan), plan.rows).metadata or {}
     metadata[b"denoise_batch"] = json.dumps(
         {"command": "corrupt", "seed": settings.seed, "sigma": settings.sigma, "noise": settings.half_range}
     ).encode()
     return pa.schema(fields, metadata)
+
+
+def _joined_range(plan: Plan) -> RangeIndex | None:
+    """The first file's index of pandas' where it stands in the footer alone, if it is that of all rows."""
+    index = range_index(plan.schema, plan.files[0].rows)
+    return index if len(plan.files) == 1 or (index is not None and index.is_default) else None
 
 
 def _tables(plan: Plan) -> Iterator[pa.Table]:

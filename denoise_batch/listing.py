@@ -105,12 +105,17 @@ def list_inputs(inputs: Sequence[str]) -> Listing:
     checked: set[tuple[str, str]] = set()
     known: set[tuple[str, str]] = set()
     for given in inputs:
+        listed = len(folders)
         found = _list_one(given, skipped, folders, checked)
         if not found:
             there = f"; there: {_named(len(skipped), skipped)}" if skipped else ""
+            # Only below a folder suffixes count: a glob takes whatever it matches.
+            looked = f"looked for {', '.join(PARQUET_SUFFIXES)} files"
+            if not storage.is_remote(given) and len(folders) == listed:
+                looked = "the glob matches no file or folder"
             raise MissingFileError(
                 f"no Parquet files in {storage.redact(given)}",
-                hint=f"looked for {', '.join(PARQUET_SUFFIXES)} files; names starting with _ or . are skipped{there}",
+                hint=f"{looked}; names starting with _ or . are skipped{there}",
             )
         files.extend(found)
         # A link may show a file again below one input, as it does to readers; two inputs are each of their own.

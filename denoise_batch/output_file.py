@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from denoise_batch.errors import DenoiseBatchError
+from denoise_batch.errors import DenoiseBatchError, OutputError
 from denoise_batch.images.layouts import Layout
 from denoise_batch.input_file import has_dictionary
 
@@ -34,6 +35,26 @@ _READ_BLOCK = 256 << 10
 _SLACK = 64 << 10
 _ARRAY_BYTES = 1 << 10
 """What Arrow itself takes for each array of a batch that is held, however few its rows are (measured)."""
+
+
+_OTHER_FORMATS = re.compile(
+    r"\.(csv|tsv|txt|jsonl?|ndjson|xlsx|npy|npz|pkl|pt|safetensors|feather|arrow|ipc|orc|avro|h5|hdf5|db|sqlite|duckdb"
+    r"|png|jpe?g|tiff?|pdf|zip|tar|gz|zst)",
+    re.IGNORECASE,
+)
+
+
+def check_parquet_name(path: Path) -> None:
+    """Refuses a name for a new Parquet file that says another format.
+
+    Raises:
+        OutputError: it does.
+    """
+    if _OTHER_FORMATS.fullmatch(path.suffix):
+        raise OutputError(
+            f"{path}: what is written is Parquet, whatever the name says",
+            hint=f"name it {path.with_suffix('.parquet').name}",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,10 @@ def check_parent(output: Path) -> None:
         OutputError: the nearest folder above it is a file or not writable.
     """
     parent = _nearest(output)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    real = Path(os.path.realpath(parent))
+    # What the kernel shows of itself: root may write there, but make nothing.
+    of_kernel = any(real.is_relative_to(place) for place in ("/proc", "/sys"))
+    if of_kernel or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"{output} cannot be written: {parent} is not a writable folder", hint="give another output")
 
 

@@ -191,6 +191,12 @@ def test_files_that_differ_in_arrows_types_alone(tmp_path: Path, digits: Any, wr
     assert table["word"].to_pylist() == words * 2
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.PNG"])
+def test_a_name_of_another_format_is_refused(name: str, tmp_path: Path, digits: Any, write_images: Any) -> None:
+    with pytest.raises(OutputError, match="what is written is Parquet, whatever the name says"):
+        run(write_images(tmp_path / "in.parquet", digits[0]), tmp_path / name)
+
+
 def test_no_rows(tmp_path: Path, digits: Any, write_images: Any) -> None:
     table = run(write_images(tmp_path / "in.parquet", digits[0][:0]), tmp_path / "out.parquet")
     assert len(table) == 0

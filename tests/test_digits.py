@@ -138,6 +138,13 @@ def test_a_failure_on_the_way_leaves_what_was_there(
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([b"before"] if existing else [])
 
 
+def test_a_name_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"o3\.csv: what is written is Parquet") as caught:
+        _synthetic(tmp_path / "o3.csv")
+    assert caught.value.hint == "name it o3.parquet"
+    assert len(_synthetic(tmp_path / "v0.3")[0]) == 50
+
+
 def test_an_output_that_cannot_be_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="folder"):
         _synthetic(tmp_path, overwrite=True)

@@ -15,13 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folder_store import FolderStore, locator
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from fault_steps import without_ray
+
+from denoise_batch import storage
 from denoise_batch.bundle import SHIPPED_FOLDER
 from denoise_batch.errors import FlagError, OutputError, ParquetError, ResumeError
 from denoise_batch.images import Polarity
+from denoise_batch.inference import infer as infer_module
 from denoise_batch.inference import plan
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.dry_run import dry_run
+from denoise_batch.inference.infer import infer
 from denoise_batch.inference.request import InferSettings, OutputShape, look_at
 from denoise_batch.inference.run_folder import open_run
 
@@ -110,6 +117,50 @@ def test_an_unfinished_run_is_seen_and_left_as_it_is(tmp_path: Path, source: Pat
     assert sorted(str(path) for path in folder.rglob("*")) == listed
     with pytest.raises(ResumeError, match="on_bad_row"):
         dry_run(InferSettings((str(source),), str(tmp_path / "out"), model=model_folder, on_bad_row=OnBadRow.FAIL))
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_what_would_be_replaced_and_thrown_away_is_said(
+    tmp_path: Path, source: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file, a folder and a prefix of a store; rows that are done are those of receipts."""
+    monkeypatch.setattr(storage, "locate", locator(FolderStore(tmp_path / "store")))
+    for out, inputs in (("out", source), ("out.parquet", source / "a.parquet"), ("gs://bucket/out", source)):
+        named = out if "://" in out else str(tmp_path / out)
+        settings = InferSettings((str(inputs),), named, model=model_folder)
+        rows = pq.read_metadata(source / "a.parquet").num_rows
+        with without_ray():
+            infer(settings)
+            asked = replace(settings, overwrite=True)
+            found = dry_run(asked)
+            assert (found.replaces, found.discarded_rows, found.complete) == (True, None, False)
+            assert "it exists, and would be replaced" in found.lines()
+            with monkeypatch.context() as patch:
+                patch.setattr(infer_module._Job, "publish", lambda _: None)  # stopped just before it
+                infer(replace(asked, compression="lz4"))
+            found = dry_run(asked)
+            text = f"an unfinished run of another request ({found.rows:,} rows done) would be discarded"
+            assert text in found.lines()
+            assert found.rows in {rows, 2 * rows}
+            assert (found.to_json()["replaces"], found.to_json()["discarded_rows"]) == (True, found.rows)
+            assert found.done_rows == 0
+            own = dry_run(replace(asked, compression="lz4"))
+            assert (own.done_rows, own.discarded_rows) == (own.rows, None)
+    new = dry_run(replace(asked, output=str(tmp_path / "new")))
+    assert (new.replaces, new.discarded_rows) == (False, None)
+    assert not any(line.endswith((" replaced", " discarded")) for line in new.lines())
+
+
+@pytest.mark.usefixtures("footers_read_here")
+def test_a_damaged_ledger_is_thrown_away(tmp_path: Path, source: Path, model_folder: Path) -> None:
+    settings = InferSettings((str(source),), str(tmp_path / "out"), model=model_folder)
+    request = look_at(settings)
+    with open_run(request.out, request.listing.files, request.identity, request.plan, overwrite=False) as run:
+        pass
+    (run.folder / "ledger" / "000001.jsonl").write_bytes(b"no JSON\n" * 2)
+    with pytest.raises(ResumeError):
+        dry_run(settings)
+    assert dry_run(replace(settings, overwrite=True)).discarded_rows == 0
 
 
 def test_a_run_that_would_stop_is_told_so(tmp_path: Path, source: Path, model_folder: Path) -> None:

@@ -17,7 +17,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
 from denoise_batch import storage
-from denoise_batch.errors import OutputExists
+from denoise_batch.errors import OutputError, OutputExists
+from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference import infer as module
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.dry_run import dry_run
@@ -73,13 +74,20 @@ def test_the_same_command_again_has_nothing_to_do(settings: InferSettings) -> No
 
 @pytest.mark.parametrize("settings", KINDS, indirect=True)
 @pytest.mark.parametrize(
-    "changes",
-    [{"on_bad_row": OnBadRow.QUARANTINE}, {"compression": "lz4"}, {"max_bad": 0.1}],
-    ids=lambda c: next(iter(c)),
+    ("changes", "reason"),
+    [
+        ({"on_bad_row": OnBadRow.QUARANTINE}, r"it differs in on_bad_row \('null' then, 'quarantine' now\)"),
+        ({"dtype": "float32"}, r"it differs in dtype \(not given then, 'float32' now\)"),
+        ({"extras": ExtraColumns(quality=True)}, r"it differs in quality \(not given then, yes now\)"),
+        ({"model": Path("seed")}, "made by another model"),
+        ({"max_bad": 0.1}, "with more bad rows than --max-bad 0.1 allows"),
+    ],
+    ids=["on_bad_row", "dtype", "extras", "model", "max_bad"],
 )
-def test_another_request_is_refused(settings: InferSettings, changes: dict[str, object]) -> None:
-    with pytest.raises(OutputExists, match="out exists"):
+def test_another_request_is_refused(settings: InferSettings, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(OutputExists, match=f"out exists, {reason}$") as caught:
         again(replace(settings, **changes))  # type: ignore[arg-type]
+    assert caught.value.hint == "give --overwrite to replace it, or another output"
 
 
 def _touch(source: Path) -> None:
@@ -94,12 +102,46 @@ def _remove(source: Path) -> None:
     (source / "002.parquet").unlink()
 
 
+def _rename(source: Path) -> None:
+    (source / "002.parquet").rename(source / "003.parquet")
+
+
 @pytest.mark.parametrize("settings", KINDS, indirect=True)
-@pytest.mark.parametrize("change", [_touch, _add, _remove])
-def test_another_input_is_another_request(settings: InferSettings, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_touch, r"and .*001\.parquet has changed since"),
+        (_add, "made from other input files: 4 now, 3 then"),
+        (_remove, "made from other input files: 2 now, 3 then"),
+        (_rename, r"made from other input files: .*003\.parquet was none of them"),
+    ],
+)
+def test_another_input_is_another_request(settings: InferSettings, change: Callable[[Path], None], reason: str) -> None:
     change(Path(settings.inputs[0]))
-    with pytest.raises(OutputExists, match="out exists"):
+    with pytest.raises(OutputExists, match=f"out exists, {reason}$"):
         again(settings)
+
+
+@pytest.mark.parametrize("settings", ["folder", "file"], indirect=True)
+def test_a_finished_output_needs_no_folder_to_write_to(
+    settings: InferSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    assert again(settings).already_complete
+    with pytest.raises(OutputError, match="not a writable folder"):
+        again(replace(settings, overwrite=True))
+    with pytest.raises(OutputError, match="not a writable folder"):
+        again(replace(settings, output=f"{settings.output}.new"))
+
+
+@pytest.mark.parametrize("settings", ["folder"], indirect=True)
+def test_files_in_another_order_are_another_request(settings: InferSettings) -> None:
+    names = [str(path) for path in sorted(Path(settings.inputs[0]).iterdir())]
+    with without_ray():
+        infer(replace(settings, inputs=tuple(names), overwrite=True))
+    with pytest.raises(OutputExists, match=r"out exists, made from the input files in another order$"):
+        again(replace(settings, inputs=tuple(names[::-1])))
 
 
 @pytest.mark.parametrize("settings", KINDS, indirect=True)
@@ -141,5 +183,5 @@ def test_columns_that_are_no_longer_asked_for_make_it_another_request(settings: 
         if written == content:
             assert again(settings).already_complete
         else:
-            with pytest.raises(OutputExists):
+            with pytest.raises(OutputExists, match=r"it differs in quality \(yes then, not given now\)"):
                 again(settings)

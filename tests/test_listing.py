@@ -53,6 +53,16 @@ def test_an_input_without_parquet_names_what_is_there(tmp_path: Path) -> None:
     assert "there: '_b.parquet', 'a.csv'" in caught.value.hint
 
 
+def test_a_glob_without_a_match_is_told_so(tmp_path: Path) -> None:
+    """Suffixes count below folders alone: `x*.csv` would take a file that is named so."""
+    _touch(tmp_path, "a.csv", "folder/b.csv", "_x.parquet")
+    for pattern, hint in (("y*.parquet", "the glob matches no file or folder; "), ("fold*", "looked for .parquet, ")):
+        with pytest.raises(MissingFileError, match="no Parquet files in") as caught:
+            list_inputs([str(tmp_path / pattern)])
+        assert caught.value.hint.startswith(hint)
+    assert len(list_inputs([str(tmp_path / "a*")]).files) == 1
+
+
 def test_other_suffixes_are_reported_not_read(tmp_path: Path) -> None:
     _touch(tmp_path, "a.parquet", "notes.txt", "part.csv")
     listing = list_inputs([str(tmp_path)])

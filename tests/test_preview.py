@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from denoise_batch import publishing
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, OutputError, RequestError
 from denoise_batch.evaluation.preview import preview
 
@@ -98,6 +99,34 @@ def test_columns_can_be_named(tmp_path: Path, columns: dict[str, pa.Array]) -> N
     assert shown.columns == ("x", "y", "z")
     with pytest.raises(ColumnError, match="'nothing'"):
         preview(path, tmp_path / "a.png", column="x", denoised="nothing")
+
+
+@pytest.mark.parametrize("made", ["denoised", "better"])
+@pytest.mark.parametrize("shape", ["file", "folder"])
+def test_an_outputs_own_manifest_names_its_columns(
+    tmp_path: Path, columns: dict[str, pa.Array], made: str, shape: str
+) -> None:
+    path = tmp_path / "out.parquet"
+    described = publishing.file_sidecar(path) if shape == "file" else path / "_denoise_batch"
+    described.mkdir(parents=True)
+    both = {"scan": columns["image"], "truth": columns["clean"]}
+    _write(path if shape == "file" else path / "part-00000.parquet", {**both, made: columns["denoised"]})
+    manifest = {"files": [], "sidecar": [], "image_column": "scan", "output_column": made}
+    (described / "manifest.json").write_text(json.dumps(manifest))
+    assert preview(str(path), tmp_path / "a.png").columns == ("scan", made)
+    assert preview(str(path), tmp_path / "a.png", clean="truth").columns == ("scan", made, "truth")
+    assert preview(str(path), tmp_path / "a.png", column="truth").columns == ("truth", made)
+    assert preview(str(path), tmp_path / "a.png", denoised="scan", column="truth").columns == ("truth", "scan")
+    for other in ("[1]", json.dumps(manifest | {"image_column": "gone"})):  # another's, or no longer true
+        (described / "manifest.json").write_text(other)
+        with pytest.raises(ColumnError, match="more than one column fits"):
+            preview(str(path), tmp_path / "a.png")
+
+
+def test_what_is_denoised_is_not_offered_as_noisy(tmp_path: Path, columns: dict[str, pa.Array]) -> None:
+    table = {"scan": columns["image"], "truth": columns["clean"], "denoised": columns["denoised"]}
+    with pytest.raises(ColumnError, match=r"more than one column fits: 'scan' and 'truth'$"):
+        preview(_write(tmp_path / "a.parquet", table), tmp_path / "a.png")
 
 
 def test_a_column_is_shown_once(tmp_path: Path, columns: dict[str, pa.Array]) -> None:

@@ -25,6 +25,7 @@ from denoise_batch.inference.dry_run import dry_run
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
 from denoise_batch.inference.manifest import verify
 from denoise_batch.inference.plan import Plan, make_plan
+from denoise_batch.inference.request import look_at
 from denoise_batch.inference.run_folder import check_output, open_run, work_folder
 from denoise_batch.listing import list_inputs
 
@@ -204,6 +205,18 @@ def test_an_output_that_exists_or_has_no_place_is_refused(tmp_path: Path, source
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="not a writable folder"):
         check(source, tmp_path / "file" / "out")
+    for out in ("/proc/out", "/sys/new/out"):  # where root may write
+        with pytest.raises(OutputError, match=f"^{out} cannot be written: /[a-z]+ is not a writable folder"):
+            check(source, Path(out))
+
+
+def test_a_single_file_is_not_named_as_another_format(tmp_path: Path, source: Path) -> None:
+    settings = InferSettings((str(source),), str(tmp_path / "out.csv"), shape=OutputShape.SINGLE_FILE)
+    with pytest.raises(OutputError, match=r"out\.csv: what is written is Parquet") as caught:
+        look_at(settings)
+    assert caught.value.hint == "name it out.parquet"
+    assert look_at(replace(settings, shape=OutputShape.DIRECTORY)).out == tmp_path / "out.csv"
+    assert look_at(replace(settings, output=str(tmp_path / "v1.5"))).single
 
 
 def _interrupted(tmp_path: Path, shape: OutputShape = OutputShape.AUTO) -> tuple[InferSettings, Path]:

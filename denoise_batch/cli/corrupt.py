@@ -71,5 +71,6 @@ def corrupt(
         lines.append(f"{report.bad_rows:,} rows have no readable image and stay null")
     if report.keys_left_out:
         lines.append(f"note: the input's folders have the keys {', '.join(report.keys_left_out)}; one file has none")
+    lines += [f"note: {report.range_index}"] if report.range_index else []
     lines += skipped_lines(report.skipped_files, report.skipped)
     print_result(report.to_json(), lines, as_json=as_json)

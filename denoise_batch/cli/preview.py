@@ -27,11 +27,17 @@ def preview(
         ),
     ],
     column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of noisy images. Default: found, as for infer.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The column of noisy images. Default: what infer's manifest says, else found, as for infer.",
+        ),
     ] = None,
     denoised: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The column of denoised images. Default: `denoised` if it is there."),
+        typer.Option(
+            metavar="NAME", help="The column of denoised images. Default: infer's, else `denoised` if it is there."
+        ),
     ] = None,
     clean: Annotated[
         str | None,

@@ -123,9 +123,11 @@ def make_digits(
         ResourceExhausted: the disk is full.
     """
     from denoise_batch.images.layouts import Layout
+    from denoise_batch.output_file import check_parquet_name
 
     layout = layout or Layout.BINARY
     publishing.check_output_file(out, overwrite=overwrite)
+    check_parquet_name(out)
     if count is not None and count < 1:
         raise FlagError(f"--count {count} is impossible", hint="give a whole number of at least 1")
     note: dict[str, object] = {"command": "digits", "source": source, "split": split}

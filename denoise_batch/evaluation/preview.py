@@ -29,6 +29,7 @@ from denoise_batch.images import (
     image_candidates,
     turned,
 )
+from denoise_batch.inference.finished import columns_of_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,9 @@ def preview(
         path: a Parquet file or dataset.
         picture: the PNG to write; one that exists is replaced.
         column: the noisy image column; found if not named.
-        denoised: the denoised one; else `denoised` if there is such an image column, not named for another, else none.
+            Of an output of `infer`, its manifest names it.
+        denoised: the denoised one; else that of the manifest, or `denoised` if there is such an image column, not named
+            for another, else none.
         clean: the clean one; else `clean`, likewise, else none. Only where it is named, rows without a clean image are
             left out; else its place on the sheet is empty.
         count: random rows, 1 to 100.
@@ -160,7 +163,7 @@ def preview(
     dataset = open_dataset(path)
     if any(not storage.is_uri(file) and Path(file).resolve() == picture.resolve() for file in dataset.files):
         raise OutputError(f"{picture} is a file of the data", hint="give the picture another name")
-    columns, left_out = _columns(dataset, column, denoised, clean)
+    columns, left_out = _columns(dataset, *_noisy_and_denoised(dataset, column, denoised, clean), clean)
     told = _told_by_the_model(dataset, columns)
     # A clean column that nobody named is shown where it has images: what it lacks hides no row.
     needed = [kind for kind in columns if kind != "clean" or clean is not None]
@@ -258,6 +261,14 @@ def _check_named_once(named: dict[str, str | None]) -> None:
             )
 
 
+def _noisy_and_denoised(dataset: Dataset, *named: str | None) -> tuple[str | None, str | None]:
+    """The names of these columns: those that are given, else those that an output's own manifest says."""
+    noisy, denoised = (
+        name if name in dataset.schema.names and name not in named else None for name in columns_of_output(dataset.path)
+    )
+    return noisy if named[0] is None else named[0], denoised if named[1] is None else named[1]
+
+
 def _columns(
     dataset: Dataset, column: str | None, denoised: str | None, clean: str | None
 ) -> tuple[dict[str, ImageColumn], list[str]]:
@@ -293,7 +304,11 @@ def _columns(
                 f"no column of noisy images stands beside {beside}", hint="to see one column alone, name it by --column"
             ) from error
         # Clean digits alone, or denoised ones: the images themselves, beside nothing.
-        found = {"image": find_image_column(schema, None, first_rows)}
+        try:
+            found = {"image": find_image_column(schema, None, first_rows)}
+        except ColumnError as of_all:
+            # Which of those is the noisy one is the question, not what is known of the others.
+            raise error if image_candidates(rest) else of_all from None
     if first_rows is not None:
         for image in found.values():
             check_float_range(first_rows[image.name], image, own_noise=True)

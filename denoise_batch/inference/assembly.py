@@ -16,7 +16,9 @@ from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileErro
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text, vouching
+from denoise_batch.inference.merging import first_schema, first_units, joined_index
 from denoise_batch.inference.output_schema import output_schema
+from denoise_batch.inference.range_index import NOT_IN_LINE, NOT_OF_ALL, expected_fate, of_some_rows
 from denoise_batch.inference.run_folder import DATA, part_name
 from denoise_batch.listing import stat_input
 from denoise_batch.object_store import in_parallel
@@ -184,6 +186,7 @@ def _write_empty(run: Run, column: ImageColumn, path: Path, compression: str) ->
     publishing.remove(path)
     extras = ExtraColumns.from_json(run.identity).fields(column.name)
     schema = output_schema(run.plan.schema, column.field, *extras, image=run.plan.column.name)
+    schema = of_some_rows(schema, 0, 0, run.plan.files[0].rows)
     with OutputFile(path, schema, (run.plan.column, column), compression=compression) as file:
         return file.finish()
 
@@ -318,12 +321,12 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
 def metadata_of_first(run: RunFolder) -> list[str]:
     """In what the metadata of files that were joined into one differs from the first one's, which that one has.
 
-    Pandas' note is left out: it holds each file's number of rows, and readers go by the file itself.
+    Pandas' note is left out: it holds each file's number of rows. `fate_of_index` says what is lost of it.
     """
-    units = {run.plan.unit(unit).file: unit for unit in reversed(range(len(run.plan)))}
+    units = first_units(run)
     if len(units) < 2:
         return []
-    schemas = (pq.read_schema(run.staging / run.ledger.receipts[units[file]].file) for file in sorted(units))
+    schemas = (first_schema(run, unit) for unit in units)
     first = next(schemas)
     columns, keys = set[int](), set[bytes]()
     for schema in schemas:
@@ -334,3 +337,12 @@ def metadata_of_first(run: RunFolder) -> list[str]:
         keys |= {key for key in here.keys() | there.keys() if key != _PANDAS and here.get(key) != there.get(key)}
     named = [f"column {first.names[i]!r}" for i in sorted(columns)]
     return named + [f"the schema's {key.decode(errors='replace')!r}" for key in sorted(keys)]
+
+
+def fate_of_index(run: Run) -> str:
+    """What is said of pandas' index where it stands in the files' footers alone, and is not kept; "" where it is."""
+    single, whole = bool(run.identity["single_file"]), run.ledger.rows_out == run.plan.rows
+    if not single or len(first_units(run)) < 2:
+        return expected_fate(run.plan, single=single, whole=whole)
+    _, lost = joined_index(run)
+    return "" if lost is None else lost.said(NOT_IN_LINE if whole else NOT_OF_ALL)

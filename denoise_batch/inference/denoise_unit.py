@@ -26,6 +26,8 @@ from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import WHITE_AND_BLACK, BadReason, Polarity, Tone, dark_on_light, decode, encode, turned
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
+from denoise_batch.inference.range_index import of_some_rows, range_index, with_range
+from denoise_batch.inference.row_groups import Part, join_row_groups
 from denoise_batch.inference.type_changes import widen
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
 from denoise_batch.input_file import full_schema, open_parquet
@@ -191,11 +193,12 @@ def _denoise(
         added = (options.output.field, *options.extras.fields(options.output.name))
         given = assignment.file.widened(full_schema(source))
         schema = output_schema(given, *added, image=options.column.name)
+        schema = of_some_rows(schema, unit.start, unit.rows, assignment.file.rows)
         rows = chunk_rows(assignment.file.row_bytes)
         images = (options.column, options.output)
         with (
             OutputFile(target, schema, images, compression=options.compression) as file,
-            _Quarantine(target, given, options) as quarantine,
+            _Quarantine(target, with_range(given, None, 0), options) as quarantine,
             ThreadPoolExecutor(1) as pool,  # left first, so that nothing writes any more when the file is given up
         ):
 
@@ -231,6 +234,8 @@ def _denoise(
                 future.result()
             with _timed(clock, "verify"):
                 written, aside = file.finish(), quarantine.finish()
+                if aside is not None:
+                    written = _without_range(target, written, schema, unit.rows)
     _check_unchanged(assignment.file)
     set_aside = aside.rows if aside else 0
     if done != unit.rows or written.rows + set_aside != unit.rows:
@@ -259,6 +264,17 @@ def _denoise(
         dark_on_light=light,
         poor=poor,
     )
+
+
+def _without_range(path: Path, written: Written, schema: pa.Schema, rows: int) -> Written:
+    """The finished file without a range of so many numbers for its index, once it is known that rows are missing."""
+    index = range_index(schema, rows)
+    if index is None or index.is_default:
+        return written
+    kept = path.with_suffix(".kept.parquet")
+    written = join_row_groups([Part(path, written.digest)], kept, with_range(schema, None, 0))
+    kept.replace(path)
+    return written
 
 
 def _denoise_batch(

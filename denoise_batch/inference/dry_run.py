@@ -7,23 +7,27 @@ Nothing is written but a sample in the system's temporary folder, and Ray is not
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
-from denoise_batch.errors import DenoiseBatchError, FlagError
+from denoise_batch.errors import DenoiseBatchError, FlagError, ResumeError
 from denoise_batch.extra_columns import poor_lines
 from denoise_batch.images import Polarity, Tone, levels_lines, taken_the_other_way
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
+from denoise_batch.inference.range_index import expected_fate
 from denoise_batch.inference.request import InferSettings, Request, look_at
 from denoise_batch.listing import skipped_lines
 from denoise_batch.progress import duration
 from denoise_batch.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from denoise_batch.extra_columns import Denoised
     from denoise_batch.images.layouts import ImageColumn
     from denoise_batch.inference.plan import Plan
@@ -71,10 +75,14 @@ class DryRun:
         skipped_files: files in the input's folders that are left out because of their names.
         skipped: the first of them.
         types_changed: columns whose Parquet type Arrow cannot carry, and what they become.
+        range_index: what is said of pandas' index where it stands in the files' footers alone, and may not be kept.
         image_column, output_column: name, layout, dtype and Arrow type.
         extra_columns: those beside it, with their types.
         complete: whether the output is there, the finished result of this very request.
         done_rows: rows that a run of this request has done already.
+        replaces: whether what stands at OUT would be replaced (`--overwrite`).
+        discarded_rows: rows that an unfinished run has done which would be thrown away (`--overwrite`), since it is of
+            another request or damaged; None where there is none.
         would_stop: why a run would stop, if all rows are like the sample's; or an empty string.
         estimate: None where there are no rows, or the sample could not be read.
         sample_failed: why it could not.
@@ -94,6 +102,7 @@ class DryRun:
     columns: dict[str, str]
     partition_keys: tuple[str, ...]
     types_changed: tuple[str, ...]
+    range_index: str
     image_column: dict[str, str]
     polarity: str
     tone: Tone
@@ -101,6 +110,8 @@ class DryRun:
     extra_columns: dict[str, str]
     complete: bool
     done_rows: int
+    replaces: bool
+    discarded_rows: int | None
     would_stop: str
     estimate: Estimate | None
     sample_failed: str
@@ -125,6 +136,7 @@ class DryRun:
             *(f"  {_one_line_name(name)}: {_one_line_kind(kind)}" for name, kind in self.columns.items()),
             *([f"partition folders, made again: {', '.join(keys)}"] if keys else []),
             *(f"note: {change}, as PyArrow carries it" for change in self.types_changed),
+            *([f"note: {self.range_index}"] if self.range_index else []),
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
             + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
             *self.tone.lines(),
@@ -138,6 +150,10 @@ class DryRun:
             shown.append(
                 f"an unfinished run of this request has done {self.done_rows:,} rows; it would be gone on with"
             )
+        if self.replaces:
+            shown.append("it exists, and would be replaced")
+        if self.discarded_rows is not None:
+            shown.append(f"an unfinished run of another request ({self.discarded_rows:,} rows done) would be discarded")
         if self.sample_failed:
             shown.append(f"the sample could not be denoised: {self.sample_failed}")
         if self.estimate is not None:
@@ -177,13 +193,7 @@ def dry_run(settings: InferSettings) -> DryRun:
     plan = request.plan()
     bundle = request.bundle_for(plan)
     added = request.output_column(plan)
-    listed = request.listing.files
-    if request.finished is not None:
-        done = plan.rows
-    elif isinstance(request.out, StorePrefix):
-        done = store_run.rows_done(request.out, listed, request.identity, overwrite=settings.overwrite)
-    else:
-        done = run_folder.rows_done(request.out, listed, request.identity, overwrite=settings.overwrite)
+    done, discarded = (plan.rows, None) if request.finished is not None else _unfinished(request)
     estimate, failed = None, ""
     if len(plan) and request.finished is None:
         try:
@@ -207,6 +217,7 @@ def dry_run(settings: InferSettings) -> DryRun:
         columns={field.name: str(field.type) for field in plan.schema},
         partition_keys=tuple(request.listing.keys),  # one file cannot keep them, and is refused
         types_changed=plan.changes,
+        range_index=expected_fate(plan, single=request.single, whole=settings.on_bad_row is not OnBadRow.QUARANTINE),
         image_column=_described(plan.column),
         polarity=plan.polarity.value,
         tone=plan.tone,
@@ -214,10 +225,38 @@ def dry_run(settings: InferSettings) -> DryRun:
         extra_columns={field.name: str(field.type) for field in settings.extras.fields(added.name)},
         complete=request.finished is not None,
         done_rows=done,
+        replaces=settings.overwrite and _stands_there(request.out),
+        discarded_rows=discarded,
         would_stop="" if estimate is None else _would_stop(settings, estimate),
         estimate=estimate,
         sample_failed=failed,
     )
+
+
+def _unfinished(request: Request) -> tuple[int, int | None]:
+    """Rows that an unfinished run has done which would be gone on with, and which would be discarded.
+
+    Raises:
+        ResumeError: the unfinished run is of another request, and there is no `--overwrite`.
+    """
+    files, identity, overwrite = request.listing.files, request.identity, request.settings.overwrite
+    try:
+        if isinstance(request.out, StorePrefix):
+            found = store_run.rows_done(request.out, files, identity, overwrite=overwrite)
+        else:
+            found = run_folder.rows_done(request.out, files, identity, overwrite=overwrite)
+    except ResumeError:
+        if not overwrite:
+            raise
+        found = 0, False  # its ledger is damaged
+    if found is None:
+        return 0, None
+    done, ours = found
+    return (done, None) if ours else (0, done)
+
+
+def _stands_there(out: Path | StorePrefix) -> bool:
+    return store_run.stands_there(out) if isinstance(out, StorePrefix) else os.path.lexists(out)
 
 
 def _would_stop(settings: InferSettings, sample: Estimate) -> str:

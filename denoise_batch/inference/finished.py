@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
-from denoise_batch.errors import StoreError
+from denoise_batch.errors import RequestError, StoreError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.manifest import FOLDER, REPORT, SUCCESS, read_manifest, sidecar
 from denoise_batch.inference.report import InferReport
+from denoise_batch.inference.run_folder import output_path, said
 from denoise_batch.store_prefix import StorePrefix
+
+_OF_THE_MODEL = ("model_sha256", "few_levels_model_sha256", "architecture")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +25,11 @@ if TYPE_CHECKING:
 
 def finished_report(
     out: Path | StorePrefix, identity: dict[str, Any], files: Sequence[InputFile], max_bad: float
-) -> InferReport | None:
-    """The report of the run that made `out`, where this request asks for the same; None where it asks for another.
+) -> InferReport | str:
+    """The report of the run that made `out`, where this request asks for the same; else why it does not, for people.
 
-    None as well where a file is missing or has another size than the manifest says, or more rows are bad than this
-    request allows.
+    It does not either where a file is missing or has another size than the manifest says, or more rows are bad than
+    this request allows. "" where `out` is no output of `infer`, or another version's.
 
     Args:
         identity: what the result depends on beside the input files: model and result options.
@@ -35,22 +38,58 @@ def finished_report(
     try:
         manifest = read_manifest(out)
         if manifest is None:
-            return None
-        inputs = [(entry["path"], entry["size"], entry["mtime_ns"]) for entry in manifest["inputs"]]
-        if any(manifest.get(name) != value for name, value in identity.items()):
-            return None
-        if ExtraColumns.from_json(manifest) != ExtraColumns.from_json(identity):  # which name what is asked for alone
-            return None
-        if inputs != [(storage.redact(file.path), file.size, file.mtime_ns) for file in files]:
-            return None
-        if not _has_its_files(out, manifest) or sum(manifest["bad_rows"].values()) > max_bad * manifest["rows_in"]:
-            return None
+            return ""
+        differs = _other_request(manifest, identity) or _other_files(manifest, files)
+        if differs:
+            return differs
+        if not _has_its_files(out, manifest):
+            return "but a file of it is missing or has another size than its manifest says"
+        if sum(manifest["bad_rows"].values()) > max_bad * manifest["rows_in"]:
+            return f"with more bad rows than --max-bad {max_bad:g} allows"
         report = InferReport(**json.loads(_read_report(out)))
-    except (OSError, StoreError, ValueError, KeyError, TypeError):  # another version's, or damaged
-        return None
+    except (OSError, StoreError, ValueError, KeyError, TypeError, AttributeError):  # another version's, or damaged
+        return ""
     return replace(
         report, output=str(out), already_complete=True, rows_done=0, seconds=0.0, denoising_seconds=0.0, rate=0.0
     )
+
+
+def columns_of_output(path: str) -> tuple[str | None, str | None]:
+    """The columns that a finished output at a path or URI was made of, and that were made; None where nothing says it.
+
+    Of images alone: the names may be those of no column by now.
+    """
+    try:
+        manifest = read_manifest(StorePrefix.at(path) if storage.is_remote(path) else output_path(path)) or {}
+    except (OSError, RequestError, StoreError, ValueError):  # `inspect --verify` says so
+        manifest = {}
+    noisy, denoised = manifest.get("image_column"), manifest.get("output_column")
+    return noisy if isinstance(noisy, str) else None, denoised if isinstance(denoised, str) else None
+
+
+def _other_request(manifest: dict[str, Any], identity: dict[str, Any]) -> str:
+    """The first thing in which the request that is made now is another; "" where it is none."""
+    for name in (*identity, *ExtraColumns.from_json(manifest).to_json()):  # which name what is asked for alone
+        then, now = manifest.get(name), identity.get(name)
+        if then != now:
+            return "made by another model" if name in _OF_THE_MODEL else f"it differs in {name} ({said(then, now)})"
+    return ""
+
+
+def _other_files(manifest: dict[str, Any], files: Sequence[InputFile]) -> str:
+    """How the input files differ from those that the output was made of; "" where they do not."""
+    then = [(entry["path"], (entry["size"], entry["mtime_ns"])) for entry in manifest["inputs"]]
+    now = [(storage.redact(file.path), (file.size, file.mtime_ns)) for file in files]
+    if then == now:
+        return ""
+    if len(then) != len(now):
+        return f"made from other input files: {len(now):,} now, {len(then):,} then"
+    known = dict(then)
+    new = next((path for path, _ in now if path not in known), None)
+    if new is not None:
+        return f"made from other input files: {new} was none of them"
+    changed = next((path for path, about in now if known[path] != about), None)
+    return "made from the input files in another order" if changed is None else f"and {changed} has changed since"
 
 
 def _has_its_files(out: Path | StorePrefix, manifest: dict[str, Any]) -> bool:

@@ -165,7 +165,7 @@ class _Job:
         self._check_bad()
         run, compression = self.run, self.settings.compression
         assembly.reconcile(run)
-        report = self.report()
+        report = replace(self.report(), range_index=assembly.fate_of_index(run))
         if isinstance(run, StoreRun):
             store_publishing.publish(run, self.output, compression, report.to_json())
             return report

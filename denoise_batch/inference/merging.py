@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError, JobFailed
+from denoise_batch.inference.range_index import RangeIndex, joined_range, range_index, with_range
 from denoise_batch.inference.row_groups import Part, SchemasDifferError, join_row_groups
 from denoise_batch.inference.run_folder import DATA
 from denoise_batch.inference.unit_rows import chunk_rows
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from denoise_batch.images.layouts import ImageColumn
-    from denoise_batch.inference.run_folder import RunFolder
+    from denoise_batch.inference.run_folder import Run, RunFolder
 
 _MERGE_ROWS = 4096
 _SMALL_ROWS, _SMALL_BYTES = 16_384, 4 << 20
@@ -51,10 +52,12 @@ def merge(run: RunFolder, output: ImageColumn, compression: str) -> Written:
     target = run.built / DATA
     parts = [Part(run.staging / receipt.file, receipt.digest) for receipt in receipts]
     small = [receipt.rows_out < _SMALL_ROWS and receipt.bytes < _SMALL_BYTES for receipt in receipts]
+    schema = _joined_schema(run)
     # pyarrow reads no nested column that has several dictionaries in one file.
-    written = None if has_nested_dictionary(run.plan.schema) else _copied(run, parts, small, output, compression)
+    nested = has_nested_dictionary(run.plan.schema)
+    written = None if nested else _copied(run, parts, small, output, compression, schema)
     if written is None:
-        (written,) = _rewritten(run, [(parts, target)], output, compression)
+        (written,) = _rewritten(run, [(parts, target)], output, compression, schema)
     if written.rows != run.ledger.rows_out:
         raise DenoiseBatchError(
             f"receipts say {run.ledger.rows_out} rows, the joined file has {written.rows}",
@@ -63,8 +66,54 @@ def merge(run: RunFolder, output: ImageColumn, compression: str) -> Written:
     return written
 
 
+def first_units(run: Run) -> list[int]:
+    """The first unit of each input file that has rows."""
+    return sorted({run.plan.unit(unit).file: unit for unit in reversed(range(len(run.plan)))}.values())
+
+
+def first_schema(run: Run, unit: int) -> pa.Schema:
+    """The schema of a unit's staged file.
+
+    Raises:
+        DenoiseBatchError: it is damaged.
+    """
+    receipt = run.ledger.receipts[unit]
+    path = run.staging / receipt.file
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        Part(path, receipt.digest).check()
+        raise
+
+
+def joined_index(run: Run) -> tuple[RangeIndex | None, RangeIndex | None]:
+    """Pandas' index as a range, of the units' files joined into one, and one that is lost there, if there are any."""
+    files = []
+    for unit in first_units(run):
+        rows = run.ledger.receipts[unit].rows_out
+        files.append((range_index(first_schema(run, unit), rows), run.plan.files[run.plan.unit(unit).file].rows))
+    if run.ledger.rows_out == run.plan.rows and (joined := joined_range(files)) is not None:
+        return joined, None
+    planned = range_index(run.plan.schema, run.plan.files[0].rows)
+    lost = (index for index in (planned, *(index for index, _ in files)) if index is not None and not index.is_default)
+    return None, next(lost, None)
+
+
+def _joined_schema(run: Run) -> pa.Schema | None:
+    """The first unit's, with a range of all rows in pandas' note; None where there is no range."""
+    first = first_schema(run, 0)
+    if with_range(first, None, 0) is first:
+        return None
+    return with_range(first, joined_index(run)[0], run.ledger.rows_out)
+
+
 def _copied(
-    run: RunFolder, parts: list[Part], small: list[bool], output: ImageColumn, compression: str
+    run: RunFolder,
+    parts: list[Part],
+    small: list[bool],
+    output: ImageColumn,
+    compression: str,
+    schema: pa.Schema | None,
 ) -> Written | None:
     """Joins all units' files, small ones that stand side by side after they were rewritten; None: they do not fit."""
     target = run.built / DATA
@@ -80,7 +129,7 @@ def _copied(
     for (number, path), file in zip(larger.items(), made, strict=True):
         pieces[number] = [Part(path, file.digest)]
     try:
-        return join_row_groups([part for (part,) in pieces], target)
+        return join_row_groups([part for (part,) in pieces], target, schema)
     except SchemasDifferError:
         return None
     finally:
@@ -89,7 +138,11 @@ def _copied(
 
 
 def _rewritten(
-    run: RunFolder, jobs: list[tuple[list[Part], Path]], output: ImageColumn, compression: str
+    run: RunFolder,
+    jobs: list[tuple[list[Part], Path]],
+    output: ImageColumn,
+    compression: str,
+    schema: pa.Schema | None = None,
 ) -> list[Written]:
     """Joins the parts of each job to a file of its own."""
     if not jobs:
@@ -99,7 +152,7 @@ def _rewritten(
     with _safe_path(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         try:
             return [
-                pool.submit(join, parts, target, run.plan.column, output, compression, rows).result()
+                pool.submit(join, parts, target, run.plan.column, output, compression, rows, schema).result()
                 for parts, target in jobs
             ]
         except (KeyboardInterrupt, Exception) as error:
@@ -120,19 +173,22 @@ def join(
     output: ImageColumn,
     compression: str,
     rows: int = _MERGE_ROWS,
+    schema: pa.Schema | None = None,
 ) -> Written:
     """Rewrites parts into one file, in their order, a row group at a time.
 
     Args:
         rows: read at a time; few where rows are large.
+        schema: whose metadata the new file has; None: the first one's.
 
     Raises:
         DenoiseBatchError: a part is not what is expected; the new file, read back, is not what was written.
     """
     publishing.remove(target)
     parts[0].check()
-    with pq.ParquetFile(parts[0].path) as first:
-        schema = first.schema_arrow
+    if schema is None:
+        with pq.ParquetFile(parts[0].path) as first:
+            schema = first.schema_arrow
     with OutputFile(target, schema, (column, output), compression=compression) as file:
         for part in parts:
             part.check()

@@ -53,6 +53,7 @@ class InferReport:
         types_changed: columns whose Parquet type Arrow cannot carry, and what they became.
         metadata_of_first: columns and keys whose metadata differs between files that were joined into one, which has
             the first one's.
+        range_index: what is said of pandas' index where it stands in the files' footers alone, and is not kept.
         background: how much ink the set's paper had, of full ink, which was taken off; None: none.
         ink: how dark its ink was, of full ink, in the geometric mean; None: full.
         levels: how many levels of grey it had, where these are few; None: many.
@@ -92,6 +93,7 @@ class InferReport:
     stages: dict[str, float] = field(default_factory=dict)
     types_changed: list[str] = field(default_factory=list)
     metadata_of_first: list[str] = field(default_factory=list)
+    range_index: str = ""
     dark_on_light: int = 0
     poor: int | None = None
     skipped_files: int = 0
@@ -121,6 +123,7 @@ class InferReport:
         lines += poor_lines(self.poor, self.rows_in - bad)
         lines += [f"note: {change}, as PyArrow carries it" for change in self.types_changed]
         lines += self._metadata_lines()
+        lines += [f"note: {self.range_index}"] if self.range_index else []
         if self.already_complete:
             return [*lines, "it is complete already: nothing was left to do"]
         if self.resumed_units:

@@ -20,6 +20,7 @@ from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, output_path
 from denoise_batch.inference.store_run import check_store_output
 from denoise_batch.listing import Listing, list_inputs
+from denoise_batch.output_file import check_parquet_name
 from denoise_batch.precision import Precision
 from denoise_batch.store_prefix import StorePrefix
 from denoise_batch.worker_count import WorkerCount, check_workers
@@ -188,11 +189,14 @@ def look_at(settings: InferSettings) -> Request:
             out = check_store_output(settings.output, settings.inputs, listing, overwrite=overwrite)
         else:
             out = check_output(settings.output, listing, overwrite=overwrite)
-    except OutputExists:
+            if single:
+                check_parquet_name(out)
+    except OutputExists as error:
         out = StorePrefix.at(settings.output) if remote else output_path(settings.output)
-        finished = finished_report(out, identity, listing.files, settings.max_bad)
-        if finished is None:
-            raise
+        found = finished_report(out, identity, listing.files, settings.max_bad)
+        if isinstance(found, str):
+            raise OutputExists(f"{error.message}, {found}" if found else error.message, hint=error.hint) from error
+        finished = found
     return Request(settings, bundle, listing, out, single, identity, finished, few_levels)
 
 

@@ -7,8 +7,10 @@ all these numbers that much larger (https://github.com/apache/parquet-format/blo
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 
 from denoise_batch.errors import DenoiseBatchError
@@ -24,7 +26,7 @@ _TAIL = 8  # bytes: the footer's length, and the magic number once more
 _BLOCK = 1 << 20  # bytes, read at a time
 
 # Fields by number: of FileMetaData, of its schema's elements, of a RowGroup, of a ColumnChunk.
-_SCHEMA, _ROWS, _ROW_GROUPS = 2, 3, 4
+_SCHEMA, _ROWS, _ROW_GROUPS, _KEY_VALUES = 2, 3, 4, 5
 _FIELD_ID = 9
 _COLUMNS, _GROUP_OFFSET, _ORDINAL = 1, 5, 7
 _CHUNK_OFFSET, _DESCRIBED, _INDEXES = 2, 3, (4, 5, 6, 7)
@@ -51,12 +53,13 @@ class Part(NamedTuple):
             raise _changed(self.path)
 
 
-def join_row_groups(parts: Sequence[Part], target: Path) -> Written:
+def join_row_groups(parts: Sequence[Part], target: Path, schema: pa.Schema | None = None) -> Written:
     """One file of the row groups of several files; all else in its footer is the first one's.
 
     Args:
         parts: at least one.
         target: must not exist.
+        schema: whose metadata the new file has; None: the first one's.
 
     Raises:
         DenoiseBatchError: a part is not what is expected; the new file, read back, is not what was written.
@@ -66,20 +69,22 @@ def join_row_groups(parts: Sequence[Part], target: Path) -> Written:
     try:
         sink.write(_MAGIC)
         first: Fields = {}
-        schema: list[Fields] = []
+        elements: list[Fields] = []
         groups: list[bytes] = []  # written at once: read ones take ten times the memory
         rows = 0
         for part in parts:
             further = sink.size - len(_MAGIC)
             footer, _ = read_fields(_copy_body(part, sink), lists=True)
             first = first or footer
-            schema = schema or _elements(footer)
-            if _elements(footer) != schema:
+            elements = elements or _elements(footer)
+            if _elements(footer) != elements:
                 raise SchemasDifferError
             rows += footer[_ROWS][1]
             for group in footer[_ROW_GROUPS][1][1]:
                 _move(group, further)
                 groups.append(written_fields(group))
+        if schema is not None:
+            first[_KEY_VALUES] = _key_values(schema)
         content = written_fields(first | {_ROWS: (I64, rows), _ROW_GROUPS: (LIST, (STRUCT, groups))})
         sink.write(content + len(content).to_bytes(4, "little") + _MAGIC)
     except BaseException:
@@ -112,6 +117,16 @@ def _copy_body(part: Part, sink: DigestSink) -> bytes:
     if digest.hexdigest() != part.digest:
         raise _changed(part.path)
     return bytes(footer[:-_TAIL])
+
+
+def _key_values(schema: pa.Schema) -> tuple[int, Any]:
+    """What pyarrow writes of a schema, and of its metadata, beside Parquet's own of it."""
+    empty = pa.BufferOutputStream()
+    pq.ParquetWriter(empty, schema).close()
+    content = empty.getvalue().to_pybytes()
+    length = int.from_bytes(content[-_TAIL:-4], "little")
+    footer, _ = read_fields(content[-_TAIL - length : -_TAIL], lists=True)
+    return footer[_KEY_VALUES]
 
 
 def _elements(footer: Fields) -> list[Fields]:

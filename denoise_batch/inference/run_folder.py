@@ -117,6 +117,8 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
             goes along with it, holds an input; its folder cannot be written.
     """
     path = output_path(out)
+    # Where a run is unfinished, OUT may be its own result, shown just before it died: `open_run` looks, under the lock.
+    exists = os.path.lexists(path) and not overwrite and not (work_folder(path) / "identity.json").exists()
     sidecar = publishing.file_sidecar(path)
     # Rows that were set aside are an input like any other, and the only copy of them may lie in one of these.
     beside = [sidecar, work_folder(path), _discarded(path), publishing.replaced(path), publishing.replaced(sidecar)]
@@ -127,7 +129,8 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     if path.is_symlink():
         raise OutputError(f"{path} is a link", hint="name the folder or file that it leads to")
     publishing.check_apart(path, listing, beside=beside)
-    publishing.check_parent(path)
+    if not exists:  # it may be the finished result of this request in a folder that is closed by now
+        publishing.check_parent(path)
     publishing.check_outside_outputs(path)
     if os.path.lexists(sidecar) and not is_sidecar(sidecar):
         raise OutputError(
@@ -136,8 +139,7 @@ def check_output(out: str, listing: Listing, *, overwrite: bool) -> Path:
     # Left by a run that died while it deleted them; where OUT is gone, the replaced one is the only copy of it.
     for left in [_discarded(path)] + ([publishing.replaced(path)] if os.path.lexists(path) else []):
         shutil.rmtree(left, ignore_errors=True)
-    # Where a run is unfinished, OUT may be its own result, shown just before it died: `open_run` looks, under the lock.
-    if os.path.lexists(path) and not overwrite and not (work_folder(path) / "identity.json").exists():
+    if exists:
         raise publishing.output_exists(path)
     if path.is_dir() and any(path.iterdir()) and not (path / "_denoise_batch" / "manifest.json").is_file():
         raise OutputError(
@@ -223,16 +225,19 @@ def open_run(
             yield run
 
 
-def rows_done(out: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> int:
-    """Rows that an unfinished run of this very request has committed; 0 where there is none. Changes nothing.
+def rows_done(
+    out: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool
+) -> tuple[int, bool] | None:
+    """Looks for an unfinished run: the rows that it has done, and whether it is of this very request; None: none.
 
     Raises:
-        ResumeError: the unfinished run is another one.
+        ResumeError: it is another one, or damaged, and `overwrite` is off; or its ledger is damaged.
     """
     folder = work_folder(out)
-    if plan_of(folder, out, files, {"format": FORMAT, **identity}, overwrite=overwrite) is None:
-        return 0
-    return Ledger(folder / "ledger", read_only=True).rows_in
+    plan = plan_of(folder, out, files, {"format": FORMAT, **identity}, overwrite=overwrite)
+    if not (folder / "identity.json").exists():
+        return None
+    return Ledger(folder / "ledger", read_only=True).rows_in, plan is not None
 
 
 def _open_ledger(folder: Path, *, overwrite: bool) -> Ledger:
@@ -304,14 +309,16 @@ def plan_of(
     )
 
 
-def _said(option: Any) -> str:
+def said(before: Any, now: Any) -> str:
+    """What an option was and is, for people."""
     words = ((None, "not given"), (True, "yes"), (False, "no"))
-    return next((word for value, word in words if option is value), repr(option))
+    then, today = (next((word for value, word in words if each is value), repr(each)) for each in (before, now))
+    return f"{then} then, {today} now"
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], plan: Plan, files: Sequence[InputFile]) -> list[str]:
     found = [
-        f"{key} ({_said(before.get(key))} then, {_said(now.get(key))} now)"
+        f"{key} ({said(before.get(key), now.get(key))})"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]

@@ -281,17 +281,20 @@ def _open(
     return StoreRun(folder, plan, ledger, identity, run_id, resumed, shown, out=store, owner=owner)
 
 
-def rows_done(store: StorePrefix, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool) -> int:
-    """Rows that an unfinished run of this very request has committed; 0 where there is none. Changes nothing.
-
-    Raises:
-        ResumeError: the unfinished run is another one.
-    """
+def rows_done(
+    store: StorePrefix, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool
+) -> tuple[int, bool] | None:
+    """As `run_folder.rows_done`, of a run in a store."""
     with tempfile.TemporaryDirectory(prefix="denoise-batch-") as scratch, _as_output_error():
         folder = Path(scratch)
         run_id = _fetch(store, folder)
         plan = plan_of(folder, store, files, {"format": FORMAT, **identity}, overwrite=overwrite)
-        return 0 if plan is None or run_id is None else StoreLedger(store, run_id, None).rows_in
+        return None if run_id is None else (StoreLedger(store, run_id, None).rows_in, plan is not None)
+
+
+def stands_there(store: StorePrefix) -> bool:
+    """Whether there is an output, or some of one, beside a run that is not finished."""
+    return any(not name.startswith(f"{RUN}/") for name in store.sizes())
 
 
 def _fetch(store: StorePrefix, folder: Path) -> str | None:

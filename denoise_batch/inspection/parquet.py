@@ -31,7 +31,7 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     from denoise_batch.bundle import is_in_training
     from denoise_batch.inference import footers
     from denoise_batch.inference.run_folder import work_folder
-    from denoise_batch.inference.type_changes import common_schema
+    from denoise_batch.inference.type_changes import common_schema, difference
 
     try:
         listing = list_inputs((path,))
@@ -66,7 +66,10 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
         common = common_schema(schema, own)
         schema = common or schema
         if common is None:
-            problems.append(f"{storage.redact(file.path)}: its columns differ from those of the first file")
+            like = storage.redact(first_file.path)
+            problems.append(
+                f"{storage.redact(file.path)}: differs in the columns from {like} ({difference(schema, own)})"
+            )
         if len(set(own.names)) < len(own.names):
             named = ", ".join(name for name, times in Counter(own.names).items() if times > 1)
             problems.append(f"{storage.redact(file.path)}: column names stand more than once: {named}")
