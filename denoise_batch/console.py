@@ -6,8 +6,10 @@ and SIGTERM.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
+import logging
 import os
 import select
 import shlex
@@ -23,7 +25,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from denoise_batch.cores import limit_threads
-from denoise_batch.errors import LINE_CONTROLS, DenoiseBatchError, FlagError, Interrupted, Terminated, ran_out
+from denoise_batch.errors import (
+    LINE_CONTROLS,
+    DenoiseBatchError,
+    FlagError,
+    Interrupted,
+    RequestError,
+    Terminated,
+    ran_out,
+)
 from denoise_batch.interruption import Insistent
 from denoise_batch.lost_ray import ended_by
 from denoise_batch.redaction import redact, without_secrets
@@ -86,8 +96,11 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (as long as the process)
     for stream in (sys.stdout, sys.stderr):
-        # Where a locale has no `×`, or a file's name is not text. Other handlers than Python's strict one can do both.
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        # Where a locale has no `×`, or a file's name is not text. Python's strict handler can do neither, that of the
+        # locale C only the latter; all others can do both.
+        errors = getattr(stream, "errors", None)
+        fails = errors == "strict" or (errors == "surrogateescape" and codecs.lookup(stream.encoding).name != "utf-8")
+        if fails and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -149,8 +162,11 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
     limit_threads()
     if not session.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # It warns where it finds no folder for its cache.
+    logging.getLogger("matplotlib").setLevel(logging.NOTSET if session.verbose else logging.ERROR)
     try:
         with _ended_by_signals(), ended_by(_end):
+            _check_working_folder()
             before()
             # Not `app()`: that would turn a broken pipe anywhere, and every usage error, into exits of its own.
             command = typer.main.get_command(app)
@@ -176,6 +192,17 @@ def run_command(app: typer.Typer, arguments: Sequence[str], *, before: Callable[
     except Exception as error:
         return _fail(_explained(error), error)
     return 0
+
+
+def _check_working_folder() -> None:
+    """Raises RequestError where it was deleted, which every relative path would suffer from; help and version go on."""
+    try:
+        os.getcwd()  # noqa: PTH109 (as good, and no more is wanted)
+    except FileNotFoundError as error:
+        if session.command and not {"-h", "--help"} & set(session.arguments):
+            raise RequestError(
+                "the working folder does not exist any more", hint="cd to a folder that does, then run again"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

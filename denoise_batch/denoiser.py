@@ -1,7 +1,7 @@
 """A model made ready to run: pixels in, denoised pixels out, on one device, in batches that suit it.
 
 denoiser = Denoiser(bundle, device="auto", threads=1)
-clean = denoiser(noisy)          # (n, 784) float32 → (n, 784) float32
+clean = denoiser(noisy)          # (n, 784) floats or uint8 → (n, 784) float32
 clean = denoiser.run(noisy, ExtraColumns(quality=True)).psnr    # the same, and what the model says of it
 shown = denoiser.denoise(pixels, Polarity.LIGHT_ON_DARK, "uint8").pixels    # a column's pixels → a column's pixels
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from denoise_batch.cores import threads_here
 from denoise_batch.cuda_pass import FINITE, CudaPass
@@ -29,7 +30,6 @@ from denoise_batch.models.scans import may_have_little_noise
 from denoise_batch.precision import Precision
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from denoise_batch.bundle import Bundle
@@ -40,9 +40,9 @@ CPU_BATCH = 256  # activations of 256 images stay near the core, and are blocks 
 INTEGER_BATCH = 1024  # whose activations take a quarter of the bytes
 CUDA_BATCH = MOST_ROWS  # fills a GPU
 
-Pixels = np.ndarray[Any, np.dtype[np.float32]]
+Noisy = NDArray[np.uint8] | NDArray[np.floating[Any]]
 
-
+_SHAPES: Final = ((784,), (28, 28), (1, 28, 28))  # of one image
 _MAY_BE_FITTED: Final = "may be fitted"
 """Name of the mask (n,) of the images that may have little noise."""
 
@@ -62,8 +62,8 @@ _FULL: Final = (
 class Denoiser:
     """A loaded model. Several threads may use it; on a GPU one waits for the other.
 
-    A process that is forked off another hangs in its first pass if that one has made a pass with several threads: make
-    the model after the fork.
+    A process that is forked off one in which torch has computed anything with several threads, if only to make a
+    `Denoiser`, hangs in its first pass: make it after the fork, in each process. One in integers cannot be pickled.
 
     Args:
         bundle: the model folder.
@@ -107,8 +107,10 @@ class Denoiser:
         try:
             if self.device.type == "cuda":  # by number: which is the current one, each thread says for itself
                 self.device = torch.device("cuda", torch.cuda.current_device())
-            model = bundle.load(str(self.device)).eval()
-            lower_precision(model, precision, self.device)
+            # Whatever default device the caller has set, and with none of the random numbers that it would draw next.
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                model = bundle.load(str(self.device)).eval()
+                lower_precision(model, precision, self.device)
             self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except RuntimeError as error:
             if gpu_is_full(error):
@@ -136,16 +138,22 @@ class Denoiser:
         how = ", ".join(sorted(types))
         return f"{name}; {how}; threads {torch.get_num_threads()}; batch {self.batch}; torch {torch.__version__}"
 
-    def __call__(self, noisy: Pixels) -> Pixels:
-        """Denoises (n, 784) pixels, 0 = background, 1 = ink, not clipped, or uint8 0..255; gives float32 in 0..1.
+    def __call__(self, noisy: Noisy) -> NDArray[np.float32]:
+        """Denoises n images, which may be none.
+
+        Args:
+            noisy: (n, 784), (n, 28, 28) or (n, 1, 28, 28), floats (background 0, ink 1, not clipped) or uint8 0..255.
+
+        Returns:
+            (n, 784) float32 in 0..1; an image with a value that is not finite becomes NaN and changes no other.
 
         Raises:
-            ValueError: another shape, other integers, or floats that as a whole are no 0..1.
+            ValueError: no plain array, another shape, other integers, or floats that as a whole are no 0..1.
             ResourceExhausted: the GPU has no memory for a single image.
         """
         return self.run(noisy).pixels
 
-    def run(self, noisy: Pixels, extras: ExtraColumns = NO_EXTRAS) -> Denoised:
+    def run(self, noisy: Noisy, extras: ExtraColumns = NO_EXTRAS) -> Denoised:
         """Denoises as a call does, and gives what else is asked for, out of the same forward pass.
 
         Raises:
@@ -153,10 +161,15 @@ class Denoiser:
             ValueError, ResourceExhausted: as a call does.
         """
         extras.check(self._bundle)
-        if noisy.dtype.kind == "f" and noisy.size and np.median(peaks_of(noisy.reshape(len(noisy), -1))) > FAR_OUTSIDE:
-            raise ValueError(f"values up to {noisy.max():.6g}: floats are 0..1, uint8 is 0..255")
-        made = self._run(noisy, Polarity.LIGHT_ON_DARK, "float32", extras)
+        pixels = _rows(noisy)
+        peaks = peaks_of(pixels) if pixels.dtype.kind == "f" else np.zeros(len(pixels), np.float32)
+        finite = np.isfinite(peaks)
+        if finite.any() and np.median(peaks[finite]) > FAR_OUTSIDE:
+            raise ValueError(f"values up to {peaks[finite].max():.6g}: floats are 0..1, uint8 is 0..255")
+        made = self._run(pixels, Polarity.LIGHT_ON_DARK, "float32", extras)
         made.pop(FINITE)
+        for array in made.values():  # some networks make numbers of it, of one's neighbours or of infinity
+            array[~finite] = np.nan
         return Denoised(**made)
 
     def denoise(
@@ -171,7 +184,7 @@ class Denoiser:
         """
         if polarity in (Polarity.AUTO, Polarity.EACH):
             raise ValueError(f"the images are to be of one polarity, not {polarity.value!r}: find_polarity, turned")
-        made = self._run(pixels, polarity, dtype, extras)
+        made = self._run(_rows(pixels), polarity, dtype, extras)
         if not made.pop(FINITE).all():
             raise not_a_number()
         return Denoised(**made)
@@ -191,11 +204,8 @@ class Denoiser:
     def _run(
         self, pixels: NDArray[Any], polarity: Polarity, dtype: str, extras: ExtraColumns
     ) -> dict[str, NDArray[Any]]:
-        """`Denoised`'s fields and FINITE, in as many passes as it takes."""
+        """`Denoised`'s fields and FINITE of (n, 784) pixels, in as many passes as it takes."""
         count, start = len(pixels), 0
-        if pixels.size != count * 784 or (pixels.dtype != np.uint8 and pixels.dtype.kind != "f"):
-            raise ValueError(f"images are (n, 784) floats or uint8, not {pixels.shape} {pixels.dtype}")
-        pixels = pixels.reshape(count, 784)
         if pixels.dtype != np.uint8:
             with np.errstate(over="ignore"):  # infinite then, and so is what comes of it
                 pixels = pixels.astype(np.float32, copy=False)
@@ -205,8 +215,9 @@ class Denoiser:
         waiting: list[Candidates] = []
         on_gpu = self.device.type == "cuda"
         alone = _GPU if on_gpu else contextlib.nullcontext()
+        own = torch._C.DisableTorchFunction()  # no default device; `torch.device` would take time in each operation
         # What a caller has set for arithmetic of its own would change pixels.
-        with alone, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with alone, own, torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             while start < len(pixels):
                 part = pixels[start:] if on_gpu else pixels[start : start + self.batch]
                 try:
@@ -315,6 +326,17 @@ def forward_pass(
 def power_of_two(count: int) -> int:
     """The smallest from 64 on that is not below a count."""
     return max(64, 1 << (count - 1).bit_length())
+
+
+def _rows(images: object) -> NDArray[Any]:
+    """Images of any of the shapes → (n, 784); ValueError where they are anything else."""
+    if isinstance(images, np.ma.MaskedArray):
+        raise ValueError("images are floats or uint8, not a masked array: fill in what is masked")
+    if not isinstance(images, np.ndarray) or isinstance(images, np.matrix):
+        raise ValueError(f"images are a NumPy array, (n, 784) floats or uint8, not {type(images).__name__}")
+    if images.shape[1:] not in _SHAPES or (images.dtype != np.uint8 and images.dtype.kind != "f"):
+        raise ValueError(f"images are (n, 784) floats or uint8, not {images.shape} {images.dtype}")
+    return images.reshape(len(images), 784)
 
 
 def _images(pixels: NDArray[Any], polarity: Polarity, device: torch.device) -> Tensor:

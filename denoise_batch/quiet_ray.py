@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from denoise_batch.lean_ray import replaced
 from denoise_batch.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 
@@ -32,13 +34,52 @@ def no_secrets_in_job() -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def private_token() -> Iterator[None]:
-    """The token that lets one into the Ray started here is for its user alone; Ray makes it readable to all."""
-    token = Path("~/.ray/auth_token").expanduser()
+    """The token that lets one into the Ray started here is for its user alone; Ray makes it readable to all.
+
+    Where Ray cannot keep it in ~/.ray, a folder of this process's own has it until that ends.
+    """
+    token = Path(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111 (no error where nobody has a home)
     before = token.exists()
-    yield
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, AttributeError):  # of another Ray than this one
+            from ray._private.authentication import authentication_token_setup as setup
+
+            save = _saved_somewhere(setup.generate_and_save_token)
+            stack.enter_context(replaced(setup, "generate_and_save_token", save))
+        yield
     if not before:
         with contextlib.suppress(OSError):
             token.chmod(0o600)
+
+
+def _saved_somewhere(save: Callable[[], None]) -> Callable[[], None]:
+    """Ray's function that makes a token and saves it in ~/.ray → one that has another place where that fails."""
+
+    def save_somewhere() -> None:
+        try:
+            save()
+        except (OSError, RuntimeError):  # it cannot be written; there is no home
+            import secrets
+            import tempfile
+
+            folder = os.environ.get("RAY_TMPDIR") or None  # where Ray keeps all else; it may be to be made yet
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            own = Path(tempfile.mkdtemp(prefix="denoise-batch-", dir=folder))
+            atexit.register(_remove, own, os.getpid())
+            path = own / "auth_token"
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+                file.write(secrets.token_hex(32))
+            # Ray's processes, and one more Ray that this process may start, find it by this.
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+    return save_somewhere
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Removes a folder at the end of the process that made it; others that were forked off it do not."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

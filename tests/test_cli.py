@@ -483,6 +483,44 @@ def test_text_that_the_locale_lacks_is_shown_somehow() -> None:
     assert r"28\xd728" in done.stdout
 
 
+def test_names_that_the_locale_c_lacks_are_shown_somehow(files: Path, tmp_path: Path) -> None:
+    """Python takes another error handler for stdout there than elsewhere, one that writes no σ."""
+    table = pq.read_table(files / "good.parquet").rename_columns(["σ"])
+    pq.write_table(table, tmp_path / "sigma.parquet")
+    done = shell(f"$RUN inspect {tmp_path}/sigma.parquet", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"name: \u03c3" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["inspect x.parquet", "infer x.parquet y.parquet", "demo"])
+def test_a_working_folder_that_was_deleted_is_named(tmp_path: Path, command: str) -> None:
+    (tmp_path / "gone").mkdir()
+    done = shell(f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && $RUN {command}")
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert error == "error: the working folder does not exist any more"
+    assert "cd to" in hint
+
+
+def test_help_needs_no_working_folder(tmp_path: Path) -> None:
+    for command in ("", "--version", "infer --help"):
+        (tmp_path / "gone").mkdir()
+        done = shell(f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && $RUN {command}")
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_matplotlib_says_of_its_cache_is_for_v(files: Path, tmp_path: Path, verbose: bool) -> None:
+    (tmp_path / "file").touch()  # in which nobody can make a folder
+    line = f"$RUN preview {files}/good.parquet {tmp_path}/sheet.png {'-v' if verbose else ''}"
+    home = str(tmp_path / "file")
+    done = shell(line, HOME=home, XDG_CACHE_HOME=home, XDG_CONFIG_HOME=home, MPLCONFIGDIR="")
+    assert done.returncode == 0
+    assert ("MPLCONFIGDIR" in done.stderr) is verbose
+    assert done.stderr or not verbose
+    assert verbose or done.stderr == ""
+
+
 def test_an_empty_path_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     lines: list[list[object]] = [

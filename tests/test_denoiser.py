@@ -7,9 +7,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -217,13 +218,57 @@ def test_precision_is_asked_of_the_device_and_said_in_the_fingerprint(
             assert 0.0 < largest < 0.03 if int8 or bfloat16 else largest == 0.0
 
 
-@pytest.mark.parametrize("shape", [(5, 28, 28, 3), (2, 1568), (4, 392), (784,), ()])
+@pytest.mark.parametrize(
+    "shape", [(5, 28, 28, 3), (5, 28, 28, 1), (5, 14, 56), (2, 1568), (4, 392), (784,), (28, 28), (0,), (0, 5), ()]
+)
 def test_arrays_of_other_shapes_are_refused(model_folder: Path, shape: tuple[int, ...]) -> None:
     denoiser, small = small_denoiser(model_folder, 8, 8)
-    with pytest.raises((ValueError, TypeError)):
-        denoiser(np.zeros(shape, np.float32))
+    for call in (denoiser, lambda noisy: denoiser.denoise(noisy, Polarity.LIGHT_ON_DARK, "float32")):
+        with pytest.raises(ValueError, match=r"images are \(n, 784\) floats or uint8, not \("):
+            call(np.zeros(shape, np.float32))
     assert small.seen == []
-    assert denoiser(np.zeros((3, 28, 28), np.float32)).shape == (3, 784)
+    for rest in ((784,), (28, 28), (1, 28, 28)):
+        for count in (0, 3):
+            assert denoiser(np.zeros((count, *rest), np.float32)).shape == (count, 784)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # NumPy's, of matrices
+def test_what_is_no_plain_array_is_refused(model_folder: Path) -> None:
+    denoiser, small = small_denoiser(model_folder, 8, 8)
+    noisy = np.zeros((3, 784), np.float32)
+    others = (noisy.tolist(), torch.from_numpy(noisy), np.asmatrix(noisy), pa.array([1.0]), np.float32(0), None)
+    for other in others:
+        with pytest.raises(ValueError, match=f"images are a NumPy array, .* not {type(other).__name__}$"):
+            denoiser(other)  # type: ignore[arg-type]
+    for mask in (False, True):  # one that masks nothing may in the next batch
+        with pytest.raises(ValueError, match="a masked array: fill in"):
+            denoiser(np.ma.masked_array(noisy, mask=mask))
+    assert small.seen == []
+
+
+def test_hints_allow_what_is_taken() -> None:
+    for method in (Denoiser.__call__, Denoiser.run):
+        taken = get_args(get_type_hints(method)["noisy"])
+        assert {get_args(get_args(one)[1])[0] for one in taken} == {np.uint8, np.floating[Any]}
+    assert get_args(get_args(get_type_hints(Denoiser.__call__)["return"])[1]) == (np.float32,)
+
+
+@pytest.mark.parametrize("name", ["bounds-unet", "seed"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_not_finite_comes_back_as_nan_and_changes_no_other(name: str, value: float) -> None:
+    denoiser = Denoiser(read_bundle(SHIPPED_FOLDER.with_name(name)), device="cpu", threads=1)
+    noisy = np.random.default_rng(0).uniform(-0.5, 1.5, (5, 784)).astype(np.float32)
+    expected = denoiser(noisy)
+    noisy[3, 5] = value
+    said = denoiser.run(noisy, ExtraColumns(quality=name == "bounds-unet", code=name == "seed"))
+    made = said.pixels
+    for array in (made, *(one for one in (said.psnr, said.noise_level, said.code) if one is not None)):
+        assert np.isnan(array[3]).all()
+        assert np.isfinite(np.delete(array, 3, axis=0)).all()
+    assert np.array_equal(np.delete(made, 3, axis=0), np.delete(expected, 3, axis=0))
+    assert np.isnan(denoiser(noisy[3:4])).all()
+    with pytest.raises(ValueError, match=r"values up to 382\.\d+: floats are 0"):  # the others are looked at still
+        denoiser(noisy * np.float32(255))
 
 
 def test_numbers_that_are_no_pixels_are_refused(model_folder: Path) -> None:
@@ -256,6 +301,33 @@ def test_what_a_caller_has_set_for_its_own_arithmetic_changes_nothing(name: str,
         torch.set_default_dtype(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(Denoiser(bundle, device="cpu", precision=precision)(noisy), expected)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_default_device_changes_nothing(precision: Precision) -> None:
+    """Nor does it stay in what a first pass keeps for all others: that is made in a process of its own."""
+    code = (
+        "import sys, numpy as np, torch; from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle\n"
+        "from denoise_batch.denoiser import Denoiser; from denoise_batch.extra_columns import ExtraColumns\n"
+        "line = np.zeros((3, 28, 28), np.float32); line[:, 5:23, 11:16] = (0.1, 0.6, 1.0, 0.6, 0.1)\n"
+        "def made():\n"
+        "    denoiser = Denoiser(read_bundle(SHIPPED_FOLDER), device='cpu', threads=1, precision=sys.argv[1])\n"
+        "    return denoiser.run(line, ExtraColumns(quality=True))\n"
+        "torch.set_default_device('meta'); first = made()\n"
+        "with torch.device('meta'): second = made()\n"
+        "torch.set_default_device(None); expected = made()\n"
+        "for one in (first, second):\n"
+        "    assert np.array_equal(one.pixels, expected.pixels) and np.array_equal(one.psnr, expected.psnr)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, precision.value], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["bounds-unet", "seed"])
+def test_a_callers_random_numbers_go_on_as_if_there_were_no_model(name: str) -> None:
+    sums_exactly.cache_clear()
+    before = torch.get_rng_state()
+    Denoiser(read_bundle(SHIPPED_FOLDER.with_name(name)), device="cpu")(np.zeros((2, 784), np.float32))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_gpu_that_cannot_be_used_is_no_bug_of_ours(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

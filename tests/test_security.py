@@ -989,6 +989,36 @@ def test_rays_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert stat.S_IMODE(token.stat().st_mode) == 0o644  # it was there: not ours to change
 
 
+@pytest.mark.parametrize("where", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_token_that_no_home_has_a_place_for_is_private(tmp_path: Path, where: str) -> None:
+    """And ends with the process. A file stands in for the home: root may write into any folder, but into none there."""
+    script = (
+        "import os; from denoise_batch import quiet_ray; from pathlib import Path\n"
+        "from ray._private.authentication import authentication_token_setup as setup\n"
+        "before = setup.generate_and_save_token\n"
+        "with quiet_ray.private_token(): setup.generate_and_save_token()\n"
+        "assert setup.generate_and_save_token is before\n"
+        "path = Path(os.environ['RAY_AUTH_TOKEN_PATH'])\n"
+        "child = os.fork()\n"
+        "if not child: raise SystemExit\n"
+        "os.waitpid(child, 0)\n"
+        "from ray._raylet import AuthenticationTokenLoader\n"
+        "assert AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)\n"
+        "print(path, oct(path.stat().st_mode), oct(path.parent.stat().st_mode), len(path.read_text()))"
+    )
+    (tmp_path / "home").touch()
+    (tmp_path / "tmp").mkdir()
+    folder = tmp_path / ("new/ray" if where == "RAY_TMPDIR" else "tmp")
+    named = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), where: str(folder)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", script], env=kept | named, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path, *modes, length = done.stdout.split()
+    assert Path(path).parent.parent == folder
+    assert (modes, length) == (["0o100600", "0o40700"], "64")
+    assert not list(folder.iterdir())
+
+
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 
