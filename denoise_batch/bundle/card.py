@@ -280,7 +280,7 @@ def _limits(model: dict[str, Any]) -> str:
     elif "sigma" in noise and "validation_quality_error" in model["metrics"]:
         lines.append(
             "- Scans of few levels of grey, sharpened ones and such of another curve of greys come back nearly as they "
-            "are, and it expects 10 to 24 dB too much of them. For few levels there is the recipe `few-levels`."
+            "are, and it expects up to 24 dB too much of them. For few levels there is the recipe `few-levels`."
         )
     lines.append(
         "- Under heavy noise it draws the likeliest digit, which may be the wrong one: do not take its output as "

@@ -115,7 +115,7 @@ FILTER_SETTINGS: Final[dict[str, dict[Filter, float]]] = {
     "impulse": {Filter.MEDIAN: 5, Filter.GAUSSIAN: 1.0, Filter.WIENER: 5},
     "blur": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
     "faint": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
-    "levels": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.75, Filter.WIENER: 3},
+    "levels": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.75, Filter.WIENER: 5},
 }
 """Side of the window in pixels (median, Wiener) or σ (Gaussian) for each condition: what `choose_filter_settings` gives
 on the first `SETTINGS_IMAGES` images of MNIST's training set."""
