@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from folder_store import FolderStore, locator
@@ -17,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
 from denoise_batch import storage
+from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.errors import OutputError, OutputExists
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference import infer as module
@@ -27,6 +30,8 @@ from denoise_batch.inference.manifest import vouching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from conftest import Pixels, WriteImages
 
 ROWS = 30
 KINDS = ["folder", "file", "store"]
@@ -88,6 +93,30 @@ def test_another_request_is_refused(settings: InferSettings, changes: dict[str, 
     with pytest.raises(OutputExists, match=f"out exists, {reason}$") as caught:
         again(replace(settings, **changes))  # type: ignore[arg-type]
     assert caught.value.hint == "give --overwrite to replace it, or another output"
+
+
+@pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize("levels", [2, 256])
+def test_the_model_for_few_levels_counts_where_there_are_few(
+    tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages, levels: int
+) -> None:
+    pixels = np.where(digits[0] > 127, 255, 0).astype(np.uint8) if levels == 2 else digits[0]
+    settings = InferSettings((str(write_images(tmp_path / "in.parquet", pixels)),), str(tmp_path / "out.parquet"))
+    with without_ray():
+        made = infer(settings)
+    few = SHIPPED_FOLDER.with_name("few-levels")
+    assert (Path(made.model), made.levels) == ((few, 2) if levels == 2 else (SHIPPED_FOLDER, None))
+    assert ("2 levels of grey" in "".join(made.summary_lines())) == (levels == 2)
+    manifest = json.loads((tmp_path / "_out.parquet.manifest" / "manifest.json").read_bytes())
+    assert manifest.get("levels_found") == (2 if levels == 2 else None)
+    assert manifest["few_levels_model_sha256"] == read_bundle(few).sha256
+    assert again(settings).already_complete
+    named = replace(settings, model=Path("bounds-unet"))
+    if levels == 2:
+        with pytest.raises(OutputExists, match="made by another model"):
+            again(named)
+    else:
+        assert again(named).already_complete
 
 
 def _touch(source: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from denoise_batch import storage
 from denoise_batch.errors import RequestError, StoreError
@@ -14,7 +14,9 @@ from denoise_batch.inference.report import InferReport
 from denoise_batch.inference.run_folder import output_path, said
 from denoise_batch.store_prefix import StorePrefix
 
-_OF_THE_MODEL = ("model_sha256", "few_levels_model_sha256", "architecture")
+FEW_LEVELS_MODEL: Final = "few_levels_model_sha256"
+"""Of an identity: the model that would take scans of few levels of grey; None where one was named for all."""
+_OF_THE_MODEL = ("model_sha256", FEW_LEVELS_MODEL, "architecture")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +73,8 @@ def _other_request(manifest: dict[str, Any], identity: dict[str, Any]) -> str:
     """The first thing in which the request that is made now is another; "" where it is none."""
     for name in (*identity, *ExtraColumns.from_json(manifest).to_json()):  # which name what is asked for alone
         then, now = manifest.get(name), identity.get(name)
-        if then != now:
+        idle = name == FEW_LEVELS_MODEL and "levels_found" not in manifest  # whichever it was, it made nothing
+        if then != now and not idle:
             return "made by another model" if name in _OF_THE_MODEL else f"it differs in {name} ({said(then, now)})"
     return ""
 

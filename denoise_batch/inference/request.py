@@ -15,7 +15,7 @@ from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import ImageColumn, Layout, output_column
 from denoise_batch.inference.denoise_unit import OnBadRow
-from denoise_batch.inference.finished import finished_report
+from denoise_batch.inference.finished import FEW_LEVELS_MODEL, finished_report
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, output_path
 from denoise_batch.inference.store_run import check_store_output
@@ -169,7 +169,7 @@ def look_at(settings: InferSettings) -> Request:
         )
     identity = {
         "model_sha256": bundle.sha256,
-        **({} if few_levels is None else {"few_levels_model_sha256": few_levels.sha256}),
+        FEW_LEVELS_MODEL: None if few_levels is None else few_levels.sha256,
         "architecture": bundle.architecture,
         "column": settings.column,
         "output_column": settings.output_column,
