@@ -43,7 +43,7 @@ pytestmark = pytest.mark.gpu
 
 QUALITY, CODE = ExtraColumns(quality=True), ExtraColumns(code=True)
 POLARITIES = (Polarity.LIGHT_ON_DARK, Polarity.DARK_ON_LIGHT)
-SEED_FOLDER = SHIPPED_FOLDER.parent / "seed"
+SEED_FOLDER, FEW_FOLDER = SHIPPED_FOLDER.parent / "seed", SHIPPED_FOLDER.parent / "few-levels"
 
 
 def denoiser(
@@ -243,7 +243,7 @@ def test_kernels_join_what_came_in_with_what_was_made_as_the_gate_does() -> None
     assert ours[50].isnan().all()
 
 
-@pytest.mark.parametrize("folder", [SHIPPED_FOLDER, SEED_FOLDER], ids=["shipped", "seed"])
+@pytest.mark.parametrize("folder", [SHIPPED_FOLDER, FEW_FOLDER, SEED_FOLDER], ids=lambda folder: folder.name)
 def test_models_that_ship_give_what_they_give_on_a_cpu(noisy: tuple[Any, Any], folder: Path) -> None:
     on_cpu = Denoiser(read_bundle(folder), device="cpu", precision=Precision.FLOAT32, fit=False)
     pixels = shown(noisy[0][:1000], Polarity.LIGHT_ON_DARK, "uint8")

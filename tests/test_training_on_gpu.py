@@ -52,10 +52,11 @@ def train(recipe: Recipe, *, noisy: bool = False) -> tuple[list[float], nn.Modul
     [
         (RECIPE, False),
         (RECIPE, True),
+        (replace(RECIPES["few-levels"], parameters={}), False),
         (replace(RECIPE, optimiser=Optimiser.ADAMW, learning_rate=2e-3, average=0.0), False),
         (replace(RECIPES["seed"], schedule=Schedule.COSINE), False),
     ],
-    ids=["default", "noise from the data", "AdamW", "Adadelta"],
+    ids=["default", "noise from the data", "few levels", "AdamW", "Adadelta"],
 )
 def test_recorded_steps_are_the_same_steps(recipe: Recipe, noisy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, network = train(recipe, noisy=noisy)
