@@ -226,7 +226,7 @@ def test_what_was_stopped_and_lost_its_head_goes_on_and_refusals_are_told(
     assert cli.run(["submit", "--follow", refused]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.splitlines()[-2] == f"error: {out} exists"
+    assert shown.err.splitlines()[-2] == f"error: {out} exists, it differs in compression ('zstd' then, 'lz4' now)"
 
 
 @pytest.mark.usefixtures("client")
