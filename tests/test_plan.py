@@ -325,6 +325,19 @@ def test_floats_that_look_like_bytes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("footers_read_here")
+@pytest.mark.parametrize("layout", [Layout.BINARY, Layout.LIST])
+def test_bytes_of_a_mask_are_refused(tmp_path: Path, layout: Layout) -> None:
+    """0 and 1 of 255 would come out as good as black, and be expected to be right."""
+    drawn = np.frombuffer(digits(100).buffers()[1], np.uint8).reshape(100, 784) > 127
+    column = output_column(None, "image", layout, "uint8")
+    pq.write_table(pa.table({"image": encode(drawn.astype(np.uint8), None, column)}), tmp_path / "a.parquet")
+    with pytest.raises(ColumnError, match=r"no value above 1, but uint8 is taken as 0\.\.255"):
+        planned(tmp_path / "a.parquet", polarity=Polarity.LIGHT_ON_DARK)
+    pq.write_table(pa.table({"image": encode(np.zeros_like(drawn, np.uint8), None, column)}), tmp_path / "a.parquet")
+    assert planned(tmp_path / "a.parquet", polarity=Polarity.LIGHT_ON_DARK).rows == 100
+
+
+@pytest.mark.usefixtures("footers_read_here")
 def test_dark_digits_on_light_are_found(tmp_path: Path) -> None:
     pixels = 255 - np.frombuffer(digits(100).buffers()[1], np.uint8).reshape(100, 784)
     image = encode(pixels, None, output_column(None, "image", Layout.BINARY, "uint8"))

@@ -22,6 +22,7 @@ from denoise_batch.images import (
     check_float_range,
     find_clean_columns,
     find_tone,
+    levels_lines,
     look_at_sample,
     to_model_input,
     upright,
@@ -176,7 +177,8 @@ def _load_dataset(
         if tone != WHITE_AND_BLACK:
             even, ink = tone.even(given, light)
             evened = Evened(_as_shown(even), ink)
-            notes += [line.replace("note: ", f"note: in column {names[1]!r} ", 1) for line in tone.lines()]
+            said = tone.lines() + levels_lines(tone.level_count)
+            notes += [line.replace("note: ", f"note: in column {names[1]!r} ", 1) for line in said]
     description = " and ".join(f"column {name!r}" for name in names) + f" of {storage.redact(path)}"
     if len(sample) < dataset.rows:
         description += ", a sample"

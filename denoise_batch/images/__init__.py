@@ -211,7 +211,8 @@ _OFF = 0.2
 
 
 def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn, *, own_noise: bool = False) -> None:
-    """Refuse a float column whose values as a whole are of another convention than 0..1, as 0..255 or around 0.
+    """Refuse a float column whose values as a whole are of another convention than 0..1, as 0..255 or around 0; and
+    bytes that are all 0 or 1.
 
     A few rows beyond FAR_OUTSIDE are bad rows, which `decode` reports; most of them beyond it are another convention.
     So is a background far from 0 and 1, which noise leaves where it is, and ink that goes further beyond 1 than
@@ -227,6 +228,8 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn, *
         ColumnError: more than half of the sample's images are so.
     """
     if column.dtype == "uint8":
+        if column.layout is not Layout.ENCODED:
+            _check_no_mask(sample, column)
         return
     parts = [structure(part, column) for part in chunks_of(sample)]
     pixels = np.concatenate([np.zeros((0, PIXELS), np.float32), *(found[bad == 0] for found, bad in parts)])
@@ -246,6 +249,16 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn, *
             f"column {column.name!r}: most images reach from {np.median(low):.3g} to {np.median(high):.3g}, half of "
             f"their pixels are below {np.median(middle):.3g}; {column.dtype} is taken as 0..1",
             hint="undo what scaled them (values × deviation + mean): 0 is black, 1 white, and noise may go beyond",
+        )
+
+
+def _check_no_mask(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -> None:
+    """Refuses bytes that are all 0 or 1: to the last image next to black."""
+    parts = [structure(part, column) for part in chunks_of(sample)]
+    if max((int(found[bad == 0].max(initial=0)) for found, bad in parts), default=0) == 1:
+        raise ColumnError(
+            f"column {column.name!r}: no value above 1, but uint8 is taken as 0..255",
+            hint="multiply the values by 255, or write them as floats",
         )
 
 

@@ -140,7 +140,7 @@ class DryRun:
             f"images: column {image['name']!r}, {image['layout']}, {image['dtype']}, "
             + ("each image's own polarity" if self.polarity == Polarity.EACH else self.polarity),
             *self.tone.lines(),
-            *levels_lines(self.tone.levels),
+            *levels_lines(self.tone.level_count),
             f"new column: {added['name']!r}, {added['layout']}, {added['dtype']} ({added['type']})",
             *(f"new column: {name!r} ({kind})" for name, kind in self.extra_columns.items()),
         ]

@@ -340,7 +340,7 @@ class _Job:
             tone=run.plan.tone.lines(),
             background=run.plan.tone.background,
             ink=run.plan.tone.facts().get("ink"),
-            levels=run.plan.tone.levels,
+            levels=run.plan.tone.level_count,
             files=len(run.plan.files),
             units=len(run.plan),
             rows_in=run.plan.rows,

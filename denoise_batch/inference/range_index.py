@@ -32,7 +32,7 @@ _PART_BY_PART = "each part has its own, which pandas drops where it reads severa
 class RangeIndex:
     """The numbers `start`, `start + step`, … of a file's rows; the name is None where the index has none."""
 
-    name: str | None
+    name: Any
     start: int
     step: int
 
@@ -61,7 +61,7 @@ def range_index(schema: pa.Schema, rows: int) -> RangeIndex | None:
         # Whoever filters a table of pandas' and writes it with PyArrow leaves a range of other rows.
         if range(start, entry["stop"], step) != range(start, start + rows * step, step):
             return None
-        return RangeIndex(None if name is None else str(name), start, step)
+        return RangeIndex(name, start, step)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
