@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch.errors import ColumnError
+from denoise_batch.errors import ColumnError, JobFailed
 from denoise_batch.inference import footers
 from denoise_batch.inference.footers import Footer, Sample, Unreadable, check_type, read_footers, read_samples
 from denoise_batch.inference.unit_rows import chunk_rows
@@ -56,6 +56,14 @@ def test_categories_are_no_weight_of_each_row(tmp_path: Path) -> None:
     assert 2 * 32 < sample.row_bytes < 150  # an entry of each counts, as it does where pages are looked at
     assert sample.table.num_rows == 64
     assert chunk_rows(sample.row_bytes) == 4096
+
+
+def test_a_process_that_cannot_be_started_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.touch()
+    monkeypatch.setattr("sys.executable", str(python))
+    with pytest.raises(JobFailed, match="no process can be started to read the files' footers: Permission denied"):
+        read_footers(["a.parquet", "b.parquet"])
 
 
 @pytest.mark.parametrize(("start", "processes"), [("", 1), ("s3://bucket/", 10)])

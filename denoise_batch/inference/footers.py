@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from denoise_batch.cores import cores_here
-from denoise_batch.errors import first_line
+from denoise_batch.errors import JobFailed, first_line
 from denoise_batch.storage import is_remote
 
 if TYPE_CHECKING:
@@ -166,19 +166,28 @@ def _ask(requests: list[dict[str, Any]], processes: int | None) -> list[dict[str
         count = processes or max(1, min(cores_here(), 8, len(requests) // 200 + 1))
     chunk = -(-len(requests) // count)
     answers: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+    failed: list[OSError] = []
 
     def run(index: int) -> None:
         pending = requests[index * chunk : (index + 1) * chunk]
-        while pending:
-            done = _serve(pending)
-            answers[index] += done
-            pending = pending[len(done) :]
+        try:
+            while pending:
+                done = _serve(pending)
+                answers[index] += done
+                pending = pending[len(done) :]
+        except OSError as error:
+            failed.append(error)
 
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failed:
+        raise JobFailed(
+            f"no process can be started to read the files' footers: {failed[0].strerror or failed[0]}",
+            hint=f"see that {sys.executable} can be run, and that there is room for processes and temporary files",
+        ) from failed[0]
     return [answer for part in answers for answer in part]
 
 
