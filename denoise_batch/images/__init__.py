@@ -254,8 +254,9 @@ def check_float_range(sample: pa.Array | pa.ChunkedArray, column: ImageColumn, *
 
 def _check_no_mask(sample: pa.Array | pa.ChunkedArray, column: ImageColumn) -> None:
     """Refuses bytes that are all 0 or 1: to the last image next to black."""
-    parts = [structure(part, column) for part in chunks_of(sample)]
-    if max((int(found[bad == 0].max(initial=0)) for found, bad in parts), default=0) == 1:
+    good = [found[bad == 0] for found, bad in (structure(part, column) for part in chunks_of(sample))]
+    drawn = any((found.min(axis=1) != found.max(axis=1)).any() for found in good)  # not of one grey each
+    if drawn and max(int(found.max(initial=0)) for found in good) == 1:
         raise ColumnError(
             f"column {column.name!r}: no value above 1, but uint8 is taken as 0..255",
             hint="multiply the values by 255, or write them as floats",
