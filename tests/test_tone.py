@@ -13,7 +13,7 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.images import Polarity, Tone, find_tone, levels_lines, to_model_input
-from denoise_batch.images.tone import FewLevels, find_few_levels
+from denoise_batch.images.few_levels import FewLevels, find_few_levels
 from denoise_batch.noise import to_few_levels
 
 if TYPE_CHECKING:

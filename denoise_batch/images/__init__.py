@@ -10,8 +10,8 @@
     encode(shown, decoded.bad, output_column(column, "denoised"))
 
 How the arrays are read is in `buffers`, what the types say in `layouts`, PNG and JPEG in `encoded`, which end of the
-grey scale is ink in `polarity`, how grey paper and ink are in `tone`, `background` and `ink`, what a sample says of
-data to learn from in `clean_columns`.
+grey scale is ink in `polarity`, how grey paper and ink are in `tone`, `background`, `ink` and `few_levels`, what a
+sample says of data to learn from in `clean_columns`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from denoise_batch.images.buffers import (
 )
 from denoise_batch.images.clean_columns import PAIRED, look_at_sample, pairs_belong_together, unpaired
 from denoise_batch.images.encoded import UndecodableImage, WrongImageSize, decode_image, looks_encoded
+from denoise_batch.images.few_levels import levels_lines
 from denoise_batch.images.layouts import (
     PIXELS,
     SIDE,
@@ -55,7 +56,7 @@ from denoise_batch.images.polarity import (
     turned,
     upright,
 )
-from denoise_batch.images.tone import WHITE_AND_BLACK, Tone, find_tone, levels_lines
+from denoise_batch.images.tone import WHITE_AND_BLACK, Tone, find_tone
 
 __all__ = [
     "FAR_OUTSIDE",

@@ -228,7 +228,7 @@ def open_run(
 def rows_done(
     out: Path, files: Sequence[InputFile], identity: dict[str, Any], *, overwrite: bool
 ) -> tuple[int, bool] | None:
-    """Looks for an unfinished run: the rows that it has done, and whether it is of this very request; None: none.
+    """Of an unfinished run, the rows that it has done, and whether it is of this very request; None: there is none.
 
     Raises:
         ResumeError: it is another one, or damaged, and `overwrite` is off; or its ledger is damaged.
@@ -317,11 +317,8 @@ def said(before: Any, now: Any) -> str:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], plan: Plan, files: Sequence[InputFile]) -> list[str]:
-    found = [
-        f"{key} ({said(before.get(key), now.get(key))})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    found = [f"{key} ({said(before.get(key), now.get(key))})" for key in keys]
     planned = {file.path: (file.size, file.mtime_ns) for file in plan.files}
     present = {file.path: (file.size, file.mtime_ns) for file in files}
     changed = [f"{path} (missing)" for path in planned if path not in present]
