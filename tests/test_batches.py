@@ -35,6 +35,7 @@ from denoise_batch.training.batches import (
     to_unit,
     with_other_content,
 )
+from denoise_batch.training.data import load_rows
 from denoise_batch.training.objective import cross_entropy
 from denoise_batch.training.optimisation import make_optimiser
 from denoise_batch.training.recipes import RECIPES
@@ -353,6 +354,31 @@ def test_streamed_rows_come_once_and_batches_are_whole(tmp_path: Path, workers: 
         assert [part.rows for part in parts] == [share(parts[0].total, rank, workers) for rank in range(workers)]
         seen += [number for part in parts for number in _numbers(part)]
     assert sorted(seen) == list(range(5000))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_large_set_takes_several_epochs_to_go_through(
+    streamed: bool, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MOST_EPOCH", 400)
+    images = opened(write(tmp_path, count=1000, groups=50))
+    clean = torch.from_numpy(load_rows(images, images.pieces)[0])
+
+    def seen_in(epoch: int) -> list[int]:
+        seen: list[int] = []
+        for rank in range(workers):
+            resident = ResidentBatches(clean, None, batch=64, seed=2, rank=rank, workers=workers)
+            data = _streamed(images, rank, workers) if streamed else resident
+            assert (data.images, data.epochs_of_pass) == (333, 3)
+            seen += [number for batch in data.epoch(epoch) for number in _numbers(batch)]
+        assert len(seen) == 333
+        return seen
+
+    for begin in (1, 4):  # 999 of the 1,000, each once, in an order of their own
+        assert len(set(seen_in(begin) + seen_in(begin + 1) + seen_in(begin + 2))) == 999
+    assert seen_in(2) == seen_in(2)  # as a resumed training finds it
+    assert seen_in(1) != seen_in(4)
 
 
 def test_streamed_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:

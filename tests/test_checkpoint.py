@@ -135,6 +135,19 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         initial_weights(read_bundle(tmp_path / "narrow"), RECIPES["default"])
 
 
+def test_rows_left_out_are_those_of_a_whole_pass() -> None:
+    state = TrainingState()
+    found = []
+    for rows in (3, 0, 2, 1, 1, 7):  # two passes of three epochs, and 10 rows left out before
+        state.count_left_out(10, rows, 3)
+        found.append(state.rows_left_out)
+        state.epoch += 1
+    assert found == [13, 13, 15, 15, 15, 19]
+    state = TrainingState(epoch=4, rows_left_out=9)
+    state.count_left_out(2, 5, 1)
+    assert state.rows_left_out == 7
+
+
 def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
     """Not one of safetensors' own, after which the training would be tried five times more."""
     full = Path("/dev/full")

@@ -81,7 +81,10 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Another network than the recipe's: seed, seed-transposed, …")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Passes over the images. Default: the recipe's.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Passes over the images, at most 2 million of them each. Default: the recipe's."
+        ),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(metavar="X", help="Train for so long instead; the schedule follows the clock.")

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from denoise_batch.training.data import ParquetImages
 
+MOST_EPOCH = 1 << 21
+"""Images of an epoch at most. Going through a larger set once takes several epochs, so that it is validated, and kept,
+every quarter of an hour of two cores rather than never."""
+
 _ORDER, _NOISE, _COPIES, _BUFFER = range(4)  # what a seed is for, so that no two streams of numbers are the same
 
 
@@ -41,6 +45,21 @@ def seed_of(*numbers: int) -> int:
 def share(total: int, rank: int, workers: int) -> slice:
     """The rows of a global batch of `total` that are worker `rank`'s: shares differ by one at most."""
     return slice(total * rank // workers, total * (rank + 1) // workers)
+
+
+def epochs_of_pass(images: int) -> int:
+    """How many epochs it takes to go through a set of so many images once."""
+    return max(1, -(-images // MOST_EPOCH))
+
+
+def place_of(epoch: int, images: int) -> tuple[int, int, int]:
+    """Where an epoch, from 1, begins: the pass over the set, from 1; the place in its order; images of the epoch.
+
+    All epochs have as many images, so that a pass may leave out one for each of its epochs less one, others each time.
+    """
+    epochs = epochs_of_pass(images)
+    done, part = divmod(epoch - 1, epochs)
+    return 1 + done, part * (images // epochs), images // epochs
 
 
 @dataclass(frozen=True)
@@ -71,14 +90,16 @@ class Batches(Protocol):
 
     Attributes:
         images: in an epoch, over all workers.
+        epochs_of_pass: how many epochs it takes to go through the set once.
         left_out: rows whose image could not be used, that this worker met in the last epoch that it read to its end.
     """
 
     images: int
+    epochs_of_pass: int
     left_out: int
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This worker's share of each global batch of an epoch, in the epoch's own random order."""
+        """This worker's share of each global batch of an epoch, in the random order of its pass over the set."""
         ...
 
 
@@ -204,13 +225,16 @@ class ResidentBatches:
     def __init__(self, clean: Tensor, noisy: Tensor | None, *, batch: int, seed: int, rank: int, workers: int) -> None:
         self._clean, self._noisy, self._batch, self._seed = clean, noisy, batch, seed
         self._rank, self._workers = rank, workers
-        self.images = len(clean) if noisy is None else len(noisy)
+        self._all = len(clean) if noisy is None else len(noisy)
+        self.epochs_of_pass = epochs_of_pass(self._all)
+        self.images = self._all // self.epochs_of_pass
         self.left_out = 0  # before they came here
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed_of(self._seed, _ORDER, epoch))
+        number, begin, images = place_of(epoch, self._all)
+        generator = torch.Generator().manual_seed(seed_of(self._seed, _ORDER, number))
         # The order is drawn on the CPU, where every worker and every device gets the same.
-        order = torch.randperm(self.images, generator=generator).to(self._clean.device)
+        order = torch.randperm(self._all, generator=generator)[begin : begin + images].to(self._clean.device)
         for start in range(0, self.images, self._batch):
             chosen = order[start : start + self._batch]
             rows = share(len(chosen), self._rank, self._workers)
@@ -240,8 +264,8 @@ def noised_copies(recipe: NoiseRecipe, clean: Tensor, copies: int, seed: int) ->
 class StreamedBatches:
     """A training set that is read from Parquet at every epoch, because it does not fit into memory.
 
-    The row groups are put into a random order, the same on all workers, and laid end to end; each worker reads one
-    stretch of them, so that no two read the same rows, and mixes them in a buffer. Where a stretch holds no usable
+    The row groups are put into a random order, the same on all workers, and laid end to end. An epoch is a stretch of
+    them, mostly all; each worker reads one part of it, so that no two read the same rows, and mixes them in a buffer. Where a part holds no usable
     image, its worker reads on after it: all take the same steps.
 
     Args:
@@ -267,13 +291,16 @@ class StreamedBatches:
         self._parquet, self._pieces, self._device = images, tuple(pieces), device
         self._batch, self._seed, self._rank, self._workers = batch, seed, rank, workers
         self._buffer_rows = max(1024, buffer_bytes // images.bytes_per_row)
-        self.images = rows_of(pieces)
+        self._all = rows_of(pieces)
+        self.epochs_of_pass = epochs_of_pass(self._all)
+        self.images = self._all // self.epochs_of_pass
         self.left_out = 0
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        number, begin, _ = place_of(epoch, self._all)
         shares = [self._rows_of_rank(rank) for rank in range(self._workers)]
-        start, mine = sum(shares[: self._rank]), shares[self._rank]
-        order = np.random.default_rng(seed_of(self._seed, _ORDER, epoch)).permutation(len(self._pieces))
+        start, mine = begin + sum(shares[: self._rank]), shares[self._rank]
+        order = np.random.default_rng(seed_of(self._seed, _ORDER, number)).permutation(len(self._pieces))
         pieces = [self._pieces[index] for index in order]
         generator = np.random.default_rng(seed_of(self._seed, _BUFFER, epoch, self._rank))
         rows = _Rows(ahead(mix(self._read(pieces, start, mine), self._buffer_rows, mine, generator)))
@@ -284,7 +311,7 @@ class StreamedBatches:
             yield Batch(self._place(clean), None if noisy is None else self._place(noisy), part, total)
 
     def _read(self, pieces: Sequence[Piece], start: int, rows: int) -> Iterator[Chunk]:
-        """The stretch of `rows` at `start`; if it holds no usable image, as many after it, round to `start`."""
+        """The part of `rows` at `start`; if it holds no usable image, as many after it, round to `start`."""
         used = 0
         for chunk in read_rows(self._parquet, cut(pieces, start, start + rows)):
             used += len(chunk[0])
@@ -292,7 +319,7 @@ class StreamedBatches:
         self.left_out = rows - used
         if used:
             return
-        others = cut(pieces, start + rows, self.images) + cut(pieces, 0, start)
+        others = cut(pieces, start + rows, self._all) + cut(pieces, 0, start)
         for clean, noisy in read_rows(self._parquet, others):
             chunk = clean[: rows - used], None if noisy is None else noisy[: rows - used]
             used += len(chunk[0])

@@ -48,7 +48,9 @@ class TrainingState:
         best_epoch: the one with the best `EpochRow.val_mean_psnr`; 0 before the first.
         stopped_early: whether the recipe's patience has run out.
         workers, device: where the last epoch ran; the device is `cpu` or a GPU's name.
-        rows_left_out: of the data, validation among them: those without an image that could be used.
+        rows_left_out: of the data, validation among them: those without an image that could be used. Where a pass over
+            the set takes several epochs, those of the last whole pass, or of what has been read of the first.
+        rows_left_out_now: the same, of the running pass.
     """
 
     epoch: int = 0
@@ -59,11 +61,19 @@ class TrainingState:
     workers: int = 0
     device: str = ""
     rows_left_out: int = 0
+    rows_left_out_now: int = 0
 
     @property
     def best(self) -> EpochRow | None:
         """The best epoch's row."""
         return self.history[self.best_epoch - 1] if self.best_epoch else None
+
+    def count_left_out(self, before: int, rows: int, epochs_of_pass: int) -> None:
+        """Counts the rows that the running epoch left out, beside those left out before the first one."""
+        part = self.epoch % epochs_of_pass
+        self.rows_left_out_now = rows + (self.rows_left_out_now if part else before)
+        if part == epochs_of_pass - 1 or self.epoch < epochs_of_pass:
+            self.rows_left_out = self.rows_left_out_now
 
 
 def weights_of(module: nn.Module) -> Weights:

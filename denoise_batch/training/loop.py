@@ -233,7 +233,7 @@ class _Worker:
         if self.workers > 1:
             distributed.all_reduce(sums)
         loss, left_out, val_loss, noisy_error, clean_error, quality_error, psnr = sums.tolist()
-        self.state.rows_left_out = self.left_out + int(left_out)
+        self.state.count_left_out(self.left_out, int(left_out), self.batches.epochs_of_pass)
         count = self.validation.total
         row = EpochRow(
             epoch=epoch,

@@ -74,7 +74,7 @@ class Recipe:
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
-        noiseless, clean, gaussian, impulse, few_levels: shares of what is done to images, as in `noise.NoiseRecipe`.
+        noiseless, clean, gaussian, impulse, few_levels, grain: shares of what is done to images, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
         drawn_every: where the data bring noisy images of their own, each so many-th image of a step gets drawn noise
             instead, so that the model does not forget it; 0 for none.
