@@ -28,9 +28,9 @@ import torch
 
 from denoise_batch import bundle
 from denoise_batch.digits import Split, find_mnist, load_mnist
-from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.models.bounds_unet import BoundsUNet, Passed
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.process.freed_memory import keep_freed_memory
 from denoise_batch.training.batches import ResidentBatches
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES, Optimiser, Recipe

@@ -33,11 +33,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from fault_steps import Steps, digests, forked, source_of, without_ray, write_source
 
-from denoise_batch import publishing
 from denoise_batch.errors import OutputError
 from denoise_batch.inference import manifest, merging, plan, request
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
+from denoise_batch.storage import publishing
 
 # --- scenarios --------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ def driver_alone(finish: int | None = None, on_first: Callable[[], None] = lambd
         finish: units to answer; then the run is interrupted. None: all of them.
         on_first: called when the first unit is given out.
     """
-    from denoise_batch.capacity import Node
+    from denoise_batch.cluster.capacity import Node
     from denoise_batch.errors import Interrupted
     from denoise_batch.inference import infer as module
     from denoise_batch.inference.ledger import Receipt

@@ -23,8 +23,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import xxhash
 
-from denoise_batch import publishing
-from denoise_batch.capacity import Node
+from denoise_batch.cluster.capacity import Node
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.forward import in_float32
@@ -33,6 +32,7 @@ from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference import infer as module
 from denoise_batch.inference import merging
 from denoise_batch.inference.denoise_unit import denoise_unit
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 
 from denoise_batch import bundle
-from denoise_batch.cuda_pass import undisturbed
 from denoise_batch.denoiser import lower_precision
 from denoise_batch.digits import draw_digits
-from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.models import fused_layers
+from denoise_batch.models.cuda_pass import undisturbed
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
+from denoise_batch.process.freed_memory import keep_freed_memory
 
 BATCHES = (64, 128, 256, 512, 1024)
 CUDA_BATCHES = (4096, 16_384, 65_536)

@@ -25,15 +25,15 @@ import pyarrow.parquet as pq
 import torch
 from pipelines import column_of
 
-from denoise_batch import publishing
 from denoise_batch.digits import draw_digits
 from denoise_batch.images import Polarity, output_column
 from denoise_batch.inference.merging import join
 from denoise_batch.inference.plan import make_plan
-from denoise_batch.inference.row_groups import Part, join_row_groups
-from denoise_batch.listing import list_inputs
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.output_file import OutputFile
+from denoise_batch.parquet.output_file import OutputFile
+from denoise_batch.parquet.row_groups import Part, join_row_groups
+from denoise_batch.storage import publishing
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

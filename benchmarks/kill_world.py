@@ -19,12 +19,12 @@ from fault_steps import IMAGE, digests, forked, source_of, without_ray, write_so
 from kill_runs import Driver, kill, kill_session, name_of, orphans, wait_for
 
 import denoise_batch
-from denoise_batch import publishing
 from denoise_batch.images import decode
 from denoise_batch.images.layouts import output_column
 from denoise_batch.inference import manifest
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
 from denoise_batch.inference.run_folder import work_folder
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,8 +28,8 @@ from scipy.ndimage import uniform_filter1d
 from denoise_batch import bundle
 from denoise_batch.digits import Split, find_mnist, load_mnist
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet, range_of
-from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.process.freed_memory import keep_freed_memory
 from denoise_batch.training.batches import ResidentBatches
 from denoise_batch.training.optimisation import learning_rate, make_optimiser
 from denoise_batch.training.recipes import RECIPES

@@ -228,8 +228,8 @@ def _network(case: Case) -> Any:
 
     from denoise_batch.bundle import read_bundle
     from denoise_batch.denoiser import lower_precision
-    from denoise_batch.freed_memory import keep_freed_memory
     from denoise_batch.precision import Precision
+    from denoise_batch.process.freed_memory import keep_freed_memory
 
     network = read_bundle(case.model).load("cpu")
     if case.others == "plain":

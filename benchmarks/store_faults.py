@@ -38,10 +38,11 @@ from fault_steps import forked, without_ray, write_source
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.inference import footers, manifest
+from denoise_batch.inference import manifest
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.infer import InferSettings, infer
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.parquet import footers
+from denoise_batch.storage.store_prefix import StorePrefix
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from folder_store import FolderStore, locator

@@ -30,10 +30,10 @@ from torch import distributed
 
 from denoise_batch import models
 from denoise_batch.bundle.history import read_history
-from denoise_batch.cuda_pass import undisturbed
 from denoise_batch.digits import Split, find_mnist, load_mnist
-from denoise_batch.freed_memory import keep_freed_memory
+from denoise_batch.models.cuda_pass import undisturbed
 from denoise_batch.noise import NoiseRecipe
+from denoise_batch.process.freed_memory import keep_freed_memory
 from denoise_batch.training.batches import Batch, draw_noise
 from denoise_batch.training.objective import cross_entropy, heads_loss, weight_of
 from denoise_batch.training.optimisation import make_optimiser

@@ -30,7 +30,7 @@ from denoise_batch.inference import denoise_unit as module
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import Unit, make_plan
-from denoise_batch.listing import list_inputs
+from denoise_batch.storage.listing import list_inputs
 
 DISTINCT = 16_384  # digits that are drawn; longer units repeat them
 CORES = 16

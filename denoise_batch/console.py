@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from denoise_batch.cores import limit_threads
+from denoise_batch.cluster.lost_ray import ended_by
 from denoise_batch.errors import (
     LINE_CONTROLS,
     DenoiseBatchError,
@@ -34,9 +34,9 @@ from denoise_batch.errors import (
     Terminated,
     ran_out,
 )
-from denoise_batch.interruption import Insistent
-from denoise_batch.lost_ray import ended_by
-from denoise_batch.redaction import redact, without_secrets
+from denoise_batch.process.cores import limit_threads
+from denoise_batch.process.interruption import Insistent
+from denoise_batch.storage.redaction import redact, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

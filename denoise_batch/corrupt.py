@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from denoise_batch import publishing, storage
+from denoise_batch import storage
 from denoise_batch.errors import (
     ColumnError,
     DataChanged,
@@ -31,13 +31,14 @@ from denoise_batch.errors import (
 )
 from denoise_batch.images import ImageColumn, Layout, Polarity, decode, encode, to_model_input
 from denoise_batch.inference.output_schema import with_notes
-from denoise_batch.inference.pages import check_pages
 from denoise_batch.inference.plan import make_plan
-from denoise_batch.inference.range_index import NOT_OF_SEVERAL, RangeIndex, range_index, with_range
-from denoise_batch.inference.type_changes import widen
-from denoise_batch.input_file import check_int96, open_parquet, read_batches
-from denoise_batch.listing import list_inputs
-from denoise_batch.output_file import OutputFile, check_parquet_name
+from denoise_batch.parquet.input_file import check_int96, open_parquet, read_batches
+from denoise_batch.parquet.output_file import OutputFile, check_parquet_name
+from denoise_batch.parquet.pages import check_pages
+from denoise_batch.parquet.range_index import NOT_OF_SEVERAL, RangeIndex, range_index, with_range
+from denoise_batch.parquet.type_changes import widen
+from denoise_batch.storage import publishing
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from denoise_batch.images.buffers import Pixels
     from denoise_batch.inference.plan import Plan, PlannedFile
     from denoise_batch.noise import NoiseRecipe
-    from denoise_batch.output_file import Written
+    from denoise_batch.parquet.output_file import Written
 
 BLOCK = 1024
 """Rows that share one random generator. Part of what a seed means: another number here gives other noise."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import publishing
 from denoise_batch.console import bytes_done, rows_done
 from denoise_batch.errors import FlagError, NetworkError, OutputError
 from denoise_batch.progress import infer_line, training_line
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from denoise_batch.cores import threads_here
-from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.errors import FlagError, ResourceExhausted, first_line
 from denoise_batch.extra_columns import NO_EXTRAS, Denoised, ExtraColumns
-from denoise_batch.fitting import AT_A_TIME, AT_A_TIME_ON_GPU, Candidates, fits, seen, told
 from denoise_batch.forward import MOST_ROWS, not_a_number
-from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.images import FAR_OUTSIDE, Polarity, from_model_output, to_model_input
 from denoise_batch.images.buffers import peaks_of
+from denoise_batch.models.cuda_pass import FINITE, CudaPass
+from denoise_batch.models.fitting import AT_A_TIME, AT_A_TIME_ON_GPU, Candidates, fits, seen, told
 from denoise_batch.models.scans import may_have_little_noise
 from denoise_batch.precision import Precision
+from denoise_batch.process.cores import threads_here
+from denoise_batch.process.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

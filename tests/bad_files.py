@@ -13,10 +13,10 @@ import pyarrow.parquet.encryption as pe
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.inference import pages
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.plan import Plan, make_plan
-from denoise_batch.listing import list_inputs
+from denoise_batch.parquet import pages
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

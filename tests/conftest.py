@@ -137,7 +137,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _answers(requests: list[dict[str, Any]], _processes: int | None) -> list[dict[str, Any]]:
     """Stands in for `footers._ask`: the same reading and the same JSON, in this process."""
-    from denoise_batch.inference import footers
+    from denoise_batch.parquet import footers
 
     answers: list[dict[str, Any]] = []
     for request in requests:
@@ -155,7 +155,7 @@ def footers_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Not for tests of how files are read, nor of files that could crash their reader.
     """
-    monkeypatch.setattr("denoise_batch.inference.footers._ask", _answers)
+    monkeypatch.setattr("denoise_batch.parquet.footers._ask", _answers)
 
 
 @pytest.fixture
@@ -173,9 +173,10 @@ def denoise_file() -> DenoiseFile:
     """
     from denoise_batch.forward import in_float32
     from denoise_batch.images import Polarity, output_column
-    from denoise_batch.inference import denoise_unit, footers, plan
+    from denoise_batch.inference import denoise_unit, plan
     from denoise_batch.inference.ledger import Receipt
-    from denoise_batch.listing import list_inputs
+    from denoise_batch.parquet import footers
+    from denoise_batch.storage.listing import list_inputs
 
     def run(
         path: Path,

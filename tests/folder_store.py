@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from denoise_batch import storage
-from denoise_batch.object_store import patient
+from denoise_batch.storage.object_store import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from pyarrow import feather, orc
 from denoise_batch.errors import ParquetError
 from denoise_batch.images import Polarity, decode
 from denoise_batch.images.layouts import output_column
-from denoise_batch.inference import footers
 from denoise_batch.inference.ledger import Receipt
+from denoise_batch.parquet import footers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +186,7 @@ def test_a_thousand_damaged_footers_are_each_answered(tmp_path: Path) -> None:
 def test_a_file_that_asks_for_all_memory_is_refused_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "child.py"
     script.write_text(
-        "import denoise_batch.inference.footers as f\nimport pyarrow as pa\n"
+        "import denoise_batch.parquet.footers as f\nimport pyarrow as pa\n"
         "f._read_footer = lambda path: pa.allocate_buffer(64 << 30)\nf._main()\n"
     )
     start = subprocess.Popen

@@ -14,12 +14,12 @@ from bad_files import LAYOUTS, ROWS, claiming, images, lying, page_headers, parq
 from denoise_batch import cli
 from denoise_batch.errors import DenoiseBatchError, ParquetError
 from denoise_batch.images.layouts import Layout
-from denoise_batch.inference import pages
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import Unit
-from denoise_batch.inference.thrift import TooShortError
 from denoise_batch.inference.unit_rows import read_unit
-from denoise_batch.input_file import open_parquet
+from denoise_batch.parquet import pages
+from denoise_batch.parquet.input_file import open_parquet
+from denoise_batch.parquet.thrift import TooShortError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from denoise_batch import bundle as bundle_module
-from denoise_batch import publishing
 from denoise_batch.bundle import SHIPPED_FOLDER, find_bundle, read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
 from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.errors import ModelError, OutputError
 from denoise_batch.models import build
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

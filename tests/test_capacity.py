@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray._private.state import state
 
-from denoise_batch.capacity import Node, describe_wait, living_nodes, room, threads_for, waiting_for
+from denoise_batch.cluster.capacity import Node, describe_wait, living_nodes, room, threads_for, waiting_for
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 import ray
 
-from denoise_batch import capacity, cluster
+from denoise_batch import cluster
+from denoise_batch.cluster import capacity
 from denoise_batch.errors import DenoiseBatchError, JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import worker_watch
 from denoise_batch.inference.pool_size import PoolSize

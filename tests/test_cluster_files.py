@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from denoise_batch import cli, console, job
+from denoise_batch import cli, console
+from denoise_batch.submission import job
+from denoise_batch.submission.request import check_paths
 
 ROOT = Path(__file__).parent.parent
 PINNED = dict(
@@ -101,7 +103,7 @@ def test_the_commands_in_a_file_parse(name: str) -> None:
         parsed = console.parse_command(cli.app, shlex.split(line, comments=True)[1:])
         if parsed.name == "submit" and "--" in parsed.arguments:
             inner = parsed.arguments[parsed.arguments.index("--") + 1 :]
-            job.check_paths(console.parse_command(cli.app, inner))
+            check_paths(console.parse_command(cli.app, inner))
 
 
 def test_files_of_the_guide_are_there() -> None:
@@ -155,7 +157,7 @@ def test_the_kuberay_job_starts_an_entry_point_with_flags_that_parse() -> None:
     assert program == "python"
     path = Path(script).relative_to("/shared/denoise-batch")
     assert (ROOT / path).is_file()
-    job.check_paths(console.parse_command(cli.app, [path.stem, *arguments]))
+    check_paths(console.parse_command(cli.app, [path.stem, *arguments]))
 
 
 @pytest.mark.parametrize("command", ["train", "infer"])

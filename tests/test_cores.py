@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch import control_groups
-from denoise_batch.cores import THREADS, cores_here, limit_threads, threads_here
+from denoise_batch.process import control_groups
+from denoise_batch.process.cores import THREADS, cores_here, limit_threads, threads_here
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,6 @@ import torch
 from bad_files import lying, parquet
 from bad_files import table as foreign_table
 
-from denoise_batch import output_file
 from denoise_batch.corrupt import BLOCK, CorruptSettings, corrupt, degrade_rows
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import (
@@ -30,6 +29,7 @@ from denoise_batch.errors import (
 )
 from denoise_batch.images import Layout, decode, find_image_column
 from denoise_batch.noise import NoiseRecipe, blur
+from denoise_batch.parquet import output_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

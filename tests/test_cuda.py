@@ -16,7 +16,6 @@ import torch
 from test_cuda_pass import of_type, three_quarters
 
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
-from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.denoiser import Denoiser, forward_pass
 from denoise_batch.digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError
@@ -27,11 +26,12 @@ from denoise_batch.images import Polarity, decode, output_column
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import Unit, make_plan
-from denoise_batch.listing import list_inputs
+from denoise_batch.models.cuda_pass import FINITE, CudaPass
 from denoise_batch.models.input_gate import WHOLE_FROM
 from denoise_batch.models.noise_signs import range_ends
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

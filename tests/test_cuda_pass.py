@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from denoise_batch import cuda_pass, denoiser
+from denoise_batch import denoiser
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
-from denoise_batch.cuda_pass import FINITE, CudaPass
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity
+from denoise_batch.models import cuda_pass
+from denoise_batch.models.cuda_pass import FINITE, CudaPass
 from denoise_batch.models.network import DenoisingNetwork
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.precision import Precision

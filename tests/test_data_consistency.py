@@ -15,10 +15,10 @@ from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.extra_columns import ExtraColumns
-from denoise_batch.fitting import AT_A_TIME, Candidates
 from denoise_batch.images import Polarity
 from denoise_batch.models.data_consistency import _second_derivative, fitted
 from denoise_batch.models.fitted_quality import expected_of
+from denoise_batch.models.fitting import AT_A_TIME, Candidates
 from denoise_batch.models.scans import look_at
 from denoise_batch.noise import NoiseRecipe, blur, blur_matrices, clip_to_uint8
 from denoise_batch.precision import Precision

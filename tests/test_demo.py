@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch import cli, demo, publishing
+from denoise_batch import cli, demo
 from denoise_batch.bundle import training_folder
 from denoise_batch.demo import DemoSettings, run_demo
 from denoise_batch.errors import FlagError, Interrupted, OutputError
 from denoise_batch.inference.run_folder import work_folder
 from denoise_batch.progress import Progress
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import output_file
 from denoise_batch.digits import draw_digits
 from denoise_batch.forward import in_float32
 from denoise_batch.images import BadReason, Polarity, decode, encode, from_model_output, to_model_input
@@ -23,7 +22,8 @@ from denoise_batch.inference import denoise_unit as module
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import Plan, make_plan
-from denoise_batch.listing import list_inputs
+from denoise_batch.parquet import output_file
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

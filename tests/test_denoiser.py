@@ -180,7 +180,7 @@ def test_the_receipt_names_the_batch_that_was_used_in_the_end(
 
 def _unit(folder: Path, path: Path, denoiser: Denoiser, name: str = "unit.parquet") -> Receipt | Failure:
     from denoise_batch.inference.plan import make_plan
-    from denoise_batch.listing import list_inputs
+    from denoise_batch.storage.listing import list_inputs
 
     plan = make_plan(list_inputs([str(path)]).files, None, Polarity.LIGHT_ON_DARK, "denoised")
     options = UnitOptions(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import cli, publishing
+from denoise_batch import cli
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.evaluated import check_card, note_evaluation
 from denoise_batch.denoiser import Denoiser
@@ -41,9 +41,10 @@ from denoise_batch.evaluation.protocol import CONDITIONS, MIXTURE, degrade_image
 from denoise_batch.evaluation.result import LINEAR, Evaluation
 from denoise_batch.evaluation.table import format_table
 from denoise_batch.images import Polarity, find_tone
-from denoise_batch.listing import list_inputs
 from denoise_batch.models.network import DenoisingNetwork
 from denoise_batch.precision import Precision
+from denoise_batch.storage import publishing
+from denoise_batch.storage.listing import list_inputs
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
 

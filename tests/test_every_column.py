@@ -24,10 +24,10 @@ from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.merging import join
 from denoise_batch.inference.output_schema import output_schema
 from denoise_batch.inference.plan import Unit
-from denoise_batch.inference.row_groups import Part, join_row_groups
 from denoise_batch.inference.unit_rows import read_unit
-from denoise_batch.input_file import check_int96, has_nested_dictionary, open_parquet
-from denoise_batch.output_file import file_digest
+from denoise_batch.parquet.input_file import check_int96, has_nested_dictionary, open_parquet
+from denoise_batch.parquet.output_file import file_digest
+from denoise_batch.parquet.row_groups import Part, join_row_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,7 +216,7 @@ def test_looking_for_fine_times_takes_no_more_memory_for_more_rows(length: int, 
 def test_fine_times_of_other_units_rows_are_none_of_a_units(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("denoise_batch.input_file._INT96_ROWS", 4)
+    monkeypatch.setattr("denoise_batch.parquet.input_file._INT96_ROWS", 4)
     fine = 13
     times = pa.array([1000 * row + (row == fine) for row in range(20)], pa.timestamp("ns"))
     offsets = pa.array(range(21), pa.int32())

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from denoise_batch import publishing
 from denoise_batch.bundle.history import EpochRow
 from denoise_batch.errors import JobFailed, ResourceExhausted
+from denoise_batch.storage import publishing
 from denoise_batch.training.failure import (
     check_loss,
     final_failure,

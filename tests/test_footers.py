@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from denoise_batch.errors import ColumnError, JobFailed
-from denoise_batch.inference import footers
-from denoise_batch.inference.footers import Footer, Sample, Unreadable, check_type, read_footers, read_samples
 from denoise_batch.inference.unit_rows import chunk_rows
+from denoise_batch.parquet import footers
+from denoise_batch.parquet.footers import Footer, Sample, Unreadable, check_type, read_footers, read_samples
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from denoise_batch.freed_memory import keep_freed_memory, return_freed_memory
+from denoise_batch.process.freed_memory import keep_freed_memory, return_freed_memory
 
 
 def _resident_mb() -> float:
@@ -47,7 +47,7 @@ def test_a_block_that_is_freed_and_taken_again_costs_no_new_pages() -> None:
     """In a process of its own: what is told to the C library stays so until the end."""
     code = """
 import ctypes, resource, sys
-from denoise_batch.freed_memory import keep_freed_memory
+from denoise_batch.process.freed_memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 library = ctypes.CDLL(None)

@@ -16,12 +16,12 @@ from denoise_batch.corrupt import CorruptSettings, corrupt
 from denoise_batch.errors import MissingFileError, ModelError, ParquetError
 from denoise_batch.images import Polarity
 from denoise_batch.inference.manifest import vouching
-from denoise_batch.inference.pages import has_checksum
 from denoise_batch.inference.plan import make_plan
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.result import Kind
-from denoise_batch.listing import list_inputs
-from denoise_batch.output_file import file_digest
+from denoise_batch.parquet.output_file import file_digest
+from denoise_batch.parquet.pages import has_checksum
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch.interruption import Insistent
+from denoise_batch.process.interruption import Insistent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch import lean_ray
+from denoise_batch.cluster import lean_ray
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,7 +113,7 @@ sys.stdin.read()
 _ORPHANS = """
 import ctypes, subprocess, sys, time
 from pathlib import Path
-from denoise_batch import lean_ray
+from denoise_batch.cluster import lean_ray
 
 def adopts():
     flag = ctypes.c_int()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from denoise_batch.errors import FlagError, MissingFileError, ParquetError
-from denoise_batch.listing import Listing, list_inputs, skipped_lines
+from denoise_batch.storage.listing import Listing, list_inputs, skipped_lines
 
 
 def _touch(root: Path, *names: str) -> None:

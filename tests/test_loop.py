@@ -19,10 +19,11 @@ from torch import distributed
 
 from denoise_batch.bundle.history import read_history
 from denoise_batch.training import loop
-from denoise_batch.training.batches import ResidentBatches, StreamedBatches
+from denoise_batch.training.batches import ResidentBatches
 from denoise_batch.training.checkpoint import read_finished
 from denoise_batch.training.data import open_parquet
 from denoise_batch.training.recipes import TrainSettings
+from denoise_batch.training.streaming import StreamedBatches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,8 @@ import pytest
 import ray
 from ray._private import worker
 
-from denoise_batch import capacity, cluster, lost_ray
+from denoise_batch import cluster
+from denoise_batch.cluster import capacity, lost_ray
 from denoise_batch.errors import JobFailed
 from denoise_batch.inference import worker_watch
 from denoise_batch.inference.pool_size import PoolSize

@@ -20,7 +20,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
-from denoise_batch import publishing
 from denoise_batch.errors import DataChanged, DenoiseBatchError, OutputError
 from denoise_batch.forward import in_float32
 from denoise_batch.images import Polarity, encode
@@ -30,7 +29,8 @@ from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptio
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
 from denoise_batch.inference.ledger import Receipt
 from denoise_batch.inference.plan import make_plan
-from denoise_batch.listing import list_inputs
+from denoise_batch.storage import publishing
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

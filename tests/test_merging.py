@@ -19,12 +19,12 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
-from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import Polarity
 from denoise_batch.inference import infer as module
 from denoise_batch.inference import manifest, merging
 from denoise_batch.inference.infer import InferSettings, OutputShape, infer
+from denoise_batch.storage import publishing
 
 _DRIVER = """
 import multiprocessing, os, time

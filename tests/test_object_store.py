@@ -10,8 +10,8 @@ import pytest
 from folder_store import FolderStore
 from pyarrow import fs
 
-from denoise_batch import object_store
-from denoise_batch.object_store import ATTEMPTS, LONGEST_WAIT_S, is_transient, patient, patiently, upload
+from denoise_batch.storage import object_store
+from denoise_batch.storage.object_store import ATTEMPTS, LONGEST_WAIT_S, is_transient, patient, patiently, upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable

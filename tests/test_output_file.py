@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from denoise_batch import output_file
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.output_file import OutputFile, file_digest, without_dictionaries
+from denoise_batch.parquet import output_file
+from denoise_batch.parquet.output_file import OutputFile, file_digest, without_dictionaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

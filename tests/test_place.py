@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from denoise_batch import control_groups
-from denoise_batch.capacity import Node, room
+from denoise_batch.cluster.capacity import Node, room
 from denoise_batch.errors import FlagError
+from denoise_batch.process import control_groups
 from denoise_batch.training.place import Place, choose_place, quarter_of_memory
 from denoise_batch.training.recipes import Device, TrainSettings
 
 if TYPE_CHECKING:
-    from denoise_batch.worker_count import WorkerCount
+    from denoise_batch.cluster.worker_count import WorkerCount
 
 SETTINGS = TrainSettings(Path("model"))
 LAPTOP, GPU_NODE = Node(2, 0), Node(16, 4)

@@ -19,13 +19,14 @@ from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import Polarity, Tone, encode
 from denoise_batch.images.ink import Ink
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.inference import footers, plan
-from denoise_batch.inference.footers import Footer
+from denoise_batch.inference import plan
 from denoise_batch.inference.plan import Plan, make_plan
-from denoise_batch.inference.type_changes import difference
 from denoise_batch.inference.unit_rows import read_unit
-from denoise_batch.input_file import open_parquet
-from denoise_batch.listing import InputFile, list_inputs
+from denoise_batch.parquet import footers
+from denoise_batch.parquet.footers import Footer
+from denoise_batch.parquet.input_file import open_parquet
+from denoise_batch.parquet.type_changes import difference
+from denoise_batch.storage.listing import InputFile, list_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,7 +224,7 @@ def test_a_parser_that_crashes_or_hangs_names_its_file(tmp_path: Path, monkeypat
     # A child that dies at one file stands in for a footer that crashes its parser; the others are still read.
     script = tmp_path / "child.py"
     script.write_text(
-        "import os, time\nimport denoise_batch.inference.footers as f\nreal = f._read_footer\n"
+        "import os, time\nimport denoise_batch.parquet.footers as f\nreal = f._read_footer\n"
         "def read(path):\n"
         "    if path.endswith('crash.parquet'): os.kill(os.getpid(), 11)\n"
         "    if path.endswith('hang.parquet'): time.sleep(60)\n"

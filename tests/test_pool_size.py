@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch.capacity import Node
+from denoise_batch.cluster.capacity import Node
 from denoise_batch.errors import FlagError
 from denoise_batch.inference.pool_size import PoolSize, pool_size
 
 if TYPE_CHECKING:
-    from denoise_batch.worker_count import WorkerCount
+    from denoise_batch.cluster.worker_count import WorkerCount
 
 HEAD, LAPTOP, GPU_NODE = Node(4, 0), Node(2, 0), Node(16, 4)
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from denoise_batch import publishing
 from denoise_batch.errors import ColumnError, FlagError, MissingFileError, OutputError, RequestError
 from denoise_batch.evaluation.preview import preview
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from denoise_batch import publishing
 from denoise_batch.errors import OutputError, OutputExists
+from denoise_batch.storage import publishing
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -135,7 +135,7 @@ def test_a_reader_never_sees_a_mix_while_overwriting(tmp_path: Path) -> None:
 def test_only_one_holds_a_folder_and_a_dead_holder_lets_go(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     script = (
-        "import sys, time; from pathlib import Path; from denoise_batch import publishing\n"
+        "import sys, time; from pathlib import Path; from denoise_batch.storage import publishing\n"
         "with publishing.exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -25,7 +25,7 @@ from denoise_batch.inference import manifest, merging, plan
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.dry_run import dry_run
 from denoise_batch.inference.infer import InferReport, InferSettings, OutputShape, infer
-from denoise_batch.inference.range_index import RangeIndex, joined_range, of_some_rows, range_index, with_range
+from denoise_batch.parquet.range_index import RangeIndex, joined_range, of_some_rows, range_index, with_range
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from denoise_batch.inference.row_groups import Part, join_row_groups
-from denoise_batch.output_file import file_digest
+from denoise_batch.parquet.output_file import file_digest
+from denoise_batch.parquet.row_groups import Part, join_row_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from denoise_batch import cli, models, publishing
+from denoise_batch import cli, models
 from denoise_batch.bundle import read_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
 from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.errors import FlagError, ModelError, OutputError, OutputExists, RequestError, ResumeError
+from denoise_batch.storage import publishing
 from denoise_batch.training import request
 from denoise_batch.training import train as train_module
 from denoise_batch.training.checkpoint import TrainingState, weights_of, write_finished

@@ -13,11 +13,12 @@ import pytest
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
-from denoise_batch.inference import merging, row_groups
-from denoise_batch.inference.row_groups import Part, SchemasDifferError, join_row_groups
+from denoise_batch.inference import merging
 from denoise_batch.inference.run_folder import DATA
-from denoise_batch.inference.thrift import I16, I64, DamagedError, TooShortError, read_fields, written_fields
-from denoise_batch.output_file import OutputFile, file_digest
+from denoise_batch.parquet import row_groups
+from denoise_batch.parquet.output_file import OutputFile, file_digest
+from denoise_batch.parquet.row_groups import Part, SchemasDifferError, join_row_groups
+from denoise_batch.parquet.thrift import I16, I64, DamagedError, TooShortError, read_fields, written_fields
 
 if TYPE_CHECKING:
     from pathlib import Path

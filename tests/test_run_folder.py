@@ -27,7 +27,7 @@ from denoise_batch.inference.manifest import verify
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.request import look_at
 from denoise_batch.inference.run_folder import check_output, open_run, work_folder
-from denoise_batch.listing import list_inputs
+from denoise_batch.storage.listing import list_inputs
 
 pytestmark = pytest.mark.usefixtures("footers_read_here")
 

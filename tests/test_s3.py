@@ -16,8 +16,8 @@ from s3_server import ENVIRONMENT, FaultProxy, make_bucket, s3_server
 
 from denoise_batch.errors import FlagError, MissingFileError, OutputError, ParquetError
 from denoise_batch.inference.store_run import check_store_output
-from denoise_batch.listing import Listing, list_inputs, stat_input
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage.listing import Listing, list_inputs, stat_input
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ def test_an_upload_in_parts_comes_through_whole(proxy: FaultProxy, tmp_path: Pat
 def test_parquet_is_read_through_faults(
     proxy: FaultProxy, tmp_path: Path, digits: tuple[Pixels, Pixels], write_images: WriteImages
 ) -> None:
-    from denoise_batch.input_file import open_parquet, read_batches
+    from denoise_batch.parquet.input_file import open_parquet, read_batches
 
     path = write_images(tmp_path / "a.parquet", digits[0], row_group_size=50)
     StorePrefix.at("s3://bucket/in").put("a.parquet", path)

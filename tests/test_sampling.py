@@ -14,7 +14,7 @@ from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
 from denoise_batch.evaluation import sampling
 from denoise_batch.evaluation.sampling import Dataset, Sample, open_dataset, rows_at, sample_rows
 from denoise_batch.images import find_image_column
-from denoise_batch.inference.footers import Footer
+from denoise_batch.parquet.footers import Footer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,12 +27,12 @@ import pytest
 from PIL import Image
 
 import denoise_batch
-from denoise_batch import cluster, console, environment, publishing, quiet_ray, redaction, storage
+from denoise_batch import cluster, console, storage
 from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.saving import BundleCard, save_bundle
 from denoise_batch.cli import run
+from denoise_batch.cluster import quiet_ray
 from denoise_batch.digits import Split, load_mnist, mnist
-from denoise_batch.environment import refuse_old_ray_train, refuse_unsafe_switches
 from denoise_batch.errors import (
     ColumnError,
     DenoiseBatchError,
@@ -52,7 +52,10 @@ from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptio
 from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import open_run, work_folder
-from denoise_batch.listing import list_inputs
+from denoise_batch.process import environment
+from denoise_batch.process.environment import refuse_old_ray_train, refuse_unsafe_switches
+from denoise_batch.storage import publishing, redaction
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -329,7 +332,7 @@ import ray.data
 from ray.data._internal.tensor_extensions import arrow as tensors
 from ray.data._internal.object_extensions import arrow as objects
 tensors._AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA = True  # as a node has it where the driver has not: Ray looks only once
-from denoise_batch.listing import list_inputs
+from denoise_batch.storage.listing import list_inputs
 from denoise_batch.bundle import SHIPPED_FOLDER, find_bundle
 from denoise_batch.images import Polarity
 from denoise_batch.images.layouts import output_column
@@ -993,7 +996,7 @@ def test_rays_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_token_that_no_home_has_a_place_for_is_private(tmp_path: Path, where: str) -> None:
     """And ends with the process. A file stands in for the home: root may write into any folder, but into none there."""
     script = (
-        "import os; from denoise_batch import quiet_ray; from pathlib import Path\n"
+        "import os; from denoise_batch.cluster import quiet_ray; from pathlib import Path\n"
         "from ray._private.authentication import authentication_token_setup as setup\n"
         "before = setup.generate_and_save_token\n"
         "with quiet_ray.private_token(): setup.generate_and_save_token()\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from denoise_batch import shared_files
+from denoise_batch.cluster import shared_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

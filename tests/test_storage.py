@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from denoise_batch import object_store, storage
+from denoise_batch import storage
 from denoise_batch.errors import FlagError, MissingFileError
+from denoise_batch.storage import object_store
 
 
 def test_secrets_in_uris_are_not_shown() -> None:

@@ -14,7 +14,7 @@ from folder_store import FolderStore, locator
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from fault_steps import without_ray, write_source
 
-from denoise_batch import object_store, storage
+from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError, FlagError, MissingFileError, OutputError, ParquetError, ResumeError
 from denoise_batch.forward import in_float32
 from denoise_batch.inference import infer as module
@@ -25,8 +25,9 @@ from denoise_batch.inference.infer import InferReport, InferSettings, OutputShap
 from denoise_batch.inference.store_owner import Owner
 from denoise_batch.inspection import inspect
 from denoise_batch.inspection.result import Kind
-from denoise_batch.listing import Listing, list_inputs
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage import object_store
+from denoise_batch.storage.listing import Listing, list_inputs
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from denoise_batch import cli, console, job
+from denoise_batch import cli, console
 from denoise_batch.errors import DenoiseBatchError, FlagError, Interrupted, NetworkError, RequestError, Terminated
 from denoise_batch.progress import Progress
-from denoise_batch.submission import dashboard, following, jobs, request
+from denoise_batch.submission import dashboard, following, job, jobs, request
+from denoise_batch.submission.marks import LOG, RESULT, Marked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -366,10 +367,11 @@ def test_what_is_uploaded_and_started() -> None:
     on = cluster([], ["PENDING"])
     jobs.submit(on, parse("infer", "/in put", "/out"), "infer-1", {"env_vars": {"A": "b"}})
     request = on.client.submitted
-    assert shlex.split(request["entrypoint"]) == ["python", "-m", "denoise_batch.job", "infer", "/in put", "/out"]
+    command = ["python", "-m", "denoise_batch.submission.job", "infer", "/in put", "/out"]
+    assert shlex.split(request["entrypoint"]) == command
     assert request["submission_id"] == "infer-1"
     assert request["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "15", "A": "b"}
-    wanted = {"job.py", "pretrained/bounds-unet/model.safetensors", "pretrained/bounds-unet/model.json"}
+    wanted = {"submission/job.py", "pretrained/bounds-unet/model.safetensors", "pretrained/bounds-unet/model.json"}
     assert {f"denoise_batch/{name}" for name in wanted} <= on.client.files
     assert not [name for name in on.client.files if "__pycache__" in name or not name.startswith("denoise_batch/")]
 
@@ -667,7 +669,7 @@ def test_the_job_knows_every_package_that_the_project_needs() -> None:
 def run_job(
     *arguments: str, marked: bool = True, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    program = f"import sys; from denoise_batch import job; sys.exit(job.run(sys.argv[1:], marked={marked}))"
+    program = f"import sys; from denoise_batch.submission import job; sys.exit(job.run(sys.argv[1:], marked={marked}))"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, env=env
     )
@@ -676,11 +678,11 @@ def run_job(
 def test_a_job_marks_its_lines(tmp_path: Path) -> None:
     done = run_job("digits", str(tmp_path / "d.parquet"), "--source", "synthetic", "--count", "20")
     assert done.returncode == 0
-    assert done.stdout.startswith(f"{job.RESULT}{tmp_path}/d.parquet: 20 digits")
-    assert done.stderr.splitlines() == [f"{job.LOG}digits: 20 of 20 rows"]
+    assert done.stdout.startswith(f"{RESULT}{tmp_path}/d.parquet: 20 digits")
+    assert done.stderr.splitlines() == [f"{LOG}digits: 20 of 20 rows"]
     done = run_job("inspect", "/nonexistent")
     assert done.returncode == 2
-    assert [line.startswith(job.LOG) for line in done.stderr.splitlines()] == [True, True]
+    assert [line.startswith(LOG) for line in done.stderr.splitlines()] == [True, True]
 
 
 def test_a_job_refuses_relative_paths_and_a_plain_run_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,9 +708,9 @@ def test_a_machine_without_the_packages_is_told_apart(
 
 def test_help_comes_out_of_a_job_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Click writes bytes to a stream that is not the interpreter's own."""
-    stream = job._Marked(sys.stdout, job.RESULT)
+    stream = Marked(sys.stdout, RESULT)
     assert stream.write(b"one\ntwo \xc3\xa9\n") == 10
-    assert capsys.readouterr().out == f"{job.RESULT}one\n{job.RESULT}two é\n"
+    assert capsys.readouterr().out == f"{RESULT}one\n{RESULT}two é\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--version"], ["--help"]])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise_batch.errors import ColumnError, DataChanged, FlagError, MissingFileError, ParquetError
-from denoise_batch.listing import stat_input
+from denoise_batch.storage.listing import stat_input
 from denoise_batch.training.data import (
     ParquetImages,
     Piece,

@@ -15,9 +15,10 @@ from denoise_batch.errors import ParquetError
 from denoise_batch.images import Polarity
 from denoise_batch.inference.denoise_unit import OnBadRow
 from denoise_batch.inference.plan import Plan, make_plan
-from denoise_batch.inference.row_groups import Part, join_row_groups
-from denoise_batch.inference.thrift import BYTE, STRUCT, read_fields, written_fields
-from denoise_batch.inference.type_changes import (
+from denoise_batch.parquet.output_file import file_digest
+from denoise_batch.parquet.row_groups import Part, join_row_groups
+from denoise_batch.parquet.thrift import BYTE, STRUCT, read_fields, written_fields
+from denoise_batch.parquet.type_changes import (
     as_type,
     common_schema,
     common_type,
@@ -26,8 +27,7 @@ from denoise_batch.inference.type_changes import (
     widen,
     widened,
 )
-from denoise_batch.listing import list_inputs
-from denoise_batch.output_file import file_digest
+from denoise_batch.storage.listing import list_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

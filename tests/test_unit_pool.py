@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from denoise_batch import capacity
+from denoise_batch.cluster import capacity
 from denoise_batch.errors import JobFailed, ModelError, ResourceExhausted
 from denoise_batch.inference import unit_pool, worker_watch
 from denoise_batch.inference.denoise_unit import Assignment

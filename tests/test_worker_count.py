@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from denoise_batch.cluster.worker_count import WorkerCount, check_workers, parse_workers
 from denoise_batch.errors import FlagError
-from denoise_batch.worker_count import WorkerCount, check_workers, parse_workers
 
 
 @pytest.mark.parametrize(("text", "count"), [(None, None), ("4", 4), ("2:8", (2, 8)), ("3:3", (3, 3))])

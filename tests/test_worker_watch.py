@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from denoise_batch import capacity
+from denoise_batch.cluster import capacity
 from denoise_batch.training import worker_watch
 from denoise_batch.training.place import Place
 from denoise_batch.training.worker_watch import WorkerWatch

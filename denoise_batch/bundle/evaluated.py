@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import publishing
 from denoise_batch.bundle import MODEL_FILE, read_bundle
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import RETRAIN
 from denoise_batch.bundle.history import HISTORY_FILE, read_history
 from denoise_batch.bundle.saving import as_json
 from denoise_batch.errors import ModelError, OutputError
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from pathlib import Path

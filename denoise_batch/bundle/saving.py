@@ -19,13 +19,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import __version__, publishing
+from denoise_batch import __version__
 from denoise_batch.bundle import FORMAT, FORMAT_VERSION, MODEL_FILE, PIXELS, WEIGHTS_FILE, read_bundle
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import read_tensors
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, draw_curves, history_csv
 from denoise_batch.errors import OutputError
-from denoise_batch.redaction import redact, redact_all
+from denoise_batch.storage import publishing
+from denoise_batch.storage.redaction import redact, redact_all
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ import typer
 
 from denoise_batch.cli.options import Column, Json, Overwrite, Verbose, example, level_range
 from denoise_batch.console import print_result, rows_done
-from denoise_batch.listing import skipped_lines
 from denoise_batch.progress import Progress, duration
 from denoise_batch.storage import local_path
+from denoise_batch.storage.listing import skipped_lines
 
 app = typer.Typer()
 

@@ -82,11 +82,11 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Say how good a model is at each noise level: PSNR, SSIM, legibility and more, beside classical filters."""
-    from denoise_batch import publishing
     from denoise_batch.bundle import find_bundle, shipped_folder
     from denoise_batch.bundle.card import of_pairs
     from denoise_batch.bundle.evaluated import check_card, note_evaluation
-    from denoise_batch.listing import list_inputs
+    from denoise_batch.storage import publishing
+    from denoise_batch.storage.listing import list_inputs
 
     # What can be refused quickly, before torch loads.
     bundles = [find_bundle(model) for model in (models or (None,))]

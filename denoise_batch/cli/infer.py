@@ -19,9 +19,9 @@ from denoise_batch.cli.options import (
     example,
     model_folder,
 )
+from denoise_batch.cluster.worker_count import parse_workers
 from denoise_batch.console import print_result
 from denoise_batch.progress import Progress, infer_line
-from denoise_batch.worker_count import parse_workers
 
 if TYPE_CHECKING:
     from denoise_batch.inference.report import InferProgress

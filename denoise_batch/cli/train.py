@@ -19,10 +19,10 @@ from denoise_batch.cli.options import (
     level_range,
     model_folder,
 )
+from denoise_batch.cluster.worker_count import parse_workers
 from denoise_batch.console import PROGRAM, print_result, session
 from denoise_batch.progress import Progress, epoch_note, training_line
 from denoise_batch.storage import local_path
-from denoise_batch.worker_count import parse_workers
 
 if TYPE_CHECKING:
     from denoise_batch.training.progress import TrainProgress

@@ -14,10 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoise_batch import publishing
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.digits.mnist import FOLDER_VARIABLE, MIRRORS, Split, find_mnist, load_mnist
 from denoise_batch.errors import FlagError, OutputError, ran_out
+from denoise_batch.storage import publishing
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -123,7 +123,7 @@ def make_digits(
         ResourceExhausted: the disk is full.
     """
     from denoise_batch.images.layouts import Layout
-    from denoise_batch.output_file import check_parquet_name
+    from denoise_batch.parquet.output_file import check_parquet_name
 
     layout = layout or Layout.BINARY
     publishing.check_output_file(out, overwrite=overwrite)
@@ -193,7 +193,7 @@ def write_digits(
     import pyarrow as pa
 
     from denoise_batch.images import encode, output_column
-    from denoise_batch.output_file import OutputFile
+    from denoise_batch.parquet.output_file import OutputFile
 
     publishing.check_output_file(out, overwrite=overwrite)
     column = output_column(None, "image", layout)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from denoise_batch.bundle import Bundle
     from denoise_batch.extra_columns import Denoised
     from denoise_batch.images.buffers import Pixels
-    from denoise_batch.listing import InputFile
+    from denoise_batch.storage.listing import InputFile
 
 _DATASET_IMAGES: Final = 10_000
 _SAMPLE_SEED: Final = 2019

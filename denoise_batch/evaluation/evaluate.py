@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from denoise_batch.bundle.card import of_pairs
-from denoise_batch.cores import cores_here
 from denoise_batch.denoiser import Denoiser
 from denoise_batch.errors import FlagError, RequestError
 from denoise_batch.evaluation import bootstrap, metrics
@@ -43,6 +42,7 @@ from denoise_batch.evaluation.result import LINEAR, Evaluation, ImageErrors, Row
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.precision import Precision
+from denoise_batch.process.cores import cores_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from denoise_batch import publishing
 from denoise_batch.evaluation.metrics import psnr_from_mse
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

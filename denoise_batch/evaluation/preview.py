@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from denoise_batch import publishing, storage
+from denoise_batch import storage
 from denoise_batch.errors import ColumnError, FlagError, OutputError, RequestError
 from denoise_batch.evaluation import metrics
 from denoise_batch.evaluation.figures import Section, Tile, contact_sheet, range_of
@@ -30,6 +30,7 @@ from denoise_batch.images import (
     turned,
 )
 from denoise_batch.inference.finished import columns_of_output
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,10 +17,10 @@ from denoise_batch import storage
 from denoise_batch.errors import ParquetError
 from denoise_batch.images import PIXELS, ImageColumn, Polarity, decode, joined, to_model_input
 from denoise_batch.images.buffers import storage_of
-from denoise_batch.inference import footers
-from denoise_batch.inference.type_changes import as_type
-from denoise_batch.input_file import open_parquet
-from denoise_batch.listing import list_inputs, skipped_lines
+from denoise_batch.parquet import footers
+from denoise_batch.parquet.input_file import open_parquet
+from denoise_batch.parquet.type_changes import as_type
+from denoise_batch.storage.listing import list_inputs, skipped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import __version__, publishing, storage
+from denoise_batch import __version__, storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, MissingFileError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.ledger import DIGEST
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, QUARANTINE, REPORT, SUCCESS, to_text, vouching
 from denoise_batch.inference.merging import first_schema, first_units, joined_index
 from denoise_batch.inference.output_schema import output_schema
-from denoise_batch.inference.range_index import NOT_IN_LINE, NOT_OF_ALL, expected_fate, of_some_rows
 from denoise_batch.inference.run_folder import DATA, part_name
-from denoise_batch.listing import stat_input
-from denoise_batch.object_store import in_parallel
-from denoise_batch.output_file import OutputFile, Written, file_digest
+from denoise_batch.parquet.output_file import OutputFile, Written, file_digest
+from denoise_batch.parquet.range_index import NOT_IN_LINE, NOT_OF_ALL, expected_fate, of_some_rows
+from denoise_batch.storage import publishing
+from denoise_batch.storage.listing import stat_input
+from denoise_batch.storage.object_store import in_parallel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,20 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import publishing, storage
+from denoise_batch import storage
 from denoise_batch.errors import DataChanged, DenoiseBatchError, JobFailed, ResourceExhausted, first_line, ran_out
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import WHITE_AND_BLACK, BadReason, Polarity, Tone, dark_on_light, decode, encode, turned
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.output_schema import output_schema
-from denoise_batch.inference.range_index import of_some_rows, range_index, with_range
-from denoise_batch.inference.row_groups import Part, join_row_groups
-from denoise_batch.inference.type_changes import widen
 from denoise_batch.inference.unit_rows import chunk_rows, prefetched, read_unit
-from denoise_batch.input_file import full_schema, open_parquet
-from denoise_batch.listing import stat_input
-from denoise_batch.output_file import OutputFile, Written, file_digest
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.parquet.input_file import full_schema, open_parquet
+from denoise_batch.parquet.output_file import OutputFile, Written, file_digest
+from denoise_batch.parquet.range_index import of_some_rows, range_index, with_range
+from denoise_batch.parquet.row_groups import Part, join_row_groups
+from denoise_batch.parquet.type_changes import widen
+from denoise_batch.storage import publishing
+from denoise_batch.storage.listing import stat_input
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,11 +19,11 @@ from denoise_batch.images import Polarity, Tone, levels_lines, taken_the_other_w
 from denoise_batch.inference import run_folder, store_run
 from denoise_batch.inference.denoise_unit import Assignment, OnBadRow, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Receipt
-from denoise_batch.inference.range_index import expected_fate
 from denoise_batch.inference.request import InferSettings, Request, look_at
-from denoise_batch.listing import skipped_lines
+from denoise_batch.parquet.range_index import expected_fate
 from denoise_batch.progress import duration
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage.listing import skipped_lines
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -287,10 +287,10 @@ def _estimate(request: Request, plan: Plan, rows: int) -> Estimate:
     """
     import torch
 
-    from denoise_batch.capacity import Node
-    from denoise_batch.cores import cores_here
+    from denoise_batch.cluster.capacity import Node
     from denoise_batch.denoiser import Denoiser
     from denoise_batch.inference.pool_size import pool_size
+    from denoise_batch.process.cores import cores_here
 
     settings = request.settings
     cores = cores_here()

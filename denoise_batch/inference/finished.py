@@ -12,7 +12,7 @@ from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inference.manifest import FOLDER, REPORT, SUCCESS, read_manifest, sidecar
 from denoise_batch.inference.report import InferReport
 from denoise_batch.inference.run_folder import output_path, said
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage.store_prefix import StorePrefix
 
 FEW_LEVELS_MODEL: Final = "few_levels_model_sha256"
 """Of an identity: the model that would take scans of few levels of grey; None where one was named for all."""
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from denoise_batch.listing import InputFile
+    from denoise_batch.storage.listing import InputFile
 
 
 def finished_report(

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoise_batch import capacity, errors, publishing, storage
-from denoise_batch.cluster import connect, full_ray_disk, ray_disk_is_full
+from denoise_batch import errors, storage
+from denoise_batch.cluster import capacity, connect, full_ray_disk, ray_disk_is_full
+from denoise_batch.cluster.shared_files import check_seen_by_nodes
 from denoise_batch.errors import JobFailed, RequestError, ResourceExhausted
 from denoise_batch.inference import assembly, store_publishing
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions
@@ -30,9 +31,10 @@ from denoise_batch.inference.report import InferProgress, InferReport
 from denoise_batch.inference.request import InferSettings, OutputShape, Request, look_at
 from denoise_batch.inference.run_folder import RunFolder, check_ours, open_run
 from denoise_batch.inference.store_run import STAGING, StoreRun, open_store_run
-from denoise_batch.inference.unit_pool import ModelToLoad, Working, process_units
-from denoise_batch.shared_files import check_seen_by_nodes
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.inference.unit_pool import ModelToLoad, process_units
+from denoise_batch.inference.worker_watch import Working
+from denoise_batch.storage import publishing
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,8 +55,7 @@ OUT_OF_MEMORY = 6
 """Attempts that run out of memory before the session's first receipt, before it is the machine that is at fault."""
 
 _NAMED_AT_MOST = 10
-_LOOKED_AT = 100
-"""Input folders whose files every node is asked for."""
+_LOOKED_AT = 100  # input folders whose files every node is asked for
 
 
 def infer(
@@ -113,8 +114,7 @@ class _Job:
         self.output, self.bundle = request.output_column(run.plan), request.bundle_for(run.plan)
         self.progress, self.started, self.verbose = progress, started, verbose
         self.resumed = len(run.ledger.receipts)
-        self.rows_before = run.ledger.rows_in
-        self.rows_done = self.rows_before
+        self.rows_done = self.rows_before = run.ledger.rows_in
         self.bad = sum(run.ledger.bad_rows().values())
         self.attempts: dict[int, int] = {}
         self.out_of_memory = 0

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
-from denoise_batch import publishing
 from denoise_batch.errors import ResumeError
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,10 +19,10 @@ import xxhash
 
 from denoise_batch.errors import first_line
 from denoise_batch.inference.ledger import DIGEST
-from denoise_batch.output_file import file_digest
-from denoise_batch.publishing import described_by, file_sidecar, former_sidecar, remove
+from denoise_batch.parquet.output_file import file_digest
 from denoise_batch.storage import safe_partition
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage.publishing import described_by, file_sidecar, former_sidecar, remove
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError, JobFailed
-from denoise_batch.inference.range_index import RangeIndex, joined_range, range_index, with_range
-from denoise_batch.inference.row_groups import Part, SchemasDifferError, join_row_groups
 from denoise_batch.inference.run_folder import DATA
 from denoise_batch.inference.unit_rows import chunk_rows
-from denoise_batch.input_file import has_nested_dictionary, read_batches
-from denoise_batch.output_file import OutputFile, Written
+from denoise_batch.parquet.input_file import has_nested_dictionary, read_batches
+from denoise_batch.parquet.output_file import OutputFile, Written
+from denoise_batch.parquet.range_index import RangeIndex, joined_range, range_index, with_range
+from denoise_batch.parquet.row_groups import Part, SchemasDifferError, join_row_groups
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from denoise_batch import publishing, storage
+from denoise_batch import storage
 from denoise_batch.errors import ColumnError, ParquetError
 from denoise_batch.images import (
     WHITE_AND_BLACK,
@@ -34,15 +34,16 @@ from denoise_batch.images import (
     joined,
 )
 from denoise_batch.images.layouts import ImageColumn, Layout, image_column
-from denoise_batch.inference import footers
-from denoise_batch.inference.type_changes import common_schema, difference, has_lists_of_size_0, widen, widened
+from denoise_batch.parquet import footers
+from denoise_batch.parquet.type_changes import common_schema, difference, has_lists_of_size_0, widen, widened
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from denoise_batch.inference.footers import Footer, Sample
-    from denoise_batch.listing import InputFile
+    from denoise_batch.parquet.footers import Footer, Sample
+    from denoise_batch.storage.listing import InputFile
 
 UNIT_ROWS = 131_072
 """The most that are joined; larger ones cost a run that dies more."""

@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from denoise_batch.capacity import Node, gpu_nodes, no_gpu, room, threads_for
+from denoise_batch.cluster.capacity import Node, gpu_nodes, no_gpu, room, threads_for
 from denoise_batch.errors import FlagError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from denoise_batch.worker_count import WorkerCount
+    from denoise_batch.cluster.worker_count import WorkerCount
 
 
 _MOST_ON_A_GPU = 16

@@ -8,7 +8,7 @@ from typing import Any
 from denoise_batch.extra_columns import poor_lines
 from denoise_batch.images import Polarity, levels_lines, taken_the_other_way
 from denoise_batch.inference.manifest import BAD_ROWS, QUARANTINE
-from denoise_batch.listing import skipped_lines
+from denoise_batch.storage.listing import skipped_lines
 
 _NAMED_AT_MOST = 5
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.bundle import Bundle, few_levels_bundle, find_bundle
 from denoise_batch.bundle.card import of_pairs
-from denoise_batch.environment import refuse_unsafe_switches
+from denoise_batch.cluster.worker_count import WorkerCount, check_workers
 from denoise_batch.errors import FlagError, OutputExists
 from denoise_batch.extra_columns import NO_EXTRAS, ExtraColumns
 from denoise_batch.images import Polarity
@@ -19,11 +19,11 @@ from denoise_batch.inference.finished import FEW_LEVELS_MODEL, finished_report
 from denoise_batch.inference.plan import Plan, make_plan
 from denoise_batch.inference.run_folder import check_output, output_path
 from denoise_batch.inference.store_run import check_store_output
-from denoise_batch.listing import Listing, list_inputs
-from denoise_batch.output_file import check_parquet_name
+from denoise_batch.parquet.output_file import check_parquet_name
 from denoise_batch.precision import Precision
-from denoise_batch.store_prefix import StorePrefix
-from denoise_batch.worker_count import WorkerCount, check_workers
+from denoise_batch.process.environment import refuse_unsafe_switches
+from denoise_batch.storage.listing import Listing, list_inputs
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,17 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import publishing, storage
+from denoise_batch import storage
 from denoise_batch.errors import OutputError, RequestError, ResumeError, first_line
 from denoise_batch.inference.ledger import Ledger, Receipt
 from denoise_batch.inference.manifest import foreign_name, is_shown, is_sidecar
 from denoise_batch.inference.plan import Plan
-from denoise_batch.output_file import file_digest
+from denoise_batch.parquet.output_file import file_digest
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from denoise_batch.listing import InputFile, Listing
+    from denoise_batch.storage.listing import InputFile, Listing
 
 FORMAT = 2
 DATA = "data.parquet"

@@ -22,7 +22,7 @@ from denoise_batch.errors import OutputError, StoreError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from denoise_batch.store_prefix import StorePrefix
+    from denoise_batch.storage.store_prefix import StorePrefix
 
 BEAT_S = 10.0
 SILENCE_S = 35.0

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from denoise_batch import publishing
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.inference import assembly
 from denoise_batch.inference.manifest import BAD_ROWS, FOLDER, MANIFEST, REPORT, RUN, SUCCESS
 from denoise_batch.inference.store_run import CLEARED, REPLACING, STAGING, StoreRun, check_ours, withdraw
-from denoise_batch.object_store import in_parallel
+from denoise_batch.storage import publishing
+from denoise_batch.storage.object_store import in_parallel
 
 if TYPE_CHECKING:
     from denoise_batch.images.layouts import ImageColumn

@@ -23,22 +23,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import publishing, storage
+from denoise_batch import storage
 from denoise_batch.errors import FlagError, OutputError, RequestError, ResumeError, StoreError
 from denoise_batch.inference.ledger import Ledger
 from denoise_batch.inference.manifest import FOLDER, IDENTITY, MANIFEST, RUN, foreign_name, is_shown_in_store
 from denoise_batch.inference.run_folder import FORMAT, Run, check_names, id_of, plan_of
 from denoise_batch.inference.store_owner import Owner, nobody_owns
-from denoise_batch.object_store import in_parallel
-from denoise_batch.redaction import has_secrets
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage import publishing
+from denoise_batch.storage.object_store import in_parallel
+from denoise_batch.storage.redaction import has_secrets
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from denoise_batch.inference.plan import Plan
-    from denoise_batch.listing import InputFile, Listing
+    from denoise_batch.storage.listing import InputFile, Listing
 
 STAGING = f"{RUN}/staging"
 REPLACING, CLEARED = f"{RUN}/replacing", f"{RUN}/cleared"

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch import errors
-from denoise_batch.environment import refuse_unsafe_switches
+from denoise_batch.cluster.shared_files import not_seen
 from denoise_batch.errors import DenoiseBatchError, JobFailed, ResourceExhausted
 from denoise_batch.forward import MOST_ROWS
-from denoise_batch.freed_memory import return_freed_memory
 from denoise_batch.inference.denoise_unit import Assignment, UnitOptions, denoise_unit
 from denoise_batch.inference.ledger import Failure, Receipt
 from denoise_batch.inference.plan import PlannedFile, Unit
 from denoise_batch.inference.unit_metrics import UnitMetrics
-from denoise_batch.inference.worker_watch import LOADING, MARK, WORKERS, Watch
-from denoise_batch.shared_files import not_seen
+from denoise_batch.inference.worker_watch import LOADING, MARK, WORKERS, Watch, Working
+from denoise_batch.process.environment import refuse_unsafe_switches
+from denoise_batch.process.freed_memory import return_freed_memory
 from denoise_batch.storage import is_uri
 
 if TYPE_CHECKING:
@@ -53,14 +53,6 @@ _RETURN_SECONDS = 30.0
 STUCK_SECONDS = 900.0
 """How long a unit may stand still: a decoder that loops, a file system that does not answer. A chunk takes seconds, and
 closing and verifying a file of 200 MB at most minutes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Working:
-    """A unit is under way: an actor began it (0 rows), or has come so far."""
-
-    unit: int
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from denoise_batch.errors import DenoiseBatchError
 from denoise_batch.forward import MOST_ROWS
 from denoise_batch.images import PIXELS
-from denoise_batch.inference.pages import check_pages
-from denoise_batch.input_file import check_int96, read_batches
+from denoise_batch.parquet.input_file import check_int96, read_batches
+from denoise_batch.parquet.pages import check_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,10 @@ import contextlib
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from denoise_batch import capacity, lost_ray
-from denoise_batch.cluster import CALLS_RAY, full_ray_disk, ray_disk_is_full
+from denoise_batch.cluster import CALLS_RAY, capacity, full_ray_disk, lost_ray, ray_disk_is_full
 from denoise_batch.errors import DenoiseBatchError, ResourceExhausted
 from denoise_batch.inference.ledger import Failure, Receipt
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from denoise_batch.inference.pool_size import PoolSize
-    from denoise_batch.inference.unit_pool import Working
 
 WORKERS = "workers"
 """The folder of marks, in the run's."""
@@ -38,6 +37,14 @@ _STEADY_SECONDS = 5.0
 _DEATHS = 5
 """Workers that die with no unit answered in between, before it is the machine that is at fault and not the data."""
 _Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """A unit is under way: an actor began it (0 rows), or has come so far."""
+
+    unit: int
+    rows: int
 
 
 class Watch:

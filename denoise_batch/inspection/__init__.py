@@ -19,12 +19,12 @@ from denoise_batch.errors import ModelError, RequestError
 from denoise_batch.extra_columns import ExtraColumns
 from denoise_batch.inspection.parquet import inspect_parquet
 from denoise_batch.inspection.result import Inspection, Kind, shortened
-from denoise_batch.listing import list_inputs, unfinished
+from denoise_batch.storage.listing import list_inputs, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from denoise_batch.store_prefix import StorePrefix
+    from denoise_batch.storage.store_prefix import StorePrefix
 
 _RANGED_FILES = 1000
 
@@ -130,7 +130,7 @@ def _store_output(uri: str, *, verify: bool) -> Inspection | None:
         DamagedManifestError,
         read_manifest,
     )
-    from denoise_batch.store_prefix import StorePrefix
+    from denoise_batch.storage.store_prefix import StorePrefix
 
     filesystem, root = storage.locate(uri)
     store = StorePrefix(uri, filesystem, root.rstrip("/"))
@@ -170,7 +170,7 @@ def _ranges(path: Path, names: list[str]) -> dict[str, str]:
     """
     import pyarrow.parquet as pq
 
-    from denoise_batch.inference import footers
+    from denoise_batch.parquet import footers
 
     try:
         files = [file.path for file in list_inputs((str(path),)).files]

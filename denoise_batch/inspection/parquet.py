@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch import storage
 from denoise_batch.errors import ColumnError, MissingFileError, ParquetError
 from denoise_batch.inspection.result import Inspection, Kind, shortened
-from denoise_batch.listing import list_inputs, unfinished
+from denoise_batch.storage.listing import list_inputs, unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from denoise_batch.images import ImageColumn
-    from denoise_batch.listing import InputFile
+    from denoise_batch.storage.listing import InputFile
 
 _SAMPLED_GROUPS = 16
 _SAMPLED_ROWS = 64
@@ -29,9 +29,9 @@ def inspect_parquet(path: str, *, verify: bool, progress: Callable[[int, int], N
     import pyarrow as pa
 
     from denoise_batch.bundle import is_in_training
-    from denoise_batch.inference import footers
     from denoise_batch.inference.run_folder import work_folder
-    from denoise_batch.inference.type_changes import common_schema, difference
+    from denoise_batch.parquet import footers
+    from denoise_batch.parquet.type_changes import common_schema, difference
 
     try:
         listing = list_inputs((path,))
@@ -128,8 +128,8 @@ def _find_image(
         find_tone,
         joined,
     )
-    from denoise_batch.inference import footers
-    from denoise_batch.inference.type_changes import common_schema, widen, widened
+    from denoise_batch.parquet import footers
+    from denoise_batch.parquet.type_changes import common_schema, widen, widened
 
     times = Counter(schema.names)  # of columns that share a name none can be asked for by it
     schema = pa.schema([field for field in schema if times[field.name] == 1], schema.metadata)
@@ -182,7 +182,7 @@ def _storage_facts(file: InputFile, image: ImageColumn | None) -> dict[str, Any]
     """How the first file was written: by what, compressed how, with checksums or not."""
     import pyarrow.parquet as pq
 
-    from denoise_batch.inference.pages import has_checksum
+    from denoise_batch.parquet.pages import has_checksum
 
     filesystem, inner = storage.locate(file.path)
     # The footer has been parsed in a child process already, so it does not crash this one.
@@ -218,9 +218,9 @@ def _read_all(
 ) -> Iterator[int]:
     """Reads a file to its end; adds bad rows by reason to `bad`, and what fails to `problems`. Yields rows read."""
     from denoise_batch.images import decode
-    from denoise_batch.inference.pages import check_pages
-    from denoise_batch.inference.type_changes import as_type
-    from denoise_batch.input_file import open_parquet, read_batches
+    from denoise_batch.parquet.input_file import open_parquet, read_batches
+    from denoise_batch.parquet.pages import check_pages
+    from denoise_batch.parquet.type_changes import as_type
 
     read = 0
     try:

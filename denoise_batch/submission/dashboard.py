@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoise_batch.errors import FlagError, NetworkError, RequestError
-from denoise_batch.redaction import redact
+from denoise_batch.storage.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from denoise_batch import job
 from denoise_batch.console import PROGRAM, RESUMABLE
 from denoise_batch.errors import DenoiseBatchError, Interrupted, JobFailed, NetworkError, Terminated
-from denoise_batch.redaction import redact
+from denoise_batch.storage.redaction import redact
 from denoise_batch.submission.jobs import state, whole_log
+from denoise_batch.submission.marks import LOG, RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -60,14 +60,14 @@ class Transcript:
 
     def take(self, line: str) -> None:
         """Takes the log's next line."""
-        if line.startswith(job.RESULT):
-            self.result.append(line.removeprefix(job.RESULT))
+        if line.startswith(RESULT):
+            self.result.append(line.removeprefix(RESULT))
             return
         self.on_other(line)
-        if not line.startswith(job.LOG):
+        if not line.startswith(LOG):
             self.last = line or self.last
             return
-        text = line.removeprefix(job.LOG)
+        text = line.removeprefix(LOG)
         if text.startswith("error: "):
             self.error = text.removeprefix("error: ")
         elif text.startswith("hint: "):

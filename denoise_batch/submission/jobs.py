@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import denoise_batch
-from denoise_batch import job
 from denoise_batch.errors import FlagError, NetworkError, Terminated, first_line
-from denoise_batch.redaction import redact
+from denoise_batch.storage.redaction import redact
 from denoise_batch.submission.dashboard import HttpError, explained
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from denoise_batch.submission.dashboard import Cluster
 
 _PACKAGE = Path(denoise_batch.__file__).parent
+_JOB = "denoise_batch.submission.job"  # not imported: it imports the whole command line
 _STOP_SECONDS = 60.0
 _GRACE_SECONDS = "15"
 """Between SIGTERM and SIGKILL; Ray's default of 3 is short for a busy head. Nothing is lost by SIGKILL but the word."""
@@ -79,7 +79,7 @@ def submit(cluster: Cluster, command: ParsedCommand, job_id: str, runtime_env: d
             try:
                 cluster.client.submit_job(
                     # The job starts in the upload, so this module is found there before any that is installed.
-                    entrypoint=shlex.join(["python", "-m", job.__name__, *command.arguments]),
+                    entrypoint=shlex.join(["python", "-m", _JOB, *command.arguments]),
                     submission_id=job_id,
                     runtime_env={**runtime_env, "env_vars": variables, "working_dir": folder},
                     metadata={"denoise_batch": denoise_batch.__version__},

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import job
-from denoise_batch.bundle import DEFAULT_FOLDER
+from denoise_batch.bundle import DEFAULT_FOLDER, shipped_folder
 from denoise_batch.console import PROGRAM
 from denoise_batch.errors import FlagError
-from denoise_batch.redaction import has_secrets, redact
+from denoise_batch.storage import is_uri
+from denoise_batch.storage.redaction import has_secrets, redact
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from denoise_batch.console import ParsedCommand
 
 
@@ -29,7 +28,7 @@ def check_command(command: ParsedCommand) -> None:
             "--address belongs to submit: the job uses the cluster that it runs on",
             hint=f"{PROGRAM} submit --address {redact(command.address)} -- {command.name} …",
         )
-    job.check_paths(command)
+    check_paths(command)
     for argument in command.arguments:
         if has_secrets(argument):
             raise FlagError(
@@ -42,6 +41,28 @@ def check_command(command: ParsedCommand) -> None:
         raise FlagError(
             f"./{DEFAULT_FOLDER} is the model here, but it is not on the cluster",
             hint="name a folder that the cluster's machines see with --model, or bounds-unet, which ships with us",
+        )
+
+
+def check_paths(command: ParsedCommand) -> None:
+    """Refuses paths that mean another place on the cluster than where the command was written.
+
+    Raises:
+        FlagError: a path is relative: the job would look for it in a temporary folder of its own, and lose there
+            what it writes.
+    """
+    for path in command.paths:
+        # PATH is what `inspect` looks at.
+        if path.name in {"--model", "--init", "PATH"} and shipped_folder(Path(path.value)):
+            continue
+        if is_uri(path.value) or Path(path.value).is_absolute():
+            continue
+        here = Path(path.value).absolute()
+        meant = f": {here}, if the cluster's machines see that" if here.exists() else ""
+        raise FlagError(
+            f"{path.name} {redact(path.value)} is a relative path: a job would look for it in a temporary folder of "
+            "its own",
+            hint=f"give an absolute path on a file system that all the cluster's machines share{meant}",
         )
 
 

@@ -21,9 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from denoise_batch import models, publishing
+from denoise_batch import models
 from denoise_batch.bundle.history import EpochRow
 from denoise_batch.errors import FlagError, JobFailed, first_line
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

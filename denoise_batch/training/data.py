@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from denoise_batch import input_file, storage
+from denoise_batch import storage
 from denoise_batch.errors import DataChanged, MissingFileError, ParquetError, first_line
 from denoise_batch.images import (
     PAIRED,
@@ -32,9 +32,10 @@ from denoise_batch.images import (
     unpaired,
     upright,
 )
-from denoise_batch.inference.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
-from denoise_batch.inference.type_changes import as_type
-from denoise_batch.listing import list_inputs, skipped_lines, stat_input
+from denoise_batch.parquet import input_file
+from denoise_batch.parquet.footers import Footer, Unreadable, check_type, read_footers, read_samples, spread_over
+from denoise_batch.parquet.type_changes import as_type
+from denoise_batch.storage.listing import list_inputs, skipped_lines, stat_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

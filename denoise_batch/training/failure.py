@@ -10,7 +10,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from denoise_batch import errors, publishing
+from denoise_batch import errors
+from denoise_batch.storage import publishing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch import distributed
 
-from denoise_batch import models, publishing
+from denoise_batch import models
 from denoise_batch.bundle.history import HISTORY_FILE, EpochRow, history_csv
-from denoise_batch.cores import threads_here
-from denoise_batch.environment import refuse_unsafe_switches
 from denoise_batch.errors import DenoiseBatchError, JobFailed
-from denoise_batch.freed_memory import keep_freed_memory
 from denoise_batch.noise import NoiseRecipe
-from denoise_batch.training.batches import ResidentBatches, StreamedBatches, noised_copies, seed_of
+from denoise_batch.process.cores import threads_here
+from denoise_batch.process.environment import refuse_unsafe_switches
+from denoise_batch.process.freed_memory import keep_freed_memory
+from denoise_batch.storage import publishing
+from denoise_batch.training.batches import ResidentBatches, noised_copies, seed_of
 from denoise_batch.training.checkpoint import (
     TrainingState,
     load_checkpoint,
@@ -43,6 +44,7 @@ from denoise_batch.training.progress import TrainProgress
 from denoise_batch.training.recipes import Keep, Recipe
 from denoise_batch.training.request import CHECKPOINT_FOLDER
 from denoise_batch.training.step import TrainingStep
+from denoise_batch.training.streaming import StreamedBatches
 from denoise_batch.training.validation import Validation
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, create_scaling_policy
 from ray.train.v2.api import data_parallel_trainer as trainer
 
-from denoise_batch.environment import environment
-from denoise_batch.lean_ray import is_tried, replaced
+from denoise_batch.cluster.lean_ray import is_tried, replaced
+from denoise_batch.process.environment import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from denoise_batch.capacity import Node, gpu_nodes, no_gpu, room, threads_for
-from denoise_batch.control_groups import groups_of
+from denoise_batch.cluster.capacity import Node, gpu_nodes, no_gpu, room, threads_for
 from denoise_batch.errors import FlagError
+from denoise_batch.process.control_groups import groups_of
 from denoise_batch.training.recipes import Device
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from denoise_batch.cluster.worker_count import WorkerCount, check_workers
 from denoise_batch.errors import FlagError
 from denoise_batch.precision import Precision
-from denoise_batch.worker_count import WorkerCount, check_workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ class Recipe:
         schedule: of the learning rate.
         warm_up: steps over which the learning rate rises from 0.
         batch: images of a global step, however many workers share them.
-        epochs: passes over the training images (over all their copies).
+        epochs: passes over the training images (over all their copies), or over the next `batches.MOST_EPOCH` of them.
         minutes: train for so long, whatever that makes of epochs; the schedule then follows the clock. None follows
             `epochs`.
         average: decay of the exponential moving average of the weights, which is validated and kept; 0 for none.
@@ -74,7 +74,7 @@ class Recipe:
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
-        noiseless, clean, gaussian, impulse, few_levels, grain: shares of what is done to images, as in `noise.NoiseRecipe`.
+        noiseless, clean, gaussian, impulse, few_levels: shares of what is done to images, as in `noise.NoiseRecipe`.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
         drawn_every: where the data bring noisy images of their own, each so many-th image of a step gets drawn noise
             instead, so that the model does not forget it; 0 for none.

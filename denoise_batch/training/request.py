@@ -15,10 +15,11 @@ from dataclasses import fields
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import __version__, errors, publishing, storage
+from denoise_batch import __version__, errors, storage
 from denoise_batch.bundle import read_bundle
 from denoise_batch.bundle.history import HISTORY_FILE
 from denoise_batch.errors import OutputError, ResumeError, first_line
+from denoise_batch.storage import publishing
 from denoise_batch.training.failure import make_room
 from denoise_batch.training.recipes import Recipe
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from denoise_batch.cuda_pass import end_of_recording, undisturbed
+from denoise_batch.models.cuda_pass import end_of_recording, undisturbed
 from denoise_batch.noise import NoiseRecipe
 from denoise_batch.training.batches import noise_generator, noisy_images, with_other_content
 from denoise_batch.training.objective import AllOutputs, cross_entropy, heads_loss, weight_of

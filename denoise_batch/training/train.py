@@ -17,14 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from denoise_batch import capacity, errors, publishing, storage
+from denoise_batch import errors, storage
 from denoise_batch.bundle import MODEL_FILE, Bundle, find_bundle, read_bundle, training_folder
 from denoise_batch.bundle.history import HISTORY_FILE
 from denoise_batch.bundle.saving import save_bundle
-from denoise_batch.cluster import connect
-from denoise_batch.environment import environment, refuse_old_ray_train
+from denoise_batch.cluster import capacity, connect
+from denoise_batch.cluster.shared_files import check_seen_by_nodes
 from denoise_batch.errors import Interrupted, JobFailed, OutputError, RequestError
-from denoise_batch.shared_files import check_seen_by_nodes
+from denoise_batch.process.environment import environment, refuse_old_ray_train
+from denoise_batch.storage import publishing
 from denoise_batch.training.card import card_of
 from denoise_batch.training.data import held_out_count, open_parquet
 from denoise_batch.training.failure import left_failure

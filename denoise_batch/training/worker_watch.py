@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch import capacity, lost_ray
+from denoise_batch.cluster import capacity, lost_ray
 from denoise_batch.errors import JobFailed
 from denoise_batch.training.progress import TrainProgress
 

@@ -37,7 +37,8 @@ WAIT_S = 240.0
 # appears, it looks at once.
 _INFER = """
 import contextlib, pathlib, sys, threading, time
-from denoise_batch import capacity, cli
+from denoise_batch import cli
+from denoise_batch.cluster import capacity
 from denoise_batch.inference import infer
 
 def look_at_once(joined, lost):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import ray
 
-from denoise_batch import cli, shared_files
+from denoise_batch import cli
+from denoise_batch.cluster import shared_files
 from denoise_batch.errors import RequestError
 
 if TYPE_CHECKING:

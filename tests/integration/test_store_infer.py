@@ -22,7 +22,7 @@ from denoise_batch.images import encode
 from denoise_batch.images.layouts import Layout, output_column
 from denoise_batch.inference.manifest import RUN
 from denoise_batch.inspection import inspect
-from denoise_batch.store_prefix import StorePrefix
+from denoise_batch.storage.store_prefix import StorePrefix
 
 if TYPE_CHECKING:
     import pytest

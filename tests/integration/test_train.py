@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from denoise_batch.bundle import SHIPPED_FOLDER, read_bundle
 from denoise_batch.bundle.history import EpochRow, read_history
-from denoise_batch.capacity import own_actors
+from denoise_batch.cluster.capacity import own_actors
 from denoise_batch.digits.drawn_digits import draw_digits
 from denoise_batch.errors import FlagError, JobFailed, OutputExists, ResumeError
 from denoise_batch.models.int8 import weight_steps

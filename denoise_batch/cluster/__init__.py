@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from denoise_batch import lean_ray, quiet_ray
-from denoise_batch.cores import cores_here
-from denoise_batch.environment import environment, no_job, refuse_unsafe_switches
+from denoise_batch.cluster import lean_ray, quiet_ray
+from denoise_batch.cluster.lost_ray import HOST_AND_PORT, dead_process, is_gone
 from denoise_batch.errors import (
     DenoiseBatchError,
     JobFailed,
@@ -31,10 +30,11 @@ from denoise_batch.errors import (
     first_line,
     ran_out,
 )
-from denoise_batch.freed_memory import ONE_HEAP
-from denoise_batch.interruption import Insistent
-from denoise_batch.lost_ray import HOST_AND_PORT, dead_process, is_gone
-from denoise_batch.redaction import redact
+from denoise_batch.process.cores import cores_here
+from denoise_batch.process.environment import environment, no_job, refuse_unsafe_switches
+from denoise_batch.process.freed_memory import ONE_HEAP
+from denoise_batch.process.interruption import Insistent
+from denoise_batch.storage.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.inference.thrift import I32, I64, LIST, STRUCT, Fields, read_fields, written_fields
-from denoise_batch.output_file import DigestSink, Written, file_digest
+from denoise_batch.parquet.output_file import DigestSink, Written, file_digest
+from denoise_batch.parquet.thrift import I32, I64, LIST, STRUCT, Fields, read_fields, written_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from denoise_batch import storage
 from denoise_batch.errors import DenoiseBatchError
-from denoise_batch.inference.thrift import I32, STRUCT, DamagedError, Fields, TooShortError, read_fields, read_varint
+from denoise_batch.parquet.thrift import I32, STRUCT, DamagedError, Fields, TooShortError, read_fields, read_varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from denoise_batch.errors import JobFailed
-from denoise_batch.redaction import redact
+from denoise_batch.storage.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from denoise_batch.errors import FlagError, MissingFileError, first_line
-from denoise_batch.redaction import redact as redact  # (the same name: others find it here)
-from denoise_batch.redaction import without_secrets as without_secrets
+from denoise_batch.storage.redaction import redact as redact  # (the same name: others find it here)
+from denoise_batch.storage.redaction import without_secrets as without_secrets
 
 # A path that a program has tidied up, or a person mistyped, has one slash: still not a local path.
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
@@ -117,7 +117,7 @@ def _from_uri(uri: str, given: str) -> tuple[Any, str]:
     import pyarrow as pa
     from pyarrow import fs
 
-    from denoise_batch.object_store import patient, patiently
+    from denoise_batch.storage.object_store import patient, patiently
 
     try:
         filesystem, inner = patiently(lambda: fs.FileSystem.from_uri(uri))  # S3 is asked for the bucket's region

@@ -20,8 +20,8 @@ import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from denoise_batch.cores import cores_here
 from denoise_batch.errors import JobFailed, first_line
+from denoise_batch.process.cores import cores_here
 from denoise_batch.storage import is_remote
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def check_type(paths: Sequence[str], found: Sequence[Footer], name: str, type_: 
     import pyarrow as pa
 
     from denoise_batch.errors import ColumnError
-    from denoise_batch.inference.type_changes import common_type
-    from denoise_batch.redaction import redact
+    from denoise_batch.parquet.type_changes import common_type
+    from denoise_batch.storage.redaction import redact
 
     types: list[pa.DataType | None] = []
     for footer in found:
@@ -200,7 +200,7 @@ def _serve(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _serve_logged(requests: list[dict[str, Any]], log: IO[bytes]) -> list[dict[str, Any]]:
     child = subprocess.Popen(
         # -P: not a module that lies beside the data, in the current folder.
-        [sys.executable, "-P", "-m", "denoise_batch.inference.footers"],
+        [sys.executable, "-P", "-m", "denoise_batch.parquet.footers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -260,8 +260,8 @@ def _last_words(log: IO[bytes]) -> str:
 
 
 def _read_footer(path: str) -> dict[str, Any]:
-    from denoise_batch.inference.type_changes import type_changes
-    from denoise_batch.input_file import full_schema
+    from denoise_batch.parquet.input_file import full_schema
+    from denoise_batch.parquet.type_changes import type_changes
 
     try:
         file = _open(path)
@@ -299,7 +299,7 @@ def _read_footer(path: str) -> dict[str, Any]:
 def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[str, Any]:
     import pyarrow as pa
 
-    from denoise_batch.inference.pages import check_pages
+    from denoise_batch.parquet.pages import check_pages
 
     with _open(path) as file:
         check_pages(path, file.metadata, [group])
@@ -319,7 +319,7 @@ def _read_sample(path: str, group: int, columns: list[str], rows: int) -> dict[s
 
 def _row_bytes(batch: pa.RecordBatch) -> int:
     """The bytes of one row; of a dictionary, which is there once for all rows, an average entry."""
-    from denoise_batch.output_file import without_dictionaries
+    from denoise_batch.parquet.output_file import without_dictionaries
 
     rows, dictionaries = without_dictionaries(batch)
     entries = sum(-(-values.nbytes // max(len(values), 1)) for values in dictionaries)
@@ -327,13 +327,13 @@ def _row_bytes(batch: pa.RecordBatch) -> int:
 
 
 def _open(path: str) -> Any:
-    from denoise_batch.input_file import open_parquet
+    from denoise_batch.parquet.input_file import open_parquet
 
     return open_parquet(path, buffer=1 << 20)
 
 
 def _fault_of_ends(path: str) -> str | None:
-    from denoise_batch.input_file import fault_of_ends
+    from denoise_batch.parquet.input_file import fault_of_ends
 
     with contextlib.suppress(Exception):  # it may be gone, or out of reach: the first error has said so
         return fault_of_ends(path)

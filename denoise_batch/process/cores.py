@@ -10,7 +10,7 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from denoise_batch.control_groups import groups_of
+from denoise_batch.process.control_groups import groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

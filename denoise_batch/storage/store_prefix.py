@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
 
-from denoise_batch import object_store, storage
+from denoise_batch import storage
 from denoise_batch.errors import FlagError, StoreError
+from denoise_batch.storage import object_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

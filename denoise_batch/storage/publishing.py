@@ -23,7 +23,7 @@ from denoise_batch.storage import is_uri, is_utf8, redact
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from denoise_batch.listing import Listing
+    from denoise_batch.storage.listing import Listing
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2

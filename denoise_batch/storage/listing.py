@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from denoise_batch import storage
 from denoise_batch.errors import FlagError, MissingFileError, ParquetError
-from denoise_batch.table_formats import ICEBERG_FOLDER, LOGS, check_no_table, check_not_in_table
+from denoise_batch.storage.table_formats import ICEBERG_FOLDER, LOGS, check_no_table, check_not_in_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -293,7 +293,7 @@ def _list_uri(given: str, skipped: list[str], checked: set[tuple[str, str]]) -> 
 
 def _check_above(filesystem: Any, folders: list[str], shown: str) -> None:
     """Refuses what lies in an output that is not finished, as a folder of its partitions does, or in a table."""
-    from denoise_batch.object_store import in_parallel
+    from denoise_batch.storage.object_store import in_parallel
 
     def look(what: Any) -> list[Any]:
         try:

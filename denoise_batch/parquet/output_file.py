@@ -20,7 +20,7 @@ import xxhash
 
 from denoise_batch.errors import DenoiseBatchError, OutputError
 from denoise_batch.images.layouts import Layout
-from denoise_batch.input_file import has_dictionary
+from denoise_batch.parquet.input_file import has_dictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

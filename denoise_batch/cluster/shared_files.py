@@ -7,7 +7,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-from denoise_batch import capacity
+from denoise_batch.cluster import capacity
 from denoise_batch.errors import RequestError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from denoise_batch.lean_ray import replaced
-from denoise_batch.redaction import redact
+from denoise_batch.cluster.lean_ray import replaced
+from denoise_batch.storage.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
