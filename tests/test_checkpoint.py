@@ -146,6 +146,11 @@ def test_rows_left_out_are_those_of_a_whole_pass() -> None:
     state = TrainingState(epoch=4, rows_left_out=9)
     state.count_left_out(2, 5, 1)
     assert state.rows_left_out == 7
+    state.count_left_out(2, None, 1)  # cut short: what the last whole pass found stands
+    assert state.rows_left_out == 7
+    state = TrainingState()
+    state.count_left_out(2, None, 1)
+    assert state.rows_left_out == 2
 
 
 def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from test_training_data import binary, digits, numbers, opened, write
 
 from denoise_batch.errors import ParquetError
 from denoise_batch.storage.listing import stat_input
-from denoise_batch.training import batches, streaming
-from denoise_batch.training.batches import Batch, ResidentBatches, share
+from denoise_batch.training import streaming
+from denoise_batch.training.batches import MOST_EPOCH, Batch, ResidentBatches, epochs_of_pass, share
 from denoise_batch.training.data import load_rows
 from denoise_batch.training.streaming import StreamedBatches, ahead, mix
 
@@ -30,11 +30,9 @@ def _numbers(batch: Batch) -> list[int]:
     return numbers((batch.clean * 255).round().numpy())
 
 
-def _streamed(images: Any, rank: int, workers: int, batch: int = 64) -> StreamedBatches:
-    device = torch.device("cpu")
-    return StreamedBatches(
-        images, images.pieces, device, batch=batch, seed=2, rank=rank, workers=workers, buffer_bytes=0
-    )
+def _streamed(images: Any, rank: int, workers: int, batch: int = 64, **options: int) -> StreamedBatches:
+    device, options = torch.device("cpu"), {"batch": batch, "rank": rank, "workers": workers} | options
+    return StreamedBatches(images, images.pieces, device, seed=2, buffer_bytes=0, **options)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -48,29 +46,52 @@ def test_streamed_rows_come_once_and_batches_are_whole(tmp_path: Path, workers: 
     assert sorted(seen) == list(range(5000))
 
 
+def test_an_epoch_has_two_million_images_at_most() -> None:
+    assert [epochs_of_pass(images) for images in (0, 1, MOST_EPOCH, MOST_EPOCH + 1, 10**9)] == [1, 1, 1, 2, 477]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_large_set_takes_several_epochs_to_go_through(
-    streamed: bool, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches, "MOST_EPOCH", 400)
-    images = opened(write(tmp_path, count=1000, groups=50))
+@pytest.mark.parametrize("kind", ["resident", "streamed", "one row group"])
+def test_a_large_set_takes_several_epochs_to_go_through(kind: str, workers: int, tmp_path: Path) -> None:
+    images = opened(write(tmp_path, count=1000, groups=1000 if kind == "one row group" else 50))
     clean = torch.from_numpy(load_rows(images, images.pieces)[0])
 
     def seen_in(epoch: int) -> list[int]:
         seen: list[int] = []
         for rank in range(workers):
-            resident = ResidentBatches(clean, None, batch=64, seed=2, rank=rank, workers=workers)
-            data = _streamed(images, rank, workers) if streamed else resident
+            shared = {"batch": 64, "rank": rank, "workers": workers, "epochs_of_pass": 3}
+            resident = ResidentBatches(clean, None, seed=2, **shared)
+            data = resident if kind == "resident" else _streamed(images, **shared)
             assert (data.images, data.epochs_of_pass) == (333, 3)
             seen += [number for batch in data.epoch(epoch) for number in _numbers(batch)]
         assert len(seen) == 333
         return seen
 
+    left_out = []
     for begin in (1, 4):  # 999 of the 1,000, each once, in an order of their own
-        assert len(set(seen_in(begin) + seen_in(begin + 1) + seen_in(begin + 2))) == 999
+        found = set(seen_in(begin) + seen_in(begin + 1) + seen_in(begin + 2))
+        left_out.append(set(range(1000)) - found)
+        assert len(found) == 999
+    assert left_out[0] != left_out[1]
     assert seen_in(2) == seen_in(2)  # as a resumed training finds it
     assert seen_in(1) != seen_in(4)
+
+
+def test_steps_begin_before_a_share_of_a_large_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, read = opened(write(tmp_path, count=30_000, groups=500)), 0
+    real = streaming.read_rows
+
+    def counted(parquet: Any, pieces: Any) -> Any:
+        nonlocal read
+        for chunk in real(parquet, pieces):
+            read += len(chunk[0])
+            yield chunk
+
+    monkeypatch.setattr(streaming, "read_rows", counted)
+    data = _streamed(images, 0, 1, epochs_of_pass=3)
+    data._buffer_rows = 10_000  # a whole epoch
+    next(data.epoch(1))
+    assert 0 < read < 8000
 
 
 def test_streamed_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_EPOCH = 1 << 21
 """Images of an epoch at most. Going through a larger set once takes several epochs, so that it is validated, and kept,
-every quarter of an hour of two cores rather than never."""
+within an hour of two cores rather than never."""
 
 ORDER, NOISE, COPIES, BUFFER = range(4)  # what a seed is for, so that no two streams of numbers are the same
 
@@ -46,14 +46,13 @@ def epochs_of_pass(images: int) -> int:
     return max(1, -(-images // MOST_EPOCH))
 
 
-def place_of(epoch: int, images: int) -> tuple[int, int, int]:
-    """Where an epoch, from 1, begins: the pass over the set, from 1; the place in its order; images of the epoch.
+def place_of(epoch: int, epochs_of_pass: int) -> tuple[int, int]:
+    """Which pass over the set an epoch belongs to, both from 1, and which of its epochs that is, from 0.
 
     All epochs have as many images, so that a pass may leave out one for each of its epochs less one, others each time.
     """
-    epochs = epochs_of_pass(images)
-    done, part = divmod(epoch - 1, epochs)
-    return 1 + done, part * (images // epochs), images // epochs
+    done, part = divmod(epoch - 1, epochs_of_pass)
+    return 1 + done, part
 
 
 @dataclass(frozen=True)
@@ -214,21 +213,34 @@ class ResidentBatches:
         batch: images of a global batch.
         seed: of the order.
         rank, workers: which share is this worker's.
+        epochs_of_pass: how many epochs it takes to go through the set once, `epochs_of_pass` of its rows.
     """
 
-    def __init__(self, clean: Tensor, noisy: Tensor | None, *, batch: int, seed: int, rank: int, workers: int) -> None:
+    def __init__(
+        self,
+        clean: Tensor,
+        noisy: Tensor | None,
+        *,
+        batch: int,
+        seed: int,
+        rank: int,
+        workers: int,
+        epochs_of_pass: int = 1,
+    ) -> None:
         self._clean, self._noisy, self._batch, self._seed = clean, noisy, batch, seed
         self._rank, self._workers = rank, workers
-        self._all = len(clean) if noisy is None else len(noisy)
-        self.epochs_of_pass = epochs_of_pass(self._all)
-        self.images = self._all // self.epochs_of_pass
+        self._all, self.epochs_of_pass = len(clean) if noisy is None else len(noisy), epochs_of_pass
+        self.images = self._all // epochs_of_pass
         self.left_out = 0  # before they came here
+        self._order: tuple[int, Tensor] | None = None  # of a pass
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        number, begin, images = place_of(epoch, self._all)
-        generator = torch.Generator().manual_seed(seed_of(self._seed, ORDER, number))
-        # The order is drawn on the CPU, where every worker and every device gets the same.
-        order = torch.randperm(self._all, generator=generator)[begin : begin + images].to(self._clean.device)
+        number, part = place_of(epoch, self.epochs_of_pass)
+        if self._order is None or self._order[0] != number:
+            generator = torch.Generator().manual_seed(seed_of(self._seed, ORDER, number))
+            # The order is drawn on the CPU, where every worker and every device gets the same.
+            self._order = number, torch.randperm(self._all, generator=generator)
+        order = self._order[1][part * self.images : (part + 1) * self.images].to(self._clean.device)
         for start in range(0, self.images, self._batch):
             chosen = order[start : start + self._batch]
             rows = share(len(chosen), self._rank, self._workers)

@@ -69,11 +69,16 @@ class TrainingState:
         """The best epoch's row."""
         return self.history[self.best_epoch - 1] if self.best_epoch else None
 
-    def count_left_out(self, before: int, rows: int, epochs_of_pass: int) -> None:
-        """Counts the rows that the running epoch left out, beside those left out before the first one."""
+    def count_left_out(self, before: int, rows: int | None, epochs_of_pass: int) -> None:
+        """Counts the rows that the running epoch left out, beside those left out before the first one.
+
+        Args:
+            rows: None where the clock ended it on its way.
+        """
         part = self.epoch % epochs_of_pass
-        self.rows_left_out_now = rows + (self.rows_left_out_now if part else before)
-        if part == epochs_of_pass - 1 or self.epoch < epochs_of_pass:
+        self.rows_left_out_now = (rows or 0) + (self.rows_left_out_now if part else before)
+        whole = part == epochs_of_pass - 1 and rows is not None
+        if whole or self.epoch < epochs_of_pass:
             self.rows_left_out = self.rows_left_out_now
 
 

@@ -28,7 +28,7 @@ from denoise_batch.process.cores import threads_here
 from denoise_batch.process.environment import refuse_unsafe_switches
 from denoise_batch.process.freed_memory import keep_freed_memory
 from denoise_batch.storage import publishing
-from denoise_batch.training.batches import ResidentBatches, noised_copies, seed_of
+from denoise_batch.training.batches import ResidentBatches, epochs_of_pass, noised_copies, seed_of
 from denoise_batch.training.checkpoint import (
     TrainingState,
     load_checkpoint,
@@ -235,7 +235,8 @@ class _Worker:
         if self.workers > 1:
             distributed.all_reduce(sums)
         loss, left_out, val_loss, noisy_error, clean_error, quality_error, psnr = sums.tolist()
-        self.state.count_left_out(self.left_out, int(left_out), self.batches.epochs_of_pass)
+        read = int(left_out) if total == self.batches.images else None
+        self.state.count_left_out(self.left_out, read, self.batches.epochs_of_pass)
         count = self.validation.total
         row = EpochRow(
             epoch=epoch,
@@ -346,22 +347,16 @@ class _Worker:
         """Reads the data, and noises what is noised once."""
         import ray
 
-        config, options = self.config, {"batch": self.recipe.batch, "seed": self.config.seed, "rank": self.rank}
-        options["workers"] = self.workers
-        held = partial(
-            Validation,
-            noise=self.noise,
-            drawn_beside=self.recipe.drawn_every > 0,
-            blank_every=self.recipe.blank_every,
-            device=self.device,
-            rank=self.rank,
-            workers=self.workers,
-        )
+        config, rank, workers = self.config, self.rank, self.workers
+        options = {"batch": self.recipe.batch, "seed": config.seed, "rank": rank, "workers": workers}
+        held = partial(Validation, noise=self.noise, device=self.device, rank=rank, workers=workers)
+        held = partial(held, drawn_beside=self.recipe.drawn_every > 0, blank_every=self.recipe.blank_every)
         if config.parquet is not None:
             parquet = config.parquet
             count = min(parquet.rows, config.max_images or parquet.rows)
             held_out = held_out_count(count, self.recipe.held_out)
             train, kept_rows = split(parquet.pieces, count, held_out)
+            rows = count - held_out
             kept_images = load_rows(parquet, kept_rows)
             self.left_out = held_out - len(kept_images[0])
             validation = held(*kept_images)
@@ -373,25 +368,27 @@ class _Worker:
                 distributed.all_reduce(least, distributed.ReduceOp.MIN)
                 limit = int(least)
             copies = self.recipe.copies * 4 * 784 if parquet.noisy is None else 0
-            if (count - held_out) * (parquet.bytes_per_row + copies) > limit:
+            if rows * (parquet.bytes_per_row + copies) > limit:
                 if copies:
                     raise JobFailed(
-                        f"{count - held_out} images, noised {self.recipe.copies} times, do not fit in {limit} bytes",
+                        f"{rows} images, noised {self.recipe.copies} times, do not fit in {limit} bytes",
                         hint="use a recipe that draws noise afresh, or --max-images",
                     )
                 buffer = min(limit // 2, 256 << 20)
-                return StreamedBatches(parquet, train, self.device, buffer_bytes=buffer, **options), validation
+                options |= {"buffer_bytes": buffer, "epochs_of_pass": epochs_of_pass(rows)}
+                return StreamedBatches(parquet, train, self.device, **options), validation
             clean_rows, noisy_rows = load_rows(parquet, train)
-            self.left_out += count - held_out - len(clean_rows)
+            self.left_out += rows - len(clean_rows)
         else:
             assert config.mnist is not None
             clean_rows, kept = ray.get(list(config.mnist))
-            noisy_rows = None
+            rows, noisy_rows = len(clean_rows), None
             validation = held(kept, None)
         clean = torch.from_numpy(np.require(clean_rows, requirements="W")).to(self.device)
         noisy = None if noisy_rows is None else torch.from_numpy(noisy_rows).to(self.device)
         if noisy is None and self.recipe.copies:
             noisy = noised_copies(self.noise, clean, self.recipe.copies, config.seed)
+        options["epochs_of_pass"] = epochs_of_pass(rows * max(1, self.recipe.copies))
         return ResidentBatches(clean, noisy, **options), validation
 
 

@@ -11,7 +11,7 @@ import torch
 
 from denoise_batch.errors import ParquetError
 from denoise_batch.noise import SIDE
-from denoise_batch.training.batches import BUFFER, ORDER, Batch, epochs_of_pass, place_of, seed_of, share, to_unit
+from denoise_batch.training.batches import BUFFER, ORDER, Batch, place_of, seed_of, share, to_unit
 from denoise_batch.training.data import Piece, cut, read_rows, rows_of
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ class StreamedBatches:
 
     The row groups are put into a random order, the same on all workers, and laid end to end. An epoch is a stretch of
     them, mostly all; each worker reads one part of it, so that no two read the same rows, and mixes them in a buffer.
+    Where a pass takes several epochs, the first begins anywhere, since a row group may be larger than an epoch.
     Where a part holds no usable image, its worker reads on after it: all take the same steps.
 
     Args:
         images: the dataset.
         pieces: its training rows.
         device: where batches go.
-        batch, seed, rank, workers: as in `ResidentBatches`.
+        batch, seed, rank, workers, epochs_of_pass: as in `ResidentBatches`.
         buffer_bytes: of the buffer in which rows are mixed.
     """
 
@@ -49,28 +50,32 @@ class StreamedBatches:
         rank: int,
         workers: int,
         buffer_bytes: int,
+        epochs_of_pass: int = 1,
     ) -> None:
         self._parquet, self._pieces, self._device = images, tuple(pieces), device
         self._batch, self._seed, self._rank, self._workers = batch, seed, rank, workers
         self._buffer_rows = max(1024, buffer_bytes // images.bytes_per_row)
-        self._all = rows_of(pieces)
-        self.epochs_of_pass = epochs_of_pass(self._all)
-        self.images = self._all // self.epochs_of_pass
+        self._all, self.epochs_of_pass = rows_of(pieces), epochs_of_pass
+        self.images = self._all // epochs_of_pass
         self.left_out = 0
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        number, begin, _ = place_of(epoch, self._all)
+        number, part = place_of(epoch, self.epochs_of_pass)
         shares = [self._rows_of_rank(rank) for rank in range(self._workers)]
-        start, mine = begin + sum(shares[: self._rank]), shares[self._rank]
-        order = np.random.default_rng(seed_of(self._seed, ORDER, number)).permutation(len(self._pieces))
-        pieces = [self._pieces[index] for index in order]
+        start, mine = part * self.images + sum(shares[: self._rank]), shares[self._rank]
+        generator = np.random.default_rng(seed_of(self._seed, ORDER, number))
+        pieces, buffer = [self._pieces[index] for index in generator.permutation(len(self._pieces))], self._buffer_rows
+        if self.epochs_of_pass > 1:
+            begin = int(generator.integers(self._all))
+            pieces = cut(pieces, begin, self._all) + cut(pieces, 0, begin)
+            buffer = min(buffer, max(1024, mine // 4))  # or no step is made before the share is read
         generator = np.random.default_rng(seed_of(self._seed, BUFFER, epoch, self._rank))
-        rows = _Rows(ahead(mix(self._read(pieces, start, mine), self._buffer_rows, mine, generator)))
+        rows = _Rows(ahead(mix(self._read(pieces, start, mine), buffer, mine, generator)))
         for position in range(0, self.images, self._batch):
             total = min(self._batch, self.images - position)
-            part = share(total, self._rank, self._workers)
-            clean, noisy = rows.take(part.stop - part.start)
-            yield Batch(self._place(clean), None if noisy is None else self._place(noisy), part, total)
+            taken = share(total, self._rank, self._workers)
+            clean, noisy = rows.take(taken.stop - taken.start)
+            yield Batch(self._place(clean), None if noisy is None else self._place(noisy), taken, total)
 
     def _read(self, pieces: Sequence[Piece], start: int, rows: int) -> Iterator[Chunk]:
         """The part of `rows` at `start`; if it holds no usable image, as many after it, round to `start`."""
