@@ -1,12 +1,12 @@
-"""Trains the last two layers of a finished model's quality head anew; no pixel that it makes changes.
+"""Trains the last two layers of a finished model's quality head on; no pixel that it makes changes.
 
     python benchmarks/quality_head.py denoise_batch/pretrained/bounds-unet --out new-model
 
 `train` trains the head with the network; this is for a model whose head is to learn what the recipe of today has for
 it, and as often as what is rare among it needs: images (MNIST), their noise and what is no digit among them are the
-recipe's, the loss is the training's, the optimiser is AdamW. What the two layers see is computed once; what they knew
-is forgotten, so that they may be told more than those of the model that is given. Prints what validation says before
-and after. The figures of an evaluation stay what they are.
+recipe's, the loss is the training's, the optimiser is AdamW. What the two layers see is computed once, half of it in
+8-bit integers where this machine has them: these cut off what is large, as features of empty images are. Prints what
+validation says before and after. The figures of an evaluation stay what they are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from denoise_batch import models
 from denoise_batch.bundle import MODEL_FILE, WEIGHTS_FILE, read_bundle
 from denoise_batch.bundle.card import model_card
 from denoise_batch.bundle.files import read_tensors
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
     from denoise_batch.training.recipes import Recipe
 
-HELD_OUT, BATCH, EPOCHS, RATE, AVERAGE = 5000, 1024, 40, 2e-3, 0.999
+HELD_OUT, BATCH, EPOCHS, RATE, AVERAGE = 5000, 1024, 40, 1e-3, 0.999
 LEARNING = ("hidden", "out")  # of the head
 EXPECTED = 2  # of what the head's last layers see: what is expected before they correct it, in units of 10 dB
 
@@ -65,7 +64,8 @@ def main() -> None:
     given = read_bundle(options.folder)
     if not given.has_quality:
         parser.error(f"{options.folder}: its network, {given.architecture}, has no quality head")
-    network = with_fresh_head(given)
+    network, in_integers = given.load(), given.load()
+    in_integers.to_int8()
     recipe = RECIPES["default"]
     noise = NoiseRecipe.from_json(recipe.noise_json())
     pixels = load_mnist(find_mnist(options.mnist), Split.TRAIN)[0]
@@ -80,26 +80,11 @@ def main() -> None:
     )
     print(f"before: {given.model['metrics']['validation_quality_error']:.3f} dB", flush=True)
     clean = torch.from_numpy(pixels[:-HELD_OUT].copy())
-    seen, psnr, levels = gather(network, recipe, noise, clean, options.images, options.seed)
+    seen, psnr, levels = gather((network, in_integers), recipe, noise, clean, options.images, options.seed)
     fit(head_of(network), seen, psnr, levels)
     error = error_of(network, held)
     print(f"after {EPOCHS} epochs of {len(seen):,} images: {error:.3f} dB")
     save(given, network, options.out, {"images": len(seen), "foreign_every": recipe.foreign_every}, error)
-
-
-def with_fresh_head(given: Bundle) -> DenoisingNetwork:
-    """The network as it was, but for the layers that are to learn, which are new."""
-    network = models.build(given.architecture, given.parameters)
-    learning = tuple(f"quality.{name}." for name in LEARNING)
-    weights = load_file(given.folder / WEIGHTS_FILE)
-    known = {name: value for name, value in weights.items() if not name.startswith(learning)}
-    network.load_state_dict(network.state_dict() | known)
-    torch.manual_seed(0)
-    for name in LEARNING:
-        layer = head_of(network).get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        layer.reset_parameters()
-    return network.eval()
 
 
 def save(given: Bundle, network: DenoisingNetwork, out: Path, training: dict[str, int], error: float) -> None:
@@ -127,24 +112,34 @@ def save(given: Bundle, network: DenoisingNetwork, out: Path, training: dict[str
 
 @torch.no_grad()
 def gather(
-    network: DenoisingNetwork, recipe: Recipe, noise: NoiseRecipe, clean: Tensor, images: int, seed: int
+    networks: tuple[DenoisingNetwork, ...],
+    recipe: Recipe,
+    noise: NoiseRecipe,
+    clean: Tensor,
+    images: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the head's last two layers see of images as the recipe draws them, (n, features), and what they are to say:
     the PSNR in dB and the noise level, (n,) each.
 
-    All that comes before them is as it is, so it is computed once.
+    All that comes before them is as it is, so it is computed once, by the networks in turn.
     """
     seen: list[Tensor] = []
-    hook = head_of(network).get_submodule("hidden").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    hooks = [
+        head_of(network).get_submodule("hidden").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        for network in networks
+    ]
     data, psnr, levels = ResidentBatches(clean, None, batch=BATCH, seed=seed, rank=0, workers=1), [], []
     batches = itertools.chain.from_iterable(map(data.epoch, itertools.count(1)))
     for step, batch in enumerate(itertools.islice(batches, -(-images // BATCH))):
         shown, noisy, level = noised(batch, recipe, noise, noise_generator(seed, step, clean.device))
+        network = networks[step % len(networks)]
         psnr.append(psnr_of(network.outputs(noisy[:, None]).clean, shown.clean[:, None]))
         levels.append(level)
         if step % 500 == 0:
             print(f"{step * BATCH:,} images", flush=True)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return torch.cat(seen), torch.cat(psnr), torch.cat(levels)
 
 

@@ -114,6 +114,8 @@ def clip_to_uint8(images: Tensor) -> Tensor:
 MOST_FEW_LEVELS = 16
 """Scans of so few levels of grey have lost what lies between them: those of one bit, and of up to four."""
 _SHARE_OF_ONE_BIT, _SHARE_ORDERED = 0.6, 0.15
+_LEAST_GRAIN, MOST_GRAIN = 0.3, 1.2
+"""How far the noise of `NoiseKind.GRAIN` is blurred, in pixels: neighbours have a correlation of 0.01 to 0.8."""
 
 
 @cache  # as above
@@ -145,6 +147,8 @@ class NoiseKind(IntEnum):
     CLEAN: neither blur nor noise.
     GAUSSIAN: blur, then white Gaussian noise of the same deviation, r / √3.
     IMPULSE: blur, then salt and pepper: a share r / 3 of the pixels (half of them at r = 1.5) turns to 0 or to 1.
+    GRAIN: blur, then Gaussian noise of the same deviation that is alike in neighbouring pixels, as that of paper is,
+        and of scans that were enlarged or made smooth: white noise, blurred by `NoiseDraw.grain` pixels.
     """
 
     UNIFORM = 0
@@ -152,6 +156,7 @@ class NoiseKind(IntEnum):
     CLEAN = 2
     GAUSSIAN = 3
     IMPULSE = 4
+    GRAIN = 5
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,7 @@ class NoiseDraw:
         clipped: (n,) bool, which images are clipped to 8 bits; None for none.
         levels: (n,) float32, how many levels of grey an image has, 0 for all of them; None for all of all.
         threshold: (n, 28, 28) float32, as `to_few_levels` has it; None without `levels`.
+        grain: (n,) float32, how far the noise of GRAIN is blurred, in pixels; None where none is of this kind.
         largest_sigma: none of `sigma` is larger.
     """
 
@@ -176,6 +182,7 @@ class NoiseDraw:
     clipped: Tensor | None
     levels: Tensor | None
     threshold: Tensor | None
+    grain: Tensor | None
     largest_sigma: float
 
     def __getitem__(self, rows: slice) -> NoiseDraw:
@@ -222,11 +229,16 @@ class NoiseDraw:
         spread = 2.0 * self.uniform - 1.0
         scale = self.half_range
         if self.kind is not None:
-            gaussian = self.kind == NoiseKind.GAUSSIAN
+            gaussian, grain = self.kind == NoiseKind.GAUSSIAN, self.kind == NoiseKind.GRAIN
             if spread.is_cuda:  # which are Gaussian, only the GPU knows
-                spread = torch.where(gaussian[:, None, None], _normal(spread), spread)
+                spread = torch.where((gaussian | grain)[:, None, None], _normal(spread), spread)
+                if self.grain is not None:
+                    alike = _alike(spread, self.grain)
+                    spread = torch.where(grain[:, None, None], alike, spread)
             else:
                 spread[gaussian] = _normal(spread[gaussian])
+                if self.grain is not None:
+                    spread[grain] = _alike(_normal(spread[grain]), self.grain[grain])
             scale = torch.where(self.kind == NoiseKind.IMPULSE, torch.zeros_like(scale), scale)
         return spread * scale[:, None, None]
 
@@ -236,6 +248,14 @@ def _normal(spread: Tensor) -> Tensor:
     # The inverse of the normal distribution; the lowest of the 2^24 numbers that are drawn would give -inf.
     normal: Tensor = (2.0 / 3.0) ** 0.5 * torch.erfinv(spread.clamp_min(2.0**-24 - 1.0))
     return normal
+
+
+def _alike(white: Tensor, sigma: Tensor) -> Tensor:
+    """White noise, (n, 28, 28), blurred by sigma pixels, (n,), each pixel with the deviation that it had."""
+    matrices = blur_matrices(sigma, MOST_GRAIN)
+    # Of independent pixels, variances add up with the squares of their weights, down and across apart.
+    matrices = matrices / matrices.square().sum(dim=2, keepdim=True).sqrt()
+    return matrices @ white @ matrices.transpose(1, 2)
 
 
 def noise_level(noisy: Tensor, clean: Tensor) -> Tensor:
@@ -258,6 +278,8 @@ class NoiseRecipe:
         clean: share of the images that are neither blurred nor noised.
         gaussian: share of the images with Gaussian noise of the same deviation, r / √3, instead of uniform noise.
         impulse: share of the images with salt and pepper in r / 3 of their pixels instead of uniform noise.
+        grain: share of the images with Gaussian noise that is alike in neighbouring pixels instead of uniform noise:
+            blurred by 0.3 to 1.2 pixels.
         few_levels: share of the images, of any kind, that have few levels of grey after the noise: three fifths of them
             2, as scans of one bit have, the others up to 16, each factor as likely. The first threshold lies between
             0.3 and 0.7 of a step; 15% of them have Bayer's dither.
@@ -271,6 +293,7 @@ class NoiseRecipe:
     gaussian: float = 0.0
     impulse: float = 0.0
     few_levels: float = 0.0
+    grain: float = 0.0
 
     def __post_init__(self) -> None:
         for flag, (low, high) in (("--sigma", self.sigma), ("--noise", self.half_range)):
@@ -296,6 +319,7 @@ class NoiseRecipe:
             NoiseKind.CLEAN: self.clean,
             NoiseKind.GAUSSIAN: self.gaussian,
             NoiseKind.IMPULSE: self.impulse,
+            NoiseKind.GRAIN: self.grain,
         }
 
     def draw(
@@ -306,9 +330,9 @@ class NoiseRecipe:
         What a recipe has no use for is not drawn: the noise of evaluations and of earlier trainings follows from the
         order of the draws.
         """
-        levels = torch.rand((2, count), generator=generator, device=device, dtype=torch.float32)
-        sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * levels[0]
-        half_range = self.half_range[0] + (self.half_range[1] - self.half_range[0]) * levels[1]
+        lots = torch.rand((2, count), generator=generator, device=device, dtype=torch.float32)
+        sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * lots[0]
+        half_range = self.half_range[0] + (self.half_range[1] - self.half_range[0]) * lots[1]
         kind = None
         if any(self._shares().values()):
             kind = self._draw_kinds(torch.rand(count, generator=generator, device=device))
@@ -319,11 +343,12 @@ class NoiseRecipe:
         clipped = None
         if self.clipped > 0.0:
             clipped = torch.rand(count, generator=generator, device=device) < self.clipped
-        draw = NoiseDraw(sigma, half_range, kind, uniform, clipped, None, None, self.sigma[1])
-        if self.few_levels == 0.0:
-            return draw
-        levels, threshold = self._draw_levels(torch.rand((5, count), generator=generator, device=device))
-        return replace(draw, levels=levels, threshold=threshold)
+        levels, threshold, grain = None, None, None
+        if self.few_levels > 0.0:
+            levels, threshold = self._draw_levels(torch.rand((5, count), generator=generator, device=device))
+        if self.grain > 0.0:
+            grain = _LEAST_GRAIN + (MOST_GRAIN - _LEAST_GRAIN) * torch.rand(count, generator=generator, device=device)
+        return NoiseDraw(sigma, half_range, kind, uniform, clipped, levels, threshold, grain, self.sigma[1])
 
     def _draw_levels(self, lots: Tensor) -> tuple[Tensor, Tensor]:
         """`NoiseDraw.levels` and its `threshold`, from five numbers in 0..1 for each image, (5, n)."""
@@ -360,7 +385,7 @@ class NoiseRecipe:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> NoiseRecipe:
-        shares = ("clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels")
+        shares = ("clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels", "grain")
         return cls(
             tuple(fields["sigma"]),
             tuple(fields["half_range"]),

@@ -166,7 +166,7 @@ def in_a_printed_box(clean: Tensor) -> Tensor:
         (out_of_focus, 0.0),
         (across_alone, 0.0),
         (on_a_slope, 0.0),
-        (with_speckle, 0.0),
+        (with_speckle, -0.1),
         (enlarged, -0.6),
         (two_blurs, -1.6),
         (enlarged_with_dust, -2.0),

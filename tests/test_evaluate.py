@@ -400,7 +400,7 @@ def test_the_table_is_aligned_and_says_what_is_extrapolated(evaluation: Evaluati
     assert "beyond the original article's range" in text
     assert "24 images: bars; noise seed 2019" in lines[0]
     rows = [line for line in lines if line.startswith(("noisy input", "clamp", "Median"))]
-    assert {len(line) for line in rows} == {16 + 8 * 10, 16 + 7 * 10}  # the seed's conditions, other kinds
+    assert {len(line) for line in rows} == {16 + 8 * 10}  # the seed's conditions, and as many other kinds
 
 
 def test_names_forge_no_lines_of_the_table(evaluation: Evaluation) -> None:

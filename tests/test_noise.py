@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from denoise_batch.errors import FlagError
 from denoise_batch.noise import (
+    MOST_GRAIN,
     SEED_LEVELS,
     NoiseKind,
     NoiseRecipe,
@@ -175,6 +176,40 @@ def test_salt_and_pepper_strikes_a_share_of_the_pixels() -> None:
     assert torch.allclose(level, (noisy - blurred).square().mean(dim=(1, 2)).sqrt())
 
 
+def test_grain_is_alike_in_neighbouring_pixels_and_has_gaussian_noises_deviation_everywhere() -> None:
+    clean = torch.zeros(4000, 28, 28)
+    draw = NoiseRecipe((0.0, 0.0), (0.6, 0.6), grain=1.0).draw(4000, torch.Generator().manual_seed(4))
+    assert draw.grain is not None
+    assert float(draw.grain.min()) == pytest.approx(0.3, abs=0.01)
+    assert float(draw.grain.max()) == pytest.approx(MOST_GRAIN, abs=0.01)
+    noise, _ = draw.degrade(clean)
+    deviation = 0.6 / 3**0.5
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+    # At the edges as well, where the blur is reflected.
+    torch.testing.assert_close(noise.std(dim=0), torch.full((28, 28), deviation), rtol=0.07, atol=0.0)
+    assert float((noise / deviation).pow(4).mean()) == pytest.approx(3.0, abs=0.1)
+    alike = (noise[:, 5:23, 5:22] * noise[:, 5:23, 6:23]).mean(dim=(1, 2)) / deviation**2
+    # Blurred by s, the correlation of white noise d pixels apart is exp(-d² / 4 s²), where pixels are fine enough.
+    wide = draw.grain > 0.8
+    expected = (-0.25 / draw.grain[wide].square()).exp()
+    assert float((alike[wide] - expected).mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(alike[draw.grain < 0.35].mean()) == pytest.approx(0.0, abs=0.05)
+
+
+def test_grain_changes_nothing_of_other_kinds() -> None:
+    images = torch.from_numpy(_images(200))
+    recipe = NoiseRecipe((0.5, 1.0), (0.1, 0.4), gaussian=0.3, impulse=0.2, grain=0.5)
+    draw = recipe.draw(200, torch.Generator().manual_seed(5))
+    assert draw.kind is not None
+    others = draw.kind != NoiseKind.GRAIN
+    with_grain, _ = draw.degrade(images)
+    without, _ = replace(draw, kind=torch.where(others, draw.kind, NoiseKind.GAUSSIAN)).degrade(images)
+    torch.testing.assert_close(with_grain[others], without[others])
+    assert float((with_grain - without)[~others].abs().amax(dim=(1, 2)).min()) > 0.0
+    part = draw[50:90]
+    torch.testing.assert_close(part.degrade(images[50:90])[0], with_grain[50:90])
+
+
 def test_blur_alone_and_nothing_at_all() -> None:
     clean, noisy, level = _of_kind(NoiseKind.BLUR, "noiseless")
     assert torch.allclose(noisy, blur(clean, torch.ones(300)))
@@ -192,11 +227,11 @@ def test_the_level_is_that_before_clipping() -> None:
 
 
 def test_kinds_come_in_their_shares() -> None:
-    recipe = NoiseRecipe(noiseless=0.1, clean=0.2, gaussian=0.3, impulse=0.15)
+    recipe = NoiseRecipe(noiseless=0.1, clean=0.2, gaussian=0.3, impulse=0.15, grain=0.05)
     kind = recipe.draw(20_000, torch.Generator().manual_seed(9)).kind
     assert kind is not None
-    shares = torch.bincount(kind, minlength=5) / 20_000
-    assert shares.tolist() == pytest.approx([0.25, 0.1, 0.2, 0.3, 0.15], abs=0.015)
+    shares = torch.bincount(kind, minlength=6) / 20_000
+    assert shares.tolist() == pytest.approx([0.2, 0.1, 0.2, 0.3, 0.15, 0.05], abs=0.015)
     assert NoiseRecipe.from_json(recipe.to_json()) == recipe
 
 
@@ -256,6 +291,7 @@ def test_recipe_survives_json() -> None:
         {"half_range": (0.0, float("nan"))},
         {"clipped": 1.5},
         {"few_levels": -0.1},
+        {"grain": 1.1},
         {"gaussian": -0.1},
         {"gaussian": 0.7, "impulse": 0.4},
     ],

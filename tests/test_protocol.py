@@ -12,7 +12,7 @@ from denoise_batch.evaluation.baselines import GRIDS, Filter
 
 LEVELS = {condition.key: condition for condition in protocol.CONDITIONS}
 
-OTHER = ["kinds", "gaussian", "gaussian8", "impulse", "blur", "faint", "levels"]
+OTHER = ["kinds", "gaussian", "gaussian8", "impulse", "blur", "faint", "levels", "grain"]
 
 PUBLISHED = [-1.1518, -1.0728, 1.21013, 1.22768]  # noisy pixels of the mixture's first image, row 10, columns 10..13
 

@@ -65,6 +65,7 @@ _NOISE_OF_RECIPE = (
     "gaussian",
     "impulse",
     "few_levels",
+    "grain",
     "copies",
     "drawn_every",
 )
@@ -85,6 +86,7 @@ def _pairs(fields: dict[str, Any]) -> str:
 _KINDS = {
     "gaussian": "have Gaussian noise of deviation r / √3 instead",
     "impulse": "have salt and pepper in r / 3 of their pixels instead",
+    "grain": "have Gaussian noise of deviation r / √3 instead that is alike in neighbouring pixels",
     "noiseless": "are blurred only",
     "clean": "are neither blurred nor noised",
     "clipped": "(of any kind) are clipped to 8 bits after it",
@@ -215,6 +217,7 @@ _CONDITIONS = {
     "blur": "blur alone",
     "faint": "noise alone",
     "levels": "all kinds, in 2 to 16 levels of grey",
+    "grain": "Gaussian, alike in neighbouring pixels, 8 bits",
 }
 """The conditions of `evaluation.protocol` whose levels do not say what they are."""
 

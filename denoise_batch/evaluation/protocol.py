@@ -1,7 +1,7 @@
 """The evaluation protocol: which noise, from which seeds, and the classical filters' settings. `evaluate` runs it.
 
 The seed's conditions are eight: its training mixture; the same noisy images clipped to 8 bits, as scanners write them;
-and the six levels of its first figure. Seven more are of other kinds. The noise comes from published seeds and is
+and the six levels of its first figure. Eight more are of other kinds. The noise comes from published seeds and is
 drawn on the CPU in blocks, so that image i is degraded alike however many images are taken, whatever runs the models.
 """
 
@@ -76,9 +76,9 @@ def _seed_conditions() -> tuple[Condition, ...]:
 
 def _other_conditions() -> tuple[Condition, ...]:
     """All kinds mixed, Gaussian noise as it is and clipped to 8 bits, salt and pepper; blur alone; noise that is faint;
-    scans of few levels of grey.
+    scans of few levels of grey; noise that is alike in neighbouring pixels, in 8 bits.
 
-    Levels of noise are drawn as in the seed's mixture, but for the last three.
+    Levels of noise are drawn as in the seed's mixture, but for the last four.
     """
     kinds = NoiseRecipe(clipped=0.25, noiseless=0.06, clean=0.05, gaussian=0.15, impulse=0.07)
     few = {"noiseless": 0.25, "clean": 0.15, "gaussian": 0.2, "impulse": 0.15, "few_levels": 1.0}
@@ -90,6 +90,7 @@ def _other_conditions() -> tuple[Condition, ...]:
         ("blur", NoiseRecipe((1.0, 1.0), (0.0, 0.0)), 10),
         ("faint", NoiseRecipe((0.0, 0.0), (0.05, 0.05)), 11),
         ("levels", NoiseRecipe((0.0, 1.5), (0.01, 0.8), clipped=1.0, **few), 12),
+        ("grain", NoiseRecipe((0.0, 1.5), (0.01, 0.8), clipped=1.0, grain=1.0), 13),
     )
     return tuple(Condition(key, recipe, stream, other=True) for key, recipe, stream in recipes)
 
@@ -116,6 +117,7 @@ FILTER_SETTINGS: Final[dict[str, dict[Filter, float]]] = {
     "blur": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
     "faint": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.25, Filter.WIENER: 3},
     "levels": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.75, Filter.WIENER: 5},
+    "grain": {Filter.MEDIAN: 3, Filter.GAUSSIAN: 0.75, Filter.WIENER: 5},
 }
 """Side of the window in pixels (median, Wiener) or σ (Gaussian) for each condition: what `choose_filter_settings` gives
 on the first `SETTINGS_IMAGES` images of MNIST's training set."""

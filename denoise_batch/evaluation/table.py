@@ -48,7 +48,8 @@ _NOTES: Final = (
     "setting with the best pooled PSNR on 1,000 MNIST training images, and its output is clipped to 0..1.",
     "kinds: half of it the seed's noise as it is, the rest clipped, Gaussian, salt and pepper, blur alone, clean.",
     "gaussian: of deviation r / √3, gaussian8: the same clipped to 8 bits. impulse: r / 3 of the pixels 0 or 1.",
-    "levels: 2 to 16 levels of grey, three fifths of the images 2, as faxes have; of all kinds.",
+    "levels: 2 to 16 levels of grey, three fifths of the images 2, as faxes have; of all kinds. grain: Gaussian noise",
+    "that is alike in neighbouring pixels, in 8 bits.",
 )
 _PAIRS_NOTES: Final = (
     f"PSNR: pooled, with its 95% interval. SSIM: {_WINDOW} Gaussian window of σ={metrics.SSIM_SIGMA}. ink RMSE: where",

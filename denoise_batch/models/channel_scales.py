@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from denoise_batch.models.int8 import LARGEST_WEIGHT, LEVELS
-from denoise_batch.models.watched_layers import by_channel, gradients, on_input
+from denoise_batch.models.watched_layers import by_channel, gradients, on_input, some_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ def balance_channels(network: BoundsUNet, noisy: Tensor) -> None:
         network: in float32.
         noisy: (n, 1, 28, 28) float32 images, on its device.
     """
-    few = noisy[:: -(-len(noisy) // _TRIED)]
+    few = some_of(noisy, _TRIED)
     network.scale_channels(*(factors(chain).to(noisy.device) for chain in _measured(network, few)))
 
 

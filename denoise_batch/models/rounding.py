@@ -33,7 +33,7 @@ from denoise_batch.models.int8 import (
     rounded_planes,
     weight_steps,
 )
-from denoise_batch.models.watched_layers import Reached, by_channel, gradients, on_input, on_output
+from denoise_batch.models.watched_layers import Reached, by_channel, gradients, on_input, on_output, some_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from denoise_batch.models.bounds_unet import BoundsUNet
 
-_SHARES = tuple(0.9**power for power in range(16))  # of the largest value, that are tried
+_SHARES = tuple(0.9**power for power in range(48))  # of the largest value, tried; empty images have large ones
 _TRIED = 320  # images they are tried on
 _SEEN = 3072  # images whose values weights are rounded for
 _BATCH = 256
@@ -74,7 +74,7 @@ def choose_cutoffs(network: BoundsUNet, noisy: Tensor) -> None:
         for part in torch.split(noisy, _BATCH):
             network(part)
     network.largest.copy_(torch.stack(found).view(-1, len(layers)).amax(dim=0))
-    few = noisy[:: -(-len(noisy) // _TRIED)]
+    few = some_of(noisy, _TRIED)
     exact = torch.sigmoid(network.logits(few))
     for place, layer in enumerate(layers):
         errors: list[float] = []
@@ -97,9 +97,9 @@ def choose_integers(network: BoundsUNet, noisy: Tensor) -> None:
         network: in float32, its cut-offs chosen.
         noisy: (n, 1, 28, 28) float32 images, on its device.
     """
-    few = noisy[:: -(-len(noisy) // _SEEN)]
+    few = some_of(noisy, _SEEN)
     layers = network.rounded_layers()
-    together = _outputs_together(network, noisy[:: -(-len(noisy) // _TRIED)])
+    together = _outputs_together(network, some_of(noisy, _TRIED))
     exact = [layer.weight.clone() for layer in layers]
     with contextlib.ExitStack() as hooked:
         for layer, largest in zip(network.measured_layers(), network.largest, strict=True):

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from denoise_batch.models.network import DenoisingNetwork
 
 
+def some_of(images: Tensor, count: int) -> Tensor:
+    """So many of (n, …), spread over all; not each so many-th, for each so many-th image of a training is empty."""
+    if len(images) <= count:
+        return images
+    return images[torch.linspace(0, len(images) - 1, count).round().long().to(images.device)]
+
+
 def gradients(
     network: DenoisingNetwork, layers: list[Any], noisy: Tensor
 ) -> Iterator[tuple[list[Tensor], tuple[Tensor, ...]]]:

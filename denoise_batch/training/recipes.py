@@ -47,7 +47,7 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-_NOISE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels")
+_NOISE = ("sigma", "half_range", "clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels", "grain")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Recipe:
         sigma: range of the blur, in pixels.
         half_range: range of the white noise's half range, in units of full ink.
         clipped: share of the images clipped to 0..1 and rounded to 8 bits after the noise.
-        noiseless, clean, gaussian, impulse, few_levels: shares of what is done to images, as in `noise.NoiseRecipe`.
+        noiseless, clean, gaussian, impulse, few_levels, grain: shares of what is done to images, as
+            `noise.NoiseRecipe` has them.
         copies: 0 draws noise afresh for every image and step; N noises N copies of every image once, at the start.
         drawn_every: where the data bring noisy images of their own, each so many-th image of a step gets drawn noise
             instead, so that the model does not forget it; 0 for none.
@@ -113,6 +114,7 @@ class Recipe:
     gaussian: float = 0.0
     impulse: float = 0.0
     few_levels: float = 0.0
+    grain: float = 0.0
     copies: int = 0
     drawn_every: int = 0
     blank_every: int = 0
@@ -153,6 +155,7 @@ _DEFAULT = Recipe(
     clean=0.05,
     gaussian=0.15,
     impulse=0.07,
+    grain=0.1,
     drawn_every=4,
     blank_every=52,
     foreign_every=16,
@@ -175,6 +178,7 @@ RECIPES: dict[str, Recipe] = {
         gaussian=0.2,
         impulse=0.15,
         few_levels=1.0,
+        grain=0.0,
     ),
     # To the letter. Keras of 2019 ran Adadelta at 1.0; today's default of 0.001 does not train.
     "seed": Recipe(
