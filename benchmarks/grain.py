@@ -28,9 +28,9 @@ from denoise_batch.models.quality_head import MOST_PSNR
 from denoise_batch.noise import NoiseRecipe, clip_to_uint8
 
 BLUR: Final = 0.7
-ENLARGED: Final = 20
-"""In place of a grain: scanned in so many pixels a side."""
-GRAINS: Final = (0.0, 0.6, 1.0, ENLARGED)
+SIDE_BEFORE: Final = 20
+ENLARGED: Final = f"{SIDE_BEFORE} × {SIDE_BEFORE} pixels, enlarged"
+GRAINS: Final = {"nothing (white)": 0.0, "0.6 pixels": 0.6, "one pixel": 1.0, ENLARGED: None}
 LEVELS: Final = (0.05, 0.1, 0.2, 0.3)
 SHOWN: Final = 0.2
 DIGITS: Final = 4
@@ -49,56 +49,55 @@ def main() -> None:
     print("| noise is alike over | noise | scan, dB | model, dB | mean | expected |")
     print("|---" * 6 + "|")
     shown = []
-    for grain in GRAINS:
+    for name, grain in GRAINS.items():
         for level in LEVELS:
             scans = scanned(clean, grain, level)
-            made = denoiser.run((255.0 * scans).to(torch.uint8).flatten(1).numpy(), ExtraColumns(quality=True))
+            made = denoiser.run((255.0 * scans).round().to(torch.uint8).flatten(1).numpy(), ExtraColumns(quality=True))
             assert made.psnr is not None
             pixels = torch.from_numpy(made.pixels).view_as(clean)
             true = decibels((pixels - clean).square().mean(dim=(1, 2))).clamp_max(MOST_PSNR)
             pooled = [float(decibels((image - clean).square().mean())) for image in (scans, pixels)]
             cells = [*pooled, float(true.mean()), float(made.psnr.clip(max=MOST_PSNR).mean())]
-            print(f"| {named(grain)} | {level:g} | {' | '.join(f'{cell:.1f}' for cell in cells)} |", flush=True)
+            print(f"| {name} | {level:g} | {' | '.join(f'{cell:.1f}' for cell in cells)} |", flush=True)
             if level == SHOWN:
-                shown.append((grain, (clean, scans, pixels)))
+                shown.append((name, (clean, scans, pixels)))
     if options.sheet is not None:
         draw(shown, options.sheet)
 
 
-def scanned(clean: torch.Tensor, grain: float, level: float) -> torch.Tensor:
-    """Clean images as such a scan has them, the same each time: (n, 28, 28) float32 in 256 steps."""
+def scanned(clean: torch.Tensor, grain: float | None, level: float) -> torch.Tensor:
+    """Clean images as such a scan has them, the same each time: (n, 28, 28) float32 in 256 steps.
+
+    Args:
+        grain: over how many pixels noise is alike; None enlarges what was scanned with white noise.
+    """
     generator = torch.Generator().manual_seed(20261129)
-    recipe = NoiseRecipe((BLUR, BLUR), (level * 3**0.5, level * 3**0.5), clipped=1.0, grain=float(0.0 < grain < 10.0))
-    if grain == ENLARGED:
-        small = functional.interpolate(clean[:, None], size=ENLARGED, mode="bilinear", antialias=True)
+    if grain is None:
+        small = functional.interpolate(clean[:, None], size=SIDE_BEFORE, mode="bilinear", antialias=True)
         small = (small + level * torch.randn(small.shape, generator=generator)).clamp(0.0, 1.0)
         return clip_to_uint8(functional.interpolate(small, size=28, mode="bicubic")[:, 0])
-    draw = replace(recipe, gaussian=float(grain == 0.0)).draw(len(clean), generator)
+    levels = (BLUR, BLUR), (level * 3**0.5, level * 3**0.5)
+    recipe = NoiseRecipe(*levels, clipped=1.0, gaussian=float(grain == 0.0), grain=float(grain > 0.0))
+    draw = recipe.draw(len(clean), generator)
     if draw.grain is not None:
         draw = replace(draw, grain=torch.full_like(draw.grain, grain))
     return draw.degrade(clean)[0]
-
-
-def named(grain: float) -> str:
-    if grain == ENLARGED:
-        return f"{ENLARGED} × {ENLARGED} pixels, enlarged"
-    return "one pixel" if grain == 1.0 else f"{grain:g} pixels" if grain else "nothing (white)"
 
 
 def decibels(error: torch.Tensor) -> torch.Tensor:
     return -10.0 * error.clamp_min(1e-9).log10()
 
 
-def draw(shown: list[tuple[float, tuple[torch.Tensor, ...]]], path: Path) -> None:
+def draw(shown: list[tuple[str, tuple[torch.Tensor, ...]]], path: Path) -> None:
     """Columns: a kind of scan each; rows: each digit clean, scanned, and what is made of it."""
     figure = Figure(figsize=(2.4 * len(shown), 0.82 * DIGITS + 0.4), layout="constrained")
     grid = figure.subplots(DIGITS, len(shown), squeeze=False)
-    for column, (grain, images) in enumerate(shown):
+    for column, (name, images) in enumerate(shown):
         for row in range(DIGITS):
             axes = grid[row][column]
             axes.imshow(torch.cat([image[row] for image in images], dim=1), cmap="gray_r", vmin=0, vmax=1)
             axes.set_axis_off()
-        grid[0][column].set_title(named(grain), fontsize=8)
+        grid[0][column].set_title(name, fontsize=8)
     figure.supxlabel("each: clean, scanned, denoised", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

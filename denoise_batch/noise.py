@@ -11,6 +11,7 @@ every image and step of a training at the cost of three small matrix products.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from enum import IntEnum
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -385,9 +386,7 @@ class NoiseRecipe:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> NoiseRecipe:
-        shares = ("clipped", "noiseless", "clean", "gaussian", "impulse", "few_levels", "grain")
-        return cls(
-            tuple(fields["sigma"]),
-            tuple(fields["half_range"]),
-            **{name: float(fields.get(name, 0.0)) for name in shares},
-        )
+        given: dict[str, Any] = {name: tuple(fields[name]) for name in ("sigma", "half_range")}
+        shares = [field.name for field in dataclass_fields(cls) if field.name not in given]
+        given |= {name: float(fields.get(name, 0.0)) for name in shares}
+        return cls(**given)

@@ -127,7 +127,7 @@ def _training(model: dict[str, Any]) -> str:
         lines.append(f"- Command: `{model['command']}`")
     if head := data.get("quality_head"):
         lines.append(
-            f"- After that it learnt anew how good its own images are, which changed none of them: {head['images']:,} "
+            f"- After that it learnt on how good its own images are, which changed none of them: {head['images']:,} "
             f"images, one in {head['foreign_every']} no digit (`benchmarks/quality_head.py`)"
         )
     lines.append(f"- Versions: {_pairs(model['versions'])}")
